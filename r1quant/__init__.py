@@ -1,0 +1,65 @@
+"""r1quant: quantize reasoning models to int4/int8 and prove that the result is as good.
+
+    import r1quant
+    r1quant.quantize("path/to/model", bits=4)
+    r1quant.verify()
+
+The command line is a second face of these functions.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from r1quant.jobs.quantize import Quantized
+    from r1quant.jobs.verify import Verified
+    from r1quant.planner import Plan
+    from r1quant.progress import Progress
+
+__all__ = ["inspect", "plan", "quantize", "verify"]
+
+
+def inspect(model: str | Path = "tiny-r1") -> dict[str, Any]:
+    """What a checkpoint is, from its headers: architecture, parameters, linears, dtypes, quantization."""
+    from r1quant.jobs.inspect import inspect as job
+
+    return job(model)
+
+
+def plan(model: str | Path = "tiny-r1", out: str | Path | None = None, **options: Any) -> Plan:
+    """What quantize would do; options are the fields of r1quant.recipe.Recipe. Reads headers only."""
+    from r1quant.jobs.quantize import make_plan
+    from r1quant.recipe import from_values
+
+    return make_plan(model, from_values(options), None if out is None else Path(out))
+
+
+def quantize(
+    model: str | Path = "tiny-r1", out: str | Path | None = None, progress: Progress | None = None, **options: Any
+) -> Quantized:
+    """Quantizes a model into the folder `out`; options are the fields of r1quant.recipe.Recipe.
+
+    Raises the errors of r1quant.errors; `out` appears only when it is complete.
+    """
+    from r1quant.jobs.quantize import quantize as job
+    from r1quant.recipe import from_values
+
+    return job(model, None if out is None else Path(out), from_values(options), progress)
+
+
+def verify(
+    out: str | Path | None = None,
+    baseline: str | Path | None = None,
+    text: str | None = None,
+    windows: int = 24,
+    seq_len: int = 512,
+    device: str = "auto",
+    dtype: str = "float32",
+    progress: Progress | None = None,
+) -> Verified:
+    """Perplexity of both models and KL(baseline || quantized) in nats; see r1quant.jobs.verify."""
+    from r1quant.jobs.verify import verify as job
+
+    return job(out, baseline, text, windows, seq_len, device, dtype, progress)

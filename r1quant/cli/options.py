@@ -1,0 +1,61 @@
+"""The options that make a recipe, shared by plan and quantize."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from r1quant.recipe import Recipe, from_values, read_settings
+from r1quant.registry import FORMATS, METHODS, PRESETS
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+OPTIONS = (
+    click.argument("model", required=False),
+    click.option(
+        "-o", "--out", type=click.Path(path_type=Path), help="Output folder.  [default: named after the model]"
+    ),
+    click.option("--preset", help=f"A named recipe: {', '.join(PRESETS)}."),
+    click.option("--bits", type=str, help="Bits per weight: 2, 3, 4 or 8.  [default: 4]"),
+    click.option("--method", help=f"{' or '.join(METHODS)}.  [default: gptq]"),
+    click.option("--group-size", type=int, help="Weights that share a scale: 16, 32, 64, 128, -1.  [default: 128]"),
+    click.option(
+        "--symmetric/--asymmetric", "symmetric", default=None, help="Fixed or free zero point.  [default: symmetric]"
+    ),
+    click.option("--scale-dtype", help="portable (exact in fp16 and bf16) or float16.  [default: portable]"),
+    click.option(
+        "--scale-search/--min-max", "scale_search", default=None, help="How scales are chosen.  [default: scale-search]"
+    ),
+    click.option(
+        "--act-order/--no-act-order",
+        "act_order",
+        default=None,
+        help="Round important columns first; groups stay contiguous.  [default: act-order]",
+    ),
+    click.option("--damping", type=float, help="Share of the mean diagonal added to the Hessian.  [default: 0.01]"),
+    click.option("--calib", help="Calibration: a text or JSONL file, or hub:NAME.  [default: the bundled set]"),
+    click.option("--samples", type=int, help="Calibration windows.  [default: 128]"),
+    click.option("--seq-len", type=int, help="Tokens in a window.  [default: 1024]"),
+    click.option("--seed", type=int, help="Seed of the calibration's shuffle.  [default: 0]"),
+    click.option("--format", help=f"Output format: {', '.join(FORMATS)}.  [default: gptq]"),
+    click.option("--device", help="cpu, cuda, or auto.  [default: auto]"),
+    click.option("--dtype", help="Precision of the calibration run: float32, bfloat16, auto.  [default: auto]"),
+)
+
+
+def recipe_options(function: F) -> F:
+    for option in reversed(OPTIONS):
+        function = option(function)
+    return function
+
+
+def build_recipe(preset: str | None, bits: str | None, rest: dict[str, Any]) -> Recipe:
+    """Flags over the preset over [quantize] of r1quant.toml."""
+    values = dict(read_settings(Path.cwd()).quantize) if preset is None else {}
+    values |= {key: value for key, value in rest.items() if value is not None}
+    if bits is not None:
+        values["bits"] = int(bits) if bits.isdigit() else bits
+    return from_values(values, preset)

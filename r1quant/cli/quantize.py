@@ -1,0 +1,70 @@
+"""r1quant quantize"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from r1quant.cli import console
+from r1quant.cli.options import build_recipe, recipe_options
+from r1quant.cli.plan import show as show_plan
+
+
+@click.command()
+@recipe_options
+@click.option("--dry-run", is_flag=True, help="Stop after the plan, as `r1quant plan` does.")
+@console.common
+@click.pass_context
+def quantize(
+    context: click.Context,
+    /,
+    model: str | None,
+    out: Path | None,
+    preset: str | None,
+    bits: str | None,
+    dry_run: bool,
+    as_json: bool,
+    debug: bool,
+    **rest: Any,
+) -> int:
+    """Quantize MODEL into a folder that vLLM, SGLang and transformers load.
+
+    Interrupted, the same command goes on after the last finished layer and ends in the same bytes.
+    """
+    if dry_run:
+        from r1quant.cli.plan import plan
+
+        words = {"model": model, "out": out, "preset": preset, "bits": bits, "as_json": as_json, "debug": debug}
+        code: int = context.invoke(plan, **words, **rest)
+        return code
+    from r1quant.jobs import quantize as job
+    from r1quant.recipe import read_settings
+
+    name, recipe = console.pick_model(model), build_recipe(preset, bits, rest)
+    stated = read_settings(Path.cwd()).out
+    out = out or (Path(stated) if stated else None)
+    show_plan(job.make_plan(name, recipe, out), tensors=False)
+    with console.watching() as progress:
+        done = job.quantize(name, out, recipe, progress)
+
+    def show() -> None:
+        record = done.record
+        worst = max(record["linears"], key=lambda linear: linear["relative_loss"])
+        again = " (it was complete already)" if done.already_complete else ""
+        console.table(
+            [
+                ["written", f"{done.out}{again}"],
+                ["bits per quantized weight", f"{record['bits_per_weight']:.3f}"],
+                ["worst relative loss", f"{worst['relative_loss']:.2e} in {worst['name']}"],
+                ["not as usual", "\n".join(record["fallbacks"]) or "nothing"],
+                ["seconds", f"{done.seconds:.1f}"],
+                ["peak memory", console.gigabytes(done.peak_rss_bytes)],
+                ["next", f"r1quant verify {done.out.name}"],
+            ],
+            heading=False,
+        )
+
+    console.emit(done.as_dict(), as_json, show)
+    return 0

@@ -1,0 +1,1 @@
+"""The verbs that touch the disk."""

@@ -1,0 +1,159 @@
+"""Quantizes one decoder layer while its calibration tokens pass through it once.
+
+Stage by stage (q/k/v, attention output, gate/up, down): gather the statistics of the stage's input, quantize its
+linears as one stack, put the rounded weights in place, compute the stage's output with them, go on. Each stage thus
+sees inputs that come from quantized predecessors. It knows nothing of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from r1quant.errors import NumericError
+from r1quant.forward import DecoderLayer, chunked
+from r1quant.methods import gptq
+from r1quant.planner import KEPT_LIMIT
+from r1quant.qlinear import QLinear
+from r1quant.recipe import Recipe
+from r1quant.stats import gather
+
+
+@dataclass(frozen=True)
+class LinearReport:
+    """How one linear fared. Nothing that fell back or was repaired goes unsaid.
+
+    loss            mean over tokens of |x W^T - x Q^T|^2 on the calibration inputs; None without calibration
+    relative_loss   loss over the mean of |x W^T|^2; without calibration |W - Q|^2 over |W|^2
+    damping         share of the mean diagonal added to the Hessian; None without calibration
+    dead_columns    input channels that were zero in every token
+    rows_nearest    rows where plain rounding cost less and was taken
+    fallback        whether the Hessian could not be factored, so that all was rounded to nearest
+    """
+
+    name: str
+    loss: float | None
+    relative_loss: float
+    damping: float | None
+    dead_columns: int
+    rows_nearest: int
+    fallback: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def remark(self) -> str | None:
+        """A line for the user where something was not as usual."""
+        remarks = []
+        if self.fallback:
+            remarks.append("the Hessian could not be factored: rounded to nearest")
+        elif self.damping is not None and self.damping > 0.01:
+            remarks.append(f"damping raised to {self.damping:g}")
+        if self.dead_columns:
+            remarks.append(f"{self.dead_columns} dead input columns")
+        if self.rows_nearest and not self.fallback:
+            remarks.append(f"{self.rows_nearest} rows rounded to nearest")
+        return f"{self.name}: {'; '.join(remarks)}" if remarks else None
+
+
+@dataclass(frozen=True, eq=False)
+class Rounded:
+    name: str
+    qlinear: QLinear
+    report: LinearReport
+
+
+Read = Callable[[str], torch.Tensor]
+Chunks = Callable[[], Iterable[torch.Tensor]]
+
+
+def quantize_layer(
+    layer: DecoderLayer, hidden: torch.Tensor, prefix: str, read: Read, recipe: Recipe
+) -> Iterator[Rounded]:
+    """Yields every linear of the layer, rounded. hidden [windows, seq_len, width] is replaced by the layer's output.
+
+    read gives the original weight of a linear by its full tensor name. Raises NumericError where an input of a linear
+    holds NaN or Inf.
+    """
+    arch = layer.arch.layer
+    solve = _Solve(layer, prefix, read, recipe)
+
+    def part(inputs: Callable[[torch.Tensor], torch.Tensor]) -> Chunks:
+        return lambda: (inputs(chunk.to(layer.cos_sin[0].device)) for chunk in chunked(hidden))
+
+    yield from solve(arch.qkv, part(layer.attention_input))
+    attended = _kept(part(lambda x: layer.attention(layer.attention_input(x))), hidden, arch.attention_out, layer)
+    yield from solve((arch.attention_out,), attended)
+    _add(hidden, (layer.apply(arch.attention_out, x) for x in attended()))
+    del attended
+    yield from solve(arch.gate_up, part(layer.mlp_input))
+    gated = _kept(part(lambda x: layer.gated(layer.mlp_input(x))), hidden, arch.down, layer)
+    yield from solve((arch.down,), gated)
+    _add(hidden, (layer.apply(arch.down, x) for x in gated()))
+
+
+def _add(hidden: torch.Tensor, outputs: Iterable[torch.Tensor]) -> None:
+    for chunk, output in zip(chunked(hidden), outputs, strict=True):
+        chunk += output.to(chunk.device)
+
+
+def _kept(chunks: Chunks, hidden: torch.Tensor, linear: str, layer: DecoderLayer) -> Chunks:
+    """The inputs of `linear`, kept in memory where they are small, else computed again on each pass."""
+    tokens = hidden.shape[0] * hidden.shape[1]
+    if tokens * layer.weight(linear).shape[1] * hidden.element_size() > KEPT_LIMIT:
+        return chunks
+    held = [chunk.to(hidden.device) for chunk in chunks()]
+    return lambda: held
+
+
+@dataclass(frozen=True, eq=False)
+class _Solve:
+    layer: DecoderLayer
+    prefix: str
+    read: Read
+    recipe: Recipe
+
+    def __call__(self, linears: tuple[str, ...], inputs: Chunks) -> Iterator[Rounded]:
+        """Rounds the linears that share an input as one stack and puts the result into the layer."""
+        recipe = self.recipe
+        originals = [self.read(f"{self.prefix}{name}.weight") for name in linears]
+        device = self.layer.weight(linears[0]).device
+        stats = gather(inputs(), originals[0].shape[1], device)
+        if not stats.finite:
+            raise NumericError(
+                f"the inputs of {self.prefix}{linears[0]} hold NaN or Inf on the calibration text",
+                "use --dtype float32; if that does not help, the model itself overflows on this text",
+            )
+        solved = gptq.quantize(
+            torch.cat([w.to(device, torch.float32) for w in originals]),
+            stats,
+            recipe.grid,
+            search=recipe.scale_search,
+            act_order=recipe.act_order,
+            damping=recipe.damping,
+        )
+        start = 0
+        for name, original in zip(linears, originals, strict=True):
+            stop = start + len(original)
+            q = solved.qlinear.rows(start, stop)
+            self.layer.set_weight(name, torch.from_numpy(q.dequantize()))
+            yield Rounded(name, q, _report(self.prefix + name, solved, slice(start, stop)))
+            start = stop
+
+
+def _report(name: str, solved: gptq.Solved, rows: slice) -> LinearReport:
+    loss, energy = float(solved.loss[rows].sum()), float(solved.energy[rows].sum())
+    return LinearReport(
+        name=name,
+        loss=loss,
+        relative_loss=loss / energy if energy else 0.0,
+        damping=solved.damping,
+        dead_columns=solved.dead,
+        rows_nearest=int(np.count_nonzero(solved.rows_nearest[rows])),
+        fallback=solved.fallback,
+    )

@@ -1,0 +1,31 @@
+"""Rounds to nearest, tensor by tensor: no calibration, no forward pass, one linear in memory."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from r1quant.jobs import parts
+from r1quant.jobs.layer import LinearReport, Rounded
+from r1quant.methods import rtn
+from r1quant.planner import Plan
+from r1quant.progress import Progress
+from r1quant.rundir import RunDir
+
+
+def quantize_layers(made: Plan, run: RunDir, first: int, progress: Progress) -> None:
+    """Writes the parts of the layers from `first` on."""
+    progress.begin("quantizing", made.layers)
+    progress.advance(first)
+    for layer in range(first, made.layers):
+        linears = [linear.name for linear in made.linears if linear.layer == layer]
+        parts.write(run.part(layer), [_round(made, name) for name in linears])
+        progress.advance(1, f"layer {layer + 1}/{made.layers}")
+
+
+def _round(made: Plan, name: str) -> Rounded:
+    weight = made.checkpoint.read(f"{name}.weight").float().numpy()
+    q = rtn.quantize(weight, made.recipe.grid, made.recipe.scale_search)
+    wrong = float(np.square(weight - q.dequantize()).sum())
+    energy = float(np.square(weight).sum())
+    report = LinearReport(name, None, wrong / energy if energy else 0.0, None, 0, 0, False)
+    return Rounded(name, q, report)

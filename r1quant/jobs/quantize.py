@@ -1,0 +1,229 @@
+"""quantize: a checkpoint in, a servable quantized checkpoint out, one decoder layer in memory at a time.
+
+Everything is written into a run directory beside OUT, one part a layer; OUT appears by one rename when it is
+complete. The same command again goes on from the last finished layer and ends in the same bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from r1quant import atomic, calibration, planner, provenance
+from r1quant.checkpoint import Checkpoint
+from r1quant.errors import OutOfSpaceError, ResumeError
+from r1quant.jobs import assemble
+from r1quant.planner import Plan
+from r1quant.progress import Progress, Silent
+from r1quant.recipe import Recipe
+from r1quant.rundir import RunDir, folder_for
+from r1quant.sources import open_model
+from r1quant.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What quantize did. record is the content of OUT/r1quant.json; seconds and memory are of this process alone."""
+
+    out: Path
+    record: Mapping[str, Any]
+    seconds: float
+    peak_rss_bytes: int
+    resumed_layers: int
+    already_complete: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "out": str(self.out),
+            "seconds": self.seconds,
+            "peak_rss_bytes": self.peak_rss_bytes,
+            "bits_per_weight": self.record["bits_per_weight"],
+            "linears": self.record["linears"],
+            "resumed_layers": self.resumed_layers,
+            "already_complete": self.already_complete,
+            "record": dict(self.record),
+        }
+
+
+def default_out(checkpoint: Checkpoint, recipe: Recipe, folder: Path) -> Path:
+    """Where the result goes when nobody says: named after what it is."""
+    group = "" if recipe.group_size == -1 else f"g{recipe.group_size}"
+    kind = "" if recipe.symmetric else "-asym"
+    method = "" if recipe.method == "gptq" else f"-{recipe.method}"
+    stem = checkpoint.name.removesuffix(".gguf")
+    return folder / f"{stem}-{recipe.format}-w{recipe.bits}{group}{kind}{method}"
+
+
+def make_plan(model: str | Path, recipe: Recipe, out: Path | None = None) -> Plan:
+    """What quantize would do, and what is wrong with it. Reads headers only."""
+    checkpoint = open_model(model)
+    return planner.make(checkpoint, recipe, out or default_out(checkpoint, recipe, Path.cwd()))
+
+
+def quantize(
+    model: str | Path, out: Path | None = None, recipe: Recipe | None = None, progress: Progress | None = None
+) -> Quantized:
+    """Quantizes a model into the folder `out`.
+
+    Raises RecipeError, CheckpointError, CalibrationError, NumericError, ResumeError or OutOfSpaceError; nothing is
+    left at `out` then, and what was finished stays in the run directory for the next start.
+    """
+    begun, recipe, progress = time.monotonic(), recipe or Recipe(), progress or Silent()
+    checkpoint = open_model(model)
+    out = (out or default_out(checkpoint, recipe, Path.cwd())).absolute()
+    made = planner.make(checkpoint, recipe, None if out.exists() or folder_for(out).exists() else out)
+    made.require()
+    finished = _finished_record(out)
+    with _disk_errors(out):
+        text = _calibration(made)
+        job = _Job(made, text, out, progress)
+        if finished is not None:
+            job.compare(finished)
+            return Quantized(out, finished, time.monotonic() - begun, provenance.peak_rss_bytes(), made.layers, True)
+        with RunDir(folder_for(out)) as run:
+            resumed = job.run(run)
+            record = assemble.build(run, made, job.provenance)
+            atomic.rename_folder(run.output, out)
+            run.remove()
+    return Quantized(out, record, time.monotonic() - begun, provenance.peak_rss_bytes(), resumed, False)
+
+
+def _finished_record(out: Path) -> dict[str, Any] | None:
+    """The record of an output that is there already; None where OUT is free."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    try:
+        record: dict[str, Any] = json.loads((out / assemble.RECORD).read_text("utf-8"))
+        return record
+    except (OSError, ValueError):
+        raise ResumeError(f"{out} exists and is not empty", "choose another --out, or delete it first") from None
+
+
+def _calibration(made: Plan) -> calibration.Calibration | None:
+    recipe = made.recipe
+    if not recipe.calibrated:
+        return None
+    tokenizer = Tokenizer.of(made.checkpoint)
+    vocabulary = int(made.checkpoint.config["vocab_size"])
+    return calibration.load(recipe.calib, tokenizer, recipe.samples, recipe.seq_len, recipe.seed, vocabulary=vocabulary)
+
+
+@contextmanager
+def _disk_errors(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OutOfSpaceError(
+            f"the disk of {out.parent} is full", "free some space and run the same command: finished layers are kept"
+        ) from error
+
+
+class _Job:
+    """One quantization: its fingerprint, and the loop over layers."""
+
+    def __init__(self, made: Plan, text: calibration.Calibration | None, out: Path, progress: Progress) -> None:
+        self.plan, self.text, self.out, self.progress = made, text, out, progress
+        self.provenance: dict[str, Any] = {}
+
+    def compare(self, record: Mapping[str, Any]) -> None:
+        """Raises ResumeError where an output that is there already is not what this run would write."""
+        self._survey({})
+        mine = json.loads(json.dumps(self.provenance))
+        changed = [key for key in mine if record.get(key) != mine[key]]
+        if changed:
+            raise ResumeError(
+                f"{self.out} holds a result with a different {', '.join(changed)}",
+                "choose another --out, or delete it first",
+            )
+
+    def run(self, run: RunDir) -> int:
+        """Quantizes what is not done yet. Returns how many layers were found done."""
+        self._check_space(run)
+        self._survey(self._known_hashes(run))
+        atomic.write_bytes(run.folder / "weights.json", json.dumps([_stamps(self.plan), self.provenance]).encode())
+        run.claim(self._fingerprint())
+        done = run.done(self.plan.layers)
+        if done == self.plan.layers:
+            return done
+        if self.plan.recipe.calibrated:
+            from r1quant.jobs.calibrated import quantize_layers
+
+            assert self.text is not None
+            quantize_layers(self.plan, self.text.tokens, run, done, self.progress)
+        else:
+            from r1quant.jobs.nearest import quantize_layers as round_layers
+
+            round_layers(self.plan, run, done, self.progress)
+        return done
+
+    def _check_space(self, run: RunDir) -> None:
+        needed = self.plan.estimate.output_bytes + self.plan.estimate.run_bytes - run.size
+        stat = os.statvfs(run.folder)
+        if needed > stat.f_bavail * stat.f_frsize:
+            raise OutOfSpaceError(
+                f"not enough disk space in {self.out.parent}: {needed / 1e9:.2f} GB needed",
+                "free some space, or choose another --out",
+            )
+
+    def _known_hashes(self, run: RunDir) -> Mapping[str, str]:
+        """Hashes from an earlier start, where the weight files have not been touched since."""
+        try:
+            stamps, known = json.loads((run.folder / "weights.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return known["weights"] if stamps == _stamps(self.plan) else {}
+
+    def _survey(self, known: Mapping[str, str]) -> None:
+        checkpoint, recipe = self.plan.checkpoint, self.plan.recipe
+        total = sum(info.nbytes for info in checkpoint.tensors.values())
+        if not known:
+            self.progress.begin("checking weights", total)
+        self.provenance = {
+            "model": checkpoint.name,
+            "source": _located(checkpoint, self.out),
+            "architecture": self.plan.arch.model_type,
+            "weights": dict(known or checkpoint.survey(self.progress.advance)),
+            "config": provenance.sha256(checkpoint.config_text.encode()),
+            "tokenizer": provenance.sha256_of_files(checkpoint.carried),
+            "recipe": recipe.as_dict(),
+            "calibration": None
+            if self.text is None
+            else {
+                "source": self.text.source,
+                "sha256": self.text.sha256,
+                "samples": len(self.text.tokens),
+                "requested_samples": self.text.requested,
+                "seq_len": recipe.seq_len,
+                "documents": self.text.documents,
+            },
+        }
+
+    def _fingerprint(self) -> dict[str, str]:
+        """Everything that decides the bytes of the result, flat, so that a difference can be named."""
+        import torch  # noqa: F401  (its version and thread count are part of the environment)
+
+        flat = {f"environment.{key}": value for key, value in provenance.environment().items()}
+        for key, value in self.provenance.items():
+            entries = value if isinstance(value, dict) else {"": value}
+            flat |= {f"{key}.{name}".rstrip("."): str(entry) for name, entry in entries.items()}
+        return flat
+
+
+def _located(checkpoint: Checkpoint, out: Path) -> str:
+    """How the output names its source: a Hub id or embedded name as it is, a local path as seen from the output."""
+    local = Path(checkpoint.source)
+    return os.path.relpath(local.resolve(), out.resolve()) if local.exists() else checkpoint.source
+
+
+def _stamps(made: Plan) -> list[list[Any]]:
+    stats = [(path, path.stat()) for path in made.checkpoint.files]
+    return [[path.name, stat.st_size, stat.st_mtime_ns] for path, stat in stats]

@@ -1,0 +1,122 @@
+"""verify: how far a quantized checkpoint is from the model it was made from, on text that neither was fitted to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from r1quant import calibration, provenance
+from r1quant.archs import Architecture, architecture_of
+from r1quant.checkpoint import Checkpoint
+from r1quant.errors import CheckpointError, RecipeError
+from r1quant.formats import gptq
+from r1quant.jobs.assemble import RECORD
+from r1quant.planner import check_tensors
+from r1quant.progress import Progress, Silent
+from r1quant.sources import open_model
+from r1quant.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Verified:
+    """The measurement as a record: metrics, and everything needed to repeat it."""
+
+    record: Mapping[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        return dict(self.record)
+
+
+def newest_output(folder: Path) -> Path:
+    """The quantized checkpoint last written into this folder. Raises CheckpointError where there is none."""
+    found = [path.parent for path in folder.glob(f"*/{RECORD}")]
+    if not found:
+        raise CheckpointError(
+            f"no quantized checkpoint in {folder}", "name one, or make one first: r1quant quantize --bits 4"
+        )
+    return max(found, key=lambda path: (path / RECORD).stat().st_mtime_ns)
+
+
+def verify(
+    out: str | Path | None = None,
+    baseline: str | Path | None = None,
+    text: str | None = None,
+    windows: int = 24,
+    seq_len: int = 512,
+    device: str = "auto",
+    dtype: str = "float32",
+    progress: Progress | None = None,
+) -> Verified:
+    """Perplexity of both models and KL(baseline || quantized) in nats on windows x seq_len tokens of a text.
+
+    out       a GPTQ checkpoint; the newest one in the current folder where it is left out
+    baseline  the model it was made from; looked up in the checkpoint's record where it is left out
+    text      a text or JSONL file; the bundled held-out text where it is left out
+    """
+    begun, progress = time.monotonic(), progress or Silent()
+    if windows < 1 or seq_len < 2:
+        raise RecipeError(f"windows {windows} x seq-len {seq_len} is no text", "use at least 1 x 2")
+    quantized = open_model(out if out is not None else newest_output(Path.cwd()))
+    weights = gptq.open_weights(quantized)
+    base = open_model(baseline if baseline is not None else _source_of(quantized))
+    arch = _same_model(base, quantized)
+    tokens = calibration.evaluation_text(
+        text, Tokenizer.of(base), windows, seq_len, vocabulary=int(base.config["vocab_size"])
+    )
+    from r1quant.backends import torch as backend
+    from r1quant.forward import DTYPES, pick_device
+    from r1quant.metrics.divergence import summary
+
+    if dtype not in DTYPES:
+        raise RecipeError(f"dtype {dtype!r} is not supported", f"choose from {', '.join(DTYPES)}")
+    layers = int(base.config["num_hidden_layers"])
+    progress.begin("verifying", 2 * layers)
+    scores = backend.compare(
+        base, weights, arch, tokens.tokens, pick_device(device), DTYPES[dtype], lambda: progress.advance(1)
+    )
+    record = {
+        "schema": "r1quant.verification/1",
+        "model": base.name,
+        "out": str(quantized.source),
+        **summary(scores),
+        "text": {"source": tokens.source, "sha256": tokens.sha256, "windows": tokens.windows, "seq_len": seq_len},
+        "dtype": dtype,
+        "environment": provenance.environment(),
+        "seconds": time.monotonic() - begun,
+        "peak_rss_bytes": provenance.peak_rss_bytes(),
+    }
+    return Verified(record)
+
+
+def _source_of(quantized: Checkpoint) -> str:
+    """What the record of a checkpoint says it was made from."""
+    from r1quant.checkpoint import read_json
+
+    path = quantized.folder / RECORD
+    record = read_json(path) if path.is_file() else {}
+    source = record.get("source") if isinstance(record, dict) else None
+    if not isinstance(source, str):
+        raise CheckpointError(f"{quantized.source} does not say what it was made from", "name it with --baseline")
+    local = (quantized.folder / source).resolve()
+    return str(local) if local.exists() else source
+
+
+def _same_model(base: Checkpoint, quantized: Checkpoint) -> Architecture:
+    """Raises CheckpointError where the two cannot be the same model before and after."""
+    if "quantization_config" in base.config:
+        raise CheckpointError(f"the baseline {base.source} is quantized itself", "name the float model")
+    arch = architecture_of(base.config)
+    for problem in check_tensors(base, arch):
+        raise problem.kind(f"{base.source}: {problem.message}", problem.hint)
+    keys = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size")
+    for key in keys:
+        before, after = base.config.get(key), quantized.config.get(key)
+        if before != after:
+            raise CheckpointError(
+                f"{key} is {before} in the baseline and {after} in {quantized.source}",
+                "name the model it was made from with --baseline",
+            )
+    return arch

@@ -1,0 +1,329 @@
+"""Plan: what a quantization will do, found out from headers alone; and everything that is wrong with it.
+
+No torch, and no weight is read. Problems are collected, not raised one at a time, so that a user mends them together.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from r1quant.archs import Architecture, architecture_of, size
+from r1quant.checkpoint import Checkpoint
+from r1quant.errors import CheckpointError, OutOfSpaceError, R1QuantError, RecipeError
+from r1quant.formats import gptq
+from r1quant.grid import GROUP_SIZES
+from r1quant.recipe import Recipe
+from r1quant.tensorfile import TensorSpec, header
+
+SHARD_LIMIT = 5_000_000_000
+PROCESS_BYTES = 700_000_000  # interpreter, torch, transformers and compiled kernels
+KEPT_LIMIT = 1 << 30  # stage inputs up to this size are kept, larger ones are computed again
+FLOAT_DTYPES = ("BF16", "F16", "F32")
+
+
+@dataclass(frozen=True)
+class LinearPlan:
+    """One linear that will be quantized. name: without `.weight`; shape: (out, in); stage: 0 qkv .. 3 down."""
+
+    name: str
+    shape: tuple[int, int]
+    layer: int
+    stage: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that stops the run."""
+
+    message: str
+    hint: str
+    kind: type[R1QuantError] = RecipeError
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Predictions, in bytes and seconds. Output bytes are exact; the others come from a cost model."""
+
+    output_bytes: int
+    run_bytes: int
+    peak_rss_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    checkpoint: Checkpoint
+    arch: Architecture
+    recipe: Recipe
+    layers: int
+    linears: tuple[LinearPlan, ...]
+    shards: tuple[tuple[TensorSpec, ...], ...]
+    problems: tuple[Problem, ...]
+    warnings: tuple[str, ...]
+    estimate: Estimate
+
+    @property
+    def quantized_parameters(self) -> int:
+        return sum(math.prod(linear.shape) for linear in self.linears)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits of the quantized linears, with scales, zero points and group maps, per weight."""
+        return 8 * sum(_stored(linear, self.recipe) for linear in self.linears) / max(1, self.quantized_parameters)
+
+    def shard_name(self, index: int) -> str:
+        count = len(self.shards)
+        return "model.safetensors" if count == 1 else f"model-{index + 1:05d}-of-{count:05d}.safetensors"
+
+    def require(self) -> None:
+        """Raises the problems as one error."""
+        if not self.problems:
+            return
+        first = self.problems[0]
+        more = f" (and {len(self.problems) - 1} more; see r1quant plan)" if len(self.problems) > 1 else ""
+        raise first.kind(first.message + more, first.hint)
+
+    def as_dict(self) -> dict[str, Any]:
+        recipe = self.recipe
+        return {
+            "model": self.checkpoint.name,
+            "architecture": self.arch.model_type,
+            "recipe": recipe.as_dict(),
+            "linears": [
+                {
+                    "name": linear.name,
+                    "shape": list(linear.shape),
+                    "bits": recipe.bits,
+                    "group_size": recipe.group_size,
+                    "bytes": _stored(linear, recipe),
+                }
+                for linear in self.linears
+            ],
+            "bits_per_weight": self.bits_per_weight,
+            "quantizable_parameters": self.quantized_parameters,
+            "output_bytes": self.estimate.output_bytes,
+            "run_directory_bytes": self.estimate.run_bytes,
+            "predicted_peak_rss_bytes": self.estimate.peak_rss_bytes,
+            "predicted_seconds": self.estimate.seconds,
+            "problems": [{"message": p.message, "hint": p.hint} for p in self.problems],
+            "warnings": list(self.warnings),
+        }
+
+
+def check_tensors(checkpoint: Checkpoint, arch: Architecture) -> list[Problem]:
+    """Whether the checkpoint holds exactly the tensors that its config implies, in float."""
+    shapes, again = arch.shapes(checkpoint.config), "download the model again"
+    tied = bool(checkpoint.config.get("tie_word_embeddings"))
+    problems = []
+    for name, info in checkpoint.tensors.items():
+        if name.endswith(arch.tensors.ignored):
+            continue
+        if name not in shapes:
+            problems.append(f"tensor {name} is not part of the {arch.model_type} architecture")
+        elif info.shape != shapes[name]:
+            problems.append(f"tensor {name} has shape {list(info.shape)}, config.json implies {list(shapes[name])}")
+        elif info.dtype not in FLOAT_DTYPES:
+            problems.append(f"tensor {name} is {info.dtype}; only BF16, F16 and F32 are read")
+    for name in shapes:
+        optional = name.endswith(".bias") or (name == arch.tensors.head and tied)
+        if name not in checkpoint.tensors and not optional:
+            problems.append(f"tensor {name} is missing")
+    return [Problem(message, again, CheckpointError) for message in problems]
+
+
+def make(checkpoint: Checkpoint, recipe: Recipe, out: Path | None = None) -> Plan:
+    """The plan for quantizing a checkpoint; out is where its disk space is looked up.
+
+    Raises CheckpointError where there is nothing to plan for: an unknown architecture or an unusable config.
+    """
+    arch = architecture_of(checkpoint.config)
+    problems = _already_quantized(checkpoint) or check_tensors(checkpoint, arch)
+    layers = size(checkpoint.config, "num_hidden_layers")
+    linears = tuple(_linears(checkpoint, arch, layers))
+    problems += _grid_problems(linears, recipe)
+    problems += _text_problems(checkpoint, recipe)
+    shards = tuple(_shards(_outputs(checkpoint, arch, linears, recipe)))
+    estimate = _estimate(checkpoint, recipe, linears, shards)
+    if out is not None and not problems:
+        problems += _place_problems(out, estimate)
+    warnings = tuple(_warnings(checkpoint, recipe))
+    return Plan(checkpoint, arch, recipe, layers, linears, shards, tuple(problems), warnings, estimate)
+
+
+def _already_quantized(checkpoint: Checkpoint) -> list[Problem]:
+    if "quantization_config" not in checkpoint.config:
+        return []
+    return [
+        Problem(
+            f"{checkpoint.source} is quantized already",
+            "quantize the BF16, FP16 or FP32 model it was made from",
+            CheckpointError,
+        )
+    ]
+
+
+def _linears(checkpoint: Checkpoint, arch: Architecture, layers: int) -> list[LinearPlan]:
+    found = []
+    for layer in range(layers):
+        for stage, names in enumerate(arch.layer.stages):
+            for name in names:
+                full = arch.layer_prefix(layer) + name
+                info = checkpoint.tensors.get(f"{full}.weight")
+                if info is not None and len(info.shape) == 2:
+                    found.append(LinearPlan(full, (info.shape[0], info.shape[1]), layer, stage))
+    return found
+
+
+def _grid_problems(linears: tuple[LinearPlan, ...], recipe: Recipe) -> list[Problem]:
+    problems = []
+    group = recipe.group_size
+    for columns in sorted({linear.shape[1] for linear in linears}):
+        if group != -1 and columns % group:
+            name = next(linear.name for linear in linears if linear.shape[1] == columns)
+            widths = {linear.shape[1] for linear in linears}
+            fitting = [g for g in GROUP_SIZES if g != -1 and all(w % g == 0 for w in widths)]
+            choices = ", ".join(map(str, [*reversed(fitting), -1]))
+            problems.append(
+                Problem(
+                    f"group size {group} does not divide the {columns} input columns of {name}",
+                    f"use --group-size with one that does: {choices} (-1 is one group a row)",
+                )
+            )
+    if not problems:
+        for shape in sorted({linear.shape for linear in linears}):
+            reason = gptq.problem(shape, recipe.grid)
+            if reason:
+                name = next(linear.name for linear in linears if linear.shape == shape)
+                problems.append(Problem(f"{name}: {reason}", "use --bits 4 or --bits 8"))
+    return problems
+
+
+def _text_problems(checkpoint: Checkpoint, recipe: Recipe) -> list[Problem]:
+    if not recipe.calibrated:
+        return []
+    problems = []
+    longest = checkpoint.config.get("max_position_embeddings")
+    if isinstance(longest, int) and recipe.seq_len > longest:
+        problems.append(
+            Problem(f"seq-len {recipe.seq_len} is longer than the model's {longest} positions", "lower --seq-len")
+        )
+    if "tokenizer.json" not in checkpoint.carried:
+        problems.append(
+            Problem(
+                f"{checkpoint.source} has no tokenizer.json, which calibration needs",
+                "add the model's tokenizer files, or use --method rtn",
+                CheckpointError,
+            )
+        )
+    return problems
+
+
+def _outputs(
+    checkpoint: Checkpoint, arch: Architecture, linears: tuple[LinearPlan, ...], recipe: Recipe
+) -> list[TensorSpec]:
+    """Every tensor of the result, in the order of the model: embedding, layers, the rest."""
+    quantized = {f"{linear.name}.weight": linear for linear in linears}
+    groups_fit = all(recipe.group_size == -1 or linear.shape[1] % recipe.group_size == 0 for linear in linears)
+
+    def place(name: str) -> tuple[int, int, str]:
+        if name == arch.tensors.embedding:
+            return (0, 0, name)
+        prefix, _, _ = arch.tensors.layer.partition("{layer}")
+        index = name.removeprefix(prefix).split(".")[0]
+        return (1, int(index), name) if name.startswith(prefix) and index.isdigit() else (2, 0, name)
+
+    outputs: list[TensorSpec] = []
+    for name in sorted(checkpoint.tensors, key=place):
+        info = checkpoint.tensors[name]
+        if name in quantized and groups_fit:
+            outputs += gptq.specs(quantized[name].name, quantized[name].shape, recipe.grid)
+        else:
+            outputs.append(TensorSpec(name, info.dtype, info.shape))
+    return outputs
+
+
+def _shards(outputs: list[TensorSpec]) -> list[tuple[TensorSpec, ...]]:
+    shards: list[list[TensorSpec]] = [[]]
+    filled = 0
+    for spec in outputs:
+        if filled + spec.nbytes > SHARD_LIMIT and shards[-1]:
+            shards.append([])
+            filled = 0
+        shards[-1].append(spec)
+        filled += spec.nbytes
+    return [tuple(shard) for shard in shards]
+
+
+def _stored(linear: LinearPlan, recipe: Recipe) -> int:
+    return sum(spec.nbytes for spec in gptq.specs(linear.name, linear.shape, recipe.grid))
+
+
+def _estimate(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    linears: tuple[LinearPlan, ...],
+    shards: tuple[tuple[TensorSpec, ...], ...],
+) -> Estimate:
+    output = sum(len(header(shard, {"format": "pt"})) + sum(s.nbytes for s in shard) for shard in shards)
+    output += sum(map(len, checkpoint.carried.values())) + len(checkpoint.config_text)
+    parts = sum(_stored(linear, recipe) for linear in linears)
+    first = [linear for linear in linears if linear.layer == 0]
+    largest = max((math.prod(linear.shape) for linear in first), default=0)
+    weights = sum(math.prod(linear.shape) for linear in linears)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not recipe.calibrated:
+        return Estimate(output, parts, PROCESS_BYTES + largest * 12, 10 + weights / (4e6 * cores))
+    tokens, hidden = recipe.samples * recipe.seq_len, size(checkpoint.config, "hidden_size")
+    wide = max((linear.shape[1] for linear in first), default=0)
+    layer = sum(math.prod(linear.shape) for linear in first)
+    stacks = [[x for x in first if x.stage == stage] for stage in range(4)]
+    solve = max(sum(math.prod(x.shape) for x in s) * 20 + 12 * s[0].shape[1] ** 2 for s in stacks if s) if first else 0
+    boundary = tokens * hidden * 2
+    embedding = size(checkpoint.config, "vocab_size") * hidden * 2
+    kept = tokens * wide * 2 if tokens * wide * 2 <= KEPT_LIMIT else 0
+    memory = PROCESS_BYTES + max(embedding, layer * 2 + solve) + 2 * boundary + kept
+    squares = sum(s[0].shape[1] ** 2 for s in stacks if s) * (weights / max(1, layer))
+    work = 2 * tokens * (weights + squares) + 4 * sum(x.shape[0] * x.shape[1] ** 2 for x in linears)
+    return Estimate(output, parts + boundary, memory, 20 + work / (1.2e11 * cores))
+
+
+def _place_problems(out: Path, estimate: Estimate) -> list[Problem]:
+    parent = out.absolute().parent
+    if not parent.is_dir():
+        return [Problem(f"the folder {parent} does not exist", "create it, or choose another --out")]
+    if not os.access(parent, os.W_OK):
+        return [Problem(f"the folder {parent} is not writable", "choose another --out")]
+    needed, free = estimate.output_bytes + estimate.run_bytes, shutil.disk_usage(parent).free
+    if needed <= free:
+        return []
+    return [
+        Problem(
+            f"not enough disk space in {parent}: {needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free",
+            "free some space, or choose another --out",
+            OutOfSpaceError,
+        )
+    ]
+
+
+def _warnings(checkpoint: Checkpoint, recipe: Recipe) -> list[str]:
+    warnings = []
+    if recipe.format == "gptq" and not recipe.symmetric:
+        warnings.append("vLLM and SGLang load GPTQ only with a symmetric grid; transformers loads this one")
+    if recipe.format == "gptq" and recipe.bits not in (4, 8):
+        warnings.append(f"vLLM and SGLang load GPTQ only with 4 or 8 bits; transformers loads {recipe.bits}")
+    if recipe.format == "gptq" and recipe.group_size == 16:
+        warnings.append("vLLM and SGLang kernels take group sizes 32, 64, 128 and -1")
+    if "tokenizer.json" not in checkpoint.carried:
+        warnings.append("no tokenizer.json: the result cannot be used without a tokenizer from elsewhere")
+    elif not any(b"chat_template" in text for text in checkpoint.carried.values()) and not any(
+        name.startswith("chat_template") for name in checkpoint.carried
+    ):
+        warnings.append("no chat template: chat prompts will have to be formatted by hand")
+    if checkpoint.config.get("tie_word_embeddings"):
+        warnings.append("embedding and head are tied: they stay in float, as one tensor")
+    return warnings

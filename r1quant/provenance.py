@@ -1,0 +1,47 @@
+"""Where a result came from: versions, threads and hashes. torch is asked only if it is loaded already."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import resource
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+
+VERSION = metadata.version("r1quant")
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def sha256_of_files(files: Mapping[str, bytes]) -> str:
+    """One hash over names and contents, whatever their order."""
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        digest.update(f"{name}\0{sha256(files[name])}\n".encode())
+    return digest.hexdigest()
+
+
+def environment() -> dict[str, str]:
+    """What decides the bits of a result beside the inputs: versions, machine kind, threads."""
+    found = {
+        "r1quant": VERSION,
+        "python": platform.python_version(),
+        "numpy": metadata.version("numpy"),
+        "transformers": metadata.version("transformers"),
+        "machine": platform.machine(),
+    }
+    if "torch" in sys.modules:
+        import torch
+
+        found["torch"] = torch.__version__
+        found["cpu"] = torch.backends.cpu.get_cpu_capability()
+        found["threads"] = str(torch.get_num_threads())
+    return found
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident set of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,128 @@
+"""Recipe: everything a user decides about a quantization. Frozen and strict.
+
+It knows which values are possible at all; whether they fit a model is plan.py's question.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from r1quant.errors import RecipeError
+from r1quant.grid import BITS, GROUP_SIZES, SCALE_DTYPES, Grid, ScaleDtype
+from r1quant.registry import FORMATS, METHODS, PRESETS
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """method        gptq or rtn
+    bits          2, 3, 4 or 8
+    group_size    16, 32, 64, 128, or -1 for whole rows
+    symmetric     zero point fixed at 2**(bits-1); otherwise chosen for each group
+    scale_dtype   portable: exact in float16 and in bfloat16; or float16
+    scale_search  choose scales by error, not by min-max
+    act_order     take columns in order of importance (groups stay contiguous)
+    damping       share of the Hessian's mean diagonal that is added to it
+    calib         a text or JSONL file, hub:NAME, or None for the bundled text
+    samples, seq_len, seed   the calibration windows
+    format        what is written
+    device, dtype where and in what precision the calibration text is run
+    """
+
+    method: str = "gptq"
+    bits: int = 4
+    group_size: int = 128
+    symmetric: bool = True
+    scale_dtype: ScaleDtype = "portable"
+    scale_search: bool = True
+    act_order: bool = True
+    damping: float = 0.01
+    calib: str | None = None
+    samples: int = 128
+    seq_len: int = 1024
+    seed: int = 0
+    format: str = "gptq"
+    device: str = "auto"
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Raises RecipeError naming the first value that is not possible."""
+        _one_of("method", self.method, METHODS)
+        _one_of("bits", self.bits, BITS)
+        _one_of("group size", self.group_size, GROUP_SIZES)
+        _one_of("scale dtype", self.scale_dtype, SCALE_DTYPES)
+        _one_of("format", self.format, FORMATS)
+        _one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        for name, value, least in (("samples", self.samples, 1), ("seq-len", self.seq_len, 2), ("seed", self.seed, 0)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise RecipeError(f"{name} is {value!r}", f"give a whole number of at least {least}")
+        if not isinstance(self.damping, (int, float)) or not 0 <= self.damping <= 1:
+            raise RecipeError(f"damping is {self.damping!r}", "give a number from 0 to 1")
+
+    @property
+    def grid(self) -> Grid:
+        """The grid of this recipe, within what its format can store."""
+        zero_min = FORMATS[self.format].zero_min
+        return Grid(self.bits, self.group_size, self.symmetric, self.scale_dtype, zero_min)
+
+    @property
+    def calibrated(self) -> bool:
+        return METHODS[self.method].calibrated
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _one_of(name: str, value: Any, allowed: Any) -> None:
+    if isinstance(value, bool) or value not in allowed:
+        raise RecipeError(f"{name} {value!r} is not supported", f"choose from {', '.join(map(str, allowed))}")
+
+
+def from_values(values: Mapping[str, Any], preset: str | None = None) -> Recipe:
+    """A recipe from named values (those that are None are left at their default), over a preset."""
+    merged: dict[str, Any] = {}
+    if preset is not None:
+        _one_of("preset", preset, PRESETS)
+        merged |= PRESETS[preset]
+    known = [f.name for f in fields(Recipe)]
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            raise RecipeError(
+                f"{key!r} is not a recipe option", f"did you mean {near[0]}?" if near else f"known are {known}"
+            )
+        if value is not None:
+            merged[key] = value
+    return Recipe(**merged)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """r1quant.toml: `model` and `out` at the top, recipe values under [quantize]."""
+
+    model: str | None
+    out: str | None
+    quantize: Mapping[str, Any]
+
+
+def read_settings(folder: Path) -> Settings:
+    """The settings of a folder; all None where it has no r1quant.toml."""
+    path = folder / "r1quant.toml"
+    if not path.is_file():
+        return Settings(None, None, {})
+    try:
+        raw = tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise RecipeError(f"r1quant.toml cannot be read: {error}", "mend the file or remove it") from None
+    unknown = set(raw) - {"model", "out", "quantize"}
+    table = raw.get("quantize", {})
+    if unknown or not isinstance(table, dict):
+        raise RecipeError(
+            f"r1quant.toml: {', '.join(sorted(unknown)) or 'quantize'} is not understood",
+            "keys are model, out and the table [quantize]",
+        )
+    return Settings(raw.get("model"), raw.get("out"), table)

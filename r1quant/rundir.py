@@ -1,0 +1,98 @@
+"""A run directory holds what has happened: one finished part a layer, and the state to go on from.
+
+A part that exists is complete. The directory belongs to one fingerprint: the hashes and options that decide the
+result. Whatever differs on the next start is refused by name, never mixed. It does not know what parts contain.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from r1quant import atomic
+from r1quant.errors import ResumeError
+
+Fingerprint = Mapping[str, str]
+
+
+def folder_for(out: Path) -> Path:
+    """The run directory of an output, beside it: on the same disk, so that the result can be renamed into place."""
+    return out.with_name(out.name + ".run")
+
+
+class RunDir:
+    """An open, locked run directory. Use as a context manager; the lock ends with it."""
+
+    def __init__(self, folder: Path) -> None:
+        """Opens or creates it. Raises ResumeError where another process is at work in it."""
+        self.folder = folder
+        folder.mkdir(exist_ok=True)
+        self._lock: IO[str] = (folder / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise ResumeError(
+                f"another process is working in {folder}", "wait for it to end, or choose another --out"
+            ) from None
+
+    def __enter__(self) -> RunDir:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+    def claim(self, fingerprint: Fingerprint) -> None:
+        """Makes the directory belong to the fingerprint, or checks that it does.
+
+        Raises ResumeError naming everything that changed since the run was begun.
+        """
+        path = self.folder / "fingerprint.json"
+        if not path.exists():
+            atomic.write_bytes(path, json.dumps(fingerprint, indent=1).encode())
+            return
+        before = json.loads(path.read_text("utf-8"))
+        changed = [key for key in {**before, **fingerprint} if before.get(key) != fingerprint.get(key)]
+        if changed:
+            details = ", ".join(f"{k} ({before.get(k)} -> {fingerprint.get(k)})" for k in changed)
+            raise ResumeError(
+                f"{self.folder} holds an unfinished run with a different {details}",
+                f"run the command it was begun with, choose another --out, or delete {self.folder}",
+            )
+
+    def part(self, layer: int) -> Path:
+        return self.folder / f"layer-{layer:05d}.safetensors"
+
+    def boundary(self, layer: int) -> Path:
+        """The activations that enter `layer`, written before the part of the layer before it."""
+        return self.folder / f"boundary-{layer:05d}.safetensors"
+
+    @property
+    def output(self) -> Path:
+        """Where the result is put together before it is renamed."""
+        return self.folder / "output"
+
+    def done(self, layers: int) -> int:
+        """How many layers from the first are complete."""
+        return next((i for i in range(layers) if not self.part(i).exists()), layers)
+
+    def forget_boundaries(self, keep: int | None) -> None:
+        """Deletes all boundary activations but those that enter layer `keep`."""
+        for path in self.folder.glob("boundary-*"):
+            if keep is None or path != self.boundary(keep):
+                path.unlink()
+
+    @property
+    def size(self) -> int:
+        """Bytes it holds on the disk."""
+        return sum(p.stat().st_size for p in self.folder.rglob("*") if p.is_file())
+
+    def remove(self) -> None:
+        """Deletes the directory, once the result is in place."""
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self.folder)
