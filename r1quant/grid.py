@@ -20,6 +20,7 @@ SCALE_DTYPES: tuple[ScaleDtype, ...] = ("portable", "float16")
 
 SMALLEST_SCALE = 2.0**-14  # the smallest normal float16
 LARGEST_SCALE = {"portable": 255 * 2.0**8, "float16": 65504.0}
+DROPPED_BITS = {"portable": 16, "float16": 13}  # of a float32's 23-bit fraction
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,10 @@ def round_scale(scale: npt.NDArray[np.float32], dtype: ScaleDtype) -> npt.NDArra
 
     scale: float32, any shape, finite. Rounds half to even, to 8 significant bits for `portable`, 11 for `float16`.
     """
-    limit = LARGEST_SCALE[dtype]
-    clamped = np.where(scale < 0, -1.0, 1.0) * np.clip(np.abs(scale), SMALLEST_SCALE, limit)
-    if dtype == "float16":
-        half: npt.NDArray[np.float32] = clamped.astype(np.float16).astype(np.float32)
-        return half
+    clamped = np.where(scale < 0, -1.0, 1.0) * np.clip(np.abs(scale), SMALLEST_SCALE, LARGEST_SCALE[dtype])
+    drop = np.uint32(DROPPED_BITS[dtype])
     word = clamped.astype(np.float32).view(np.uint32)
-    rounded = (word + np.uint32(0x7FFF) + ((word >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
-    portable: npt.NDArray[np.float32] = rounded.view(np.float32)
-    return portable
+    half = (np.uint32(1) << (drop - np.uint32(1))) - np.uint32(1)
+    rounded = ((word + half + ((word >> drop) & np.uint32(1))) >> drop) << drop
+    shipped: npt.NDArray[np.float32] = rounded.view(np.float32)
+    return shipped

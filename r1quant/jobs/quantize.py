@@ -63,6 +63,8 @@ def default_out(checkpoint: Checkpoint, recipe: Recipe, folder: Path) -> Path:
 
 def make_plan(model: str | Path, recipe: Recipe, out: Path | None = None) -> Plan:
     """What quantize would do, and what is wrong with it. Reads headers only."""
+    if recipe.calibrated:
+        calibration.check(recipe.calib)
     checkpoint = open_model(model)
     return planner.make(checkpoint, recipe, out or default_out(checkpoint, recipe, Path.cwd()))
 

@@ -17,12 +17,13 @@ _FAST = {"reassoc", "contract", "nsz", "arcp"}
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _rounded(value: np.float32, splitter: np.float32, low: np.float32, high: np.float32) -> np.float32:
-    """float32 rounded to the significant bits that the splitter leaves (Veltkamp), magnitude clamped."""
-    product = np.float32(splitter * value)
-    kept = np.float32(product - np.float32(product - value))
-    size = min(max(abs(kept), low), high)
-    return np.float32(-size if kept < 0 else size)
+def _rounded(value: np.float32, drop: int, low: np.float32, high: np.float32, cell: Array) -> np.float32:
+    """As grid.round_scale: half to even on the bits of the float, magnitude clamped. cell: float32 [1], scratch."""
+    cell[0] = min(max(abs(value), low), high)
+    words = cell.view(np.uint32)
+    word = np.uint64(words[0])
+    words[0] = np.uint32(((word + np.uint64((1 << (drop - 1)) - 1) + ((word >> drop) & 1)) >> drop) << drop)
+    return -cell[0] if value < 0 else cell[0]
 
 
 @numba.njit(cache=True, fastmath=_FAST)  # type: ignore[untyped-decorator]
@@ -39,7 +40,7 @@ def _error(w: Array, importance: Array, scale: np.float32, zero: np.float32, top
 
 @numba.njit(cache=True, parallel=True, fastmath=_FAST)  # type: ignore[untyped-decorator]
 def search_symmetric(
-    w: Array, importance: Array, size: int, bits: int, shrinks: Array, full: Array, splitter: np.float32,
+    w: Array, importance: Array, size: int, bits: int, shrinks: Array, full: Array, drop: int,
     low: np.float32, high: np.float32, scale: Array,
 ) -> None:  # fmt: skip
     """The scale of least weighted error for every group, the zero point being 2**(bits-1).
@@ -52,6 +53,7 @@ def search_symmetric(
     middle = np.float32(1 << (bits - 1))
     top = np.float32((1 << bits) - 1)
     for n in numba.prange(rows):
+        cell = np.empty(1, np.float32)
         for g in range(columns // size):
             part = w[n, g * size : (g + 1) * size]
             weight = importance[g * size : (g + 1) * size]
@@ -65,7 +67,7 @@ def search_symmetric(
                     raw = shrinks[c] * np.float32(2.0) * abs(extreme) / top
                 else:
                     raw = -full[c - shrinks.size] * extreme / middle
-                candidate = _rounded(raw, splitter, low, high)
+                candidate = _rounded(raw, drop, low, high, cell)
                 error = _error(part, weight, candidate, middle, top)
                 if error < least:
                     best, least = candidate, error
@@ -75,7 +77,7 @@ def search_symmetric(
 @numba.njit(cache=True, parallel=True, fastmath=_FAST)  # type: ignore[untyped-decorator]
 def search_asymmetric(
     w: Array, importance: Array, size: int, bits: int, zero_min: int, shrinks: Array, reach: int,
-    splitter: np.float32, low: np.float32, high: np.float32, scale: Array, zero: Array,
+    drop: int, low: np.float32, high: np.float32, scale: Array, zero: Array,
 ) -> None:  # fmt: skip
     """The scale and integer zero point of least weighted error for every group.
 
@@ -85,6 +87,7 @@ def search_asymmetric(
     rows, columns = w.shape
     top = np.float32((1 << bits) - 1)
     for n in numba.prange(rows):
+        cell = np.empty(1, np.float32)
         for g in range(columns // size):
             part = w[n, g * size : (g + 1) * size]
             weight = importance[g * size : (g + 1) * size]
@@ -93,7 +96,7 @@ def search_asymmetric(
                 lowest, highest = min(lowest, part[i]), max(highest, part[i])
             best, best_zero, least = np.float32(0.0), np.float32(0.0), np.float32(np.inf)
             for c in range(shrinks.size):
-                candidate = _rounded(shrinks[c] * (highest - lowest) / top, splitter, low, high)
+                candidate = _rounded(shrinks[c] * (highest - lowest) / top, drop, low, high, cell)
                 centre = np.rint(-shrinks[c] * lowest / candidate)
                 for step in range(-reach, reach + 1):
                     point = min(max(centre + np.float32(step), np.float32(zero_min)), top)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from r1quant.grid import LARGEST_SCALE, SMALLEST_SCALE, Grid
+from r1quant.grid import DROPPED_BITS, LARGEST_SCALE, SMALLEST_SCALE, Grid
 from r1quant.methods import kernels
 
 SHRINK = np.linspace(0.54, 1.14, 31, dtype=np.float32)
@@ -38,14 +38,14 @@ def choose(
     scale = np.empty((rows, columns // size), np.float32)
     zero = np.full(scale.shape, grid.midpoint, np.uint8)
     one, none = np.ones(1, np.float32), np.empty(0, np.float32)
-    splitter = np.float32((1 << 16) + 1 if grid.scale_dtype == "portable" else (1 << 13) + 1)
+    drop = DROPPED_BITS[grid.scale_dtype]
     low, high = np.float32(SMALLEST_SCALE), np.float32(LARGEST_SCALE[grid.scale_dtype])
     shrinks, full = (SHRINK, FULL_RANGE) if search else (one, none)
     if grid.symmetric:
-        kernels.search_symmetric(weight, counted, size, grid.bits, shrinks, full, splitter, low, high, scale)
+        kernels.search_symmetric(weight, counted, size, grid.bits, shrinks, full, drop, low, high, scale)
     else:
         reach = NEIGHBOURS if search else 0
         kernels.search_asymmetric(
-            weight, counted, size, grid.bits, grid.zero_min, shrinks, reach, splitter, low, high, scale, zero
+            weight, counted, size, grid.bits, grid.zero_min, shrinks, reach, drop, low, high, scale, zero
         )
     return Scales(scale, zero, grid.group_of_column(columns))

