@@ -1,0 +1,67 @@
+"""Loads GPTQ checkpoints with transformers or with gptqmodel, on gptqmodel's torch kernel, in float32.
+
+    python gptqmodel_reader.py transformers|gptqmodel JOBS
+
+gptqmodel itself loads in bfloat16, scales included, and is widened afterwards: that is exact only for scales which
+are the same number in float16 and bfloat16.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from foreign import Loaded, run
+
+BACKEND = "gptq_torch"
+
+
+def through_transformers(folder: Path) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM, GPTQConfig
+
+    bits = json.loads((folder / "config.json").read_text("utf-8"))["quantization_config"]["bits"]
+    kernel = GPTQConfig(bits=bits, backend=BACKEND)  # everything else is taken from config.json
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, device_map="cpu", quantization_config=kernel
+    )
+
+
+def through_gptqmodel(folder: Path) -> Any:
+    import torch
+    from gptqmodel import GPTQModel
+
+    return GPTQModel.load(str(folder), backend=BACKEND, device="cpu", dtype=torch.bfloat16).model
+
+
+ROUTES = {"transformers": through_transformers, "gptqmodel": through_gptqmodel}
+
+
+def load(folder: Path) -> Loaded:
+    import torch
+
+    model = ROUTES[sys.argv[1]](folder)
+    torch.nn.Module.float(model)  # float16 scales too, so that no product is rounded
+
+    def weights() -> Iterator[tuple[str, np.ndarray]]:
+        for name, module in model.named_modules():
+            if hasattr(module, "qweight"):
+                yield name, module.dequantize_weight().T.numpy()
+
+    def logits(tokens: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return model(input_ids=torch.from_numpy(tokens)[None], use_cache=False).logits[0].numpy()
+
+    kernels = {type(module).__name__ for module in model.modules() if hasattr(module, "qweight")}
+    return Loaded(", ".join(sorted(kernels)), weights(), logits)
+
+
+if __name__ == "__main__":
+    workers = str(max(2, (os.cpu_count() or 1) // 2))  # it cannot load with the one that it takes on two cores
+    os.environ |= {"GPTQMODEL_CPU_WORKERS": workers, "TORCHDYNAMO_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
+    run(load, ("torch", "transformers", "optimum", "gptqmodel"))

@@ -1,0 +1,95 @@
+"""What all tests share: tiny models made once, a calibration text, and the command line run in this process."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from r1quant.cli import cli, console
+from tests import models
+
+QUICK = ("--group-size", "32", "--samples", "4", "--seq-len", "32", "--device", "cpu", "--dtype", "float32")
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command ended: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The one JSON object on stdout."""
+        assert self.out.count("\n") == 1 and self.out.endswith("\n"), self.out
+        found = json.loads(self.out)
+        assert isinstance(found, dict)
+        return found
+
+    @property
+    def error(self) -> list[str]:
+        """The lines of the error: what is wrong, and what to do. Nothing else may look like one."""
+        assert self.code not in (0, 1), self.err
+        assert "Traceback" not in self.err, self.err
+        assert self.err.count("error: ") == 1, self.err
+        lines = self.err.split("error: ")[1].splitlines()
+        assert len(lines) == 2 and all(line.strip() for line in lines), self.err
+        return lines
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder, and no settings from the environment."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("R1QUANT_MODEL", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def run(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """run("plan", "model", ...) runs the command line in this process, in an empty folder."""
+
+    def call(*words: object) -> Ran:
+        capsys.readouterr()
+        code = console.run(cli, [str(word) for word in words])
+        return Ran(code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A llama in one file. Only to be read; `copied` gives one that may be damaged."""
+    return models.write_model(tmp_path_factory.mktemp("models") / "llama", "llama")
+
+
+@pytest.fixture(scope="session")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A llama in three files. Only to be read."""
+    return models.write_model(tmp_path_factory.mktemp("models") / "sharded", "llama", shards=3)
+
+
+@pytest.fixture
+def copied(llama: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(llama, tmp_path / "model")
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A calibration text of a few thousand tokens."""
+    path = tmp_path_factory.mktemp("text") / "calibration.txt"
+    path.write_text(models.text(), "utf-8")
+    return path

