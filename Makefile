@@ -32,7 +32,11 @@ conformance: .venv/ready-dev
 
 # The shapes of an 8B model with 4 layers: peak memory of rtn and gptq.
 shape: .venv/ready-dev
-	$(BIN)/python scripts/shape_8b.py
+	$(BIN)/python scripts/shape_8b.py build/qwen3-8b-4-layers
+
+# Side by side with gptqmodel, on texts of your choice: make bench CALIB=calibration.txt TEXT=test.txt
+bench: .venv/ready-dev
+	$(BIN)/python scripts/compare_peers.py --text-calib "$(CALIB)" --text-eval "$(TEXT)"
 
 clean:
 	rm -rf build .venv .venvs

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -34,6 +35,8 @@ TORCH_NAMES = {
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
 HEADER_LIMIT = 100_000_000
+SIDE_FILE_LIMIT = 200_000_000
+NAME_LIMIT = 250
 CHUNK = 1 << 24
 CARRIED = (
     "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -75,7 +78,8 @@ class Checkpoint:
     @property
     def name(self) -> str:
         """A short name for files and reports."""
-        return self.source.rstrip("/").split("/")[-1] or self.folder.resolve().name
+        last = self.source.rstrip("/").split("/")[-1]
+        return self.folder.resolve().name if last in ("", ".", "..") else last
 
     @property
     def dtype(self) -> str:
@@ -189,7 +193,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             header = json.loads(file.read(length))
     except OSError as error:
         raise CheckpointError(f"{path.name} cannot be read: {error.strerror}", "check the path") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise CheckpointError(f"{path.name} is not a safetensors file", again) from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{path.name} is not a safetensors file", again)
@@ -202,14 +206,19 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             missing = info.offset + info.nbytes - total
             raise CheckpointError(f"{path.name} is truncated: {missing} bytes of {name} are missing", again)
         infos[name] = info
-    return dict(sorted(infos.items(), key=lambda item: item[1].offset))
+    ordered = sorted(infos.values(), key=lambda info: (info.offset, info.nbytes))
+    for before, after in pairwise(ordered):
+        if before.offset + before.nbytes > after.offset:
+            raise CheckpointError(f"{path.name}: {before.name} and {after.name} overlap", again)
+    return {info.name: info for info in ordered}
 
 
 def _entry(path: Path, name: str, entry: Any, base: int) -> TensorInfo:
     def whole(value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 48
 
-    fits = isinstance(entry, dict) and entry.get("dtype") in ITEM_SIZE
+    fits = isinstance(entry, dict) and isinstance(entry.get("dtype"), str) and entry["dtype"] in ITEM_SIZE
+    fits = fits and len(name) <= NAME_LIMIT and name.isprintable()
     shape, offsets = (entry.get("shape"), entry.get("data_offsets")) if fits else (None, None)
     fits = isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2 and len(shape) <= 8
     if fits and all(map(whole, [*shape, *offsets])):  # type: ignore[misc]
@@ -221,12 +230,22 @@ def _entry(path: Path, name: str, entry: Any, base: int) -> TensorInfo:
     )
 
 
-def read_json(path: Path) -> Any:
+def read_side_file(path: Path) -> bytes:
+    """A small file whole. Raises CheckpointError where it is not small or cannot be read."""
     try:
-        return json.loads(path.read_text("utf-8"))
+        with path.open("rb") as file:
+            content = file.read(SIDE_FILE_LIMIT + 1)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}", "download the file again") from None
-    except ValueError:
+    if len(content) > SIDE_FILE_LIMIT:
+        raise CheckpointError(f"{path} is larger than any such file is", "download the file again")
+    return content
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(read_side_file(path).decode("utf-8"))
+    except (ValueError, RecursionError):
         raise CheckpointError(f"{path} is not valid JSON", "download the file again") from None
 
 
@@ -239,14 +258,16 @@ def open_folder(folder: Path, source: str | None = None) -> Checkpoint:
         raise CheckpointError(f"{folder / 'config.json'} is not a JSON object", "download the file again")
     index = folder / "model.safetensors.index.json"
     tensors = _sharded(folder, index) if index.is_file() else _single(folder)
+    if not tensors:
+        raise CheckpointError(f"{folder} holds no tensors", "download the model again")
     names = sorted(f.name for f in folder.iterdir() if any(fnmatch(f.name, p) for p in CARRIED) and f.is_file())
     return Checkpoint(
         source=source or str(folder),
         folder=folder,
         config=config,
-        config_text=(folder / "config.json").read_text("utf-8"),
+        config_text=read_side_file(folder / "config.json").decode("utf-8"),
         tensors=tensors,
-        carried={name: (folder / name).read_bytes() for name in names},
+        carried={name: read_side_file(folder / name) for name in names},
     )
 
 

@@ -136,14 +136,24 @@ def check_tensors(checkpoint: Checkpoint, arch: Architecture) -> list[Problem]:
     return [Problem(message, again, CheckpointError) for message in problems]
 
 
+def layer_count(checkpoint: Checkpoint) -> int:
+    """How many decoder layers there are. Raises CheckpointError where config.json names more than can be there."""
+    layers = size(checkpoint.config, "num_hidden_layers")
+    if layers > len(checkpoint.tensors):
+        raise CheckpointError(
+            f"config.json: num_hidden_layers is {layers}, but there are only {len(checkpoint.tensors)} tensors",
+            "restore the model's own config.json",
+        )
+    return layers
+
+
 def make(checkpoint: Checkpoint, recipe: Recipe, out: Path | None = None) -> Plan:
     """The plan for quantizing a checkpoint; out is where its disk space is looked up.
 
     Raises CheckpointError where there is nothing to plan for: an unknown architecture or an unusable config.
     """
-    arch = architecture_of(checkpoint.config)
+    arch, layers = architecture_of(checkpoint.config), layer_count(checkpoint)
     problems = _already_quantized(checkpoint) or check_tensors(checkpoint, arch)
-    layers = size(checkpoint.config, "num_hidden_layers")
     linears = tuple(_linears(checkpoint, arch, layers))
     problems += _grid_problems(linears, recipe)
     problems += _text_problems(checkpoint, recipe)
@@ -235,7 +245,7 @@ def _outputs(
             return (0, 0, name)
         prefix, _, _ = arch.tensors.layer.partition("{layer}")
         index = name.removeprefix(prefix).split(".")[0]
-        return (1, int(index), name) if name.startswith(prefix) and index.isdigit() else (2, 0, name)
+        return (1, int(index), name) if name.startswith(prefix) and index.isdecimal() else (2, 0, name)
 
     outputs: list[TensorSpec] = []
     for name in sorted(checkpoint.tensors, key=place):
@@ -284,12 +294,13 @@ def _estimate(
     stacks = [[x for x in first if x.stage == stage] for stage in range(4)]
     solve = max(sum(math.prod(x.shape) for x in s) * 20 + 12 * s[0].shape[1] ** 2 for s in stacks if s) if first else 0
     boundary = tokens * hidden * 2
+    held = 2 * tokens * hidden * (2 if recipe.dtype in ("bfloat16", "float16") else 4)  # two boundaries on the disk
     embedding = size(checkpoint.config, "vocab_size") * hidden * 2
     kept = tokens * wide * 2 if tokens * wide * 2 <= KEPT_LIMIT else 0
     memory = PROCESS_BYTES + max(embedding, layer * 2 + solve) + 2 * boundary + kept
     squares = sum(s[0].shape[1] ** 2 for s in stacks if s) * (weights / max(1, layer))
     work = 2 * tokens * (weights + squares) + 4 * sum(x.shape[0] * x.shape[1] ** 2 for x in linears)
-    return Estimate(output, parts + boundary, memory, 20 + work / (1.2e11 * cores))
+    return Estimate(output, parts + held, memory, 20 + work / (1.2e11 * cores))
 
 
 def _place_problems(out: Path, estimate: Estimate) -> list[Problem]:

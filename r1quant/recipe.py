@@ -6,6 +6,7 @@ It knows which values are possible at all; whether they fit a model is plan.py's
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -15,6 +16,8 @@ from typing import Any
 from r1quant.errors import RecipeError
 from r1quant.grid import BITS, GROUP_SIZES, SCALE_DTYPES, Grid, ScaleDtype
 from r1quant.registry import FORMATS, METHODS, PRESETS
+
+DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,21 @@ class Recipe:
         _one_of("scale dtype", self.scale_dtype, SCALE_DTYPES)
         _one_of("format", self.format, FORMATS)
         _one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        for name, value in (
+            ("symmetric", self.symmetric),
+            ("scale-search", self.scale_search),
+            ("act-order", self.act_order),
+        ):
+            if not isinstance(value, bool):
+                raise RecipeError(f"{name} is {value!r}", "give true or false")
+        if self.calib is not None and not (isinstance(self.calib, str) and self.calib):
+            raise RecipeError(f"calib is {self.calib!r}", "give the name of a file, or hub:NAME")
+        if not isinstance(self.device, str) or not DEVICE.fullmatch(self.device):
+            raise RecipeError(f"device {self.device!r} is not supported", "choose from auto, cpu, cuda, cuda:0, ...")
         for name, value, least in (("samples", self.samples, 1), ("seq-len", self.seq_len, 2), ("seed", self.seed, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise RecipeError(f"{name} is {value!r}", f"give a whole number of at least {least}")
-        if not isinstance(self.damping, (int, float)) or not 0 <= self.damping <= 1:
+        if isinstance(self.damping, bool) or not isinstance(self.damping, int | float) or not 0 <= self.damping <= 1:
             raise RecipeError(f"damping is {self.damping!r}", "give a number from 0 to 1")
 
     @property
@@ -78,8 +92,9 @@ class Recipe:
 
 
 def _one_of(name: str, value: Any, allowed: Any) -> None:
-    if isinstance(value, bool) or value not in allowed:
-        raise RecipeError(f"{name} {value!r} is not supported", f"choose from {', '.join(map(str, allowed))}")
+    known = list(allowed)
+    if type(value) is not type(known[0]) or value not in known:
+        raise RecipeError(f"{name} {value!r} is not supported", f"choose from {', '.join(map(str, known))}")
 
 
 def from_values(values: Mapping[str, Any], preset: str | None = None) -> Recipe:
@@ -125,4 +140,7 @@ def read_settings(folder: Path) -> Settings:
             f"r1quant.toml: {', '.join(sorted(unknown)) or 'quantize'} is not understood",
             "keys are model, out and the table [quantize]",
         )
+    for key in ("model", "out"):
+        if not (isinstance(raw.get(key, "a name"), str) and raw.get(key, "a name")):
+            raise RecipeError(f"r1quant.toml: {key} is {raw[key]!r}", "give a name or a path, in quotes")
     return Settings(raw.get("model"), raw.get("out"), table)

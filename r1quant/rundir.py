@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,6 +18,7 @@ from typing import IO
 from r1quant import atomic
 from r1quant.errors import ResumeError
 
+FINGERPRINT, LOCK = "fingerprint.json", "lock"
 Fingerprint = Mapping[str, str]
 
 
@@ -29,22 +31,22 @@ class RunDir:
     """An open, locked run directory. Use as a context manager; the lock ends with it."""
 
     def __init__(self, folder: Path) -> None:
-        """Opens or creates it. Raises ResumeError where another process is at work in it."""
-        self.folder = folder
-        folder.mkdir(exist_ok=True)
-        self._lock: IO[str] = (folder / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise ResumeError(
-                f"another process is working in {folder}", "wait for it to end, or choose another --out"
-            ) from None
+        """Opens or creates it. Raises ResumeError where it is somebody else's, or another process is at work in it."""
+        self.folder, self._removed = folder, False
+        lock = None
+        while lock is None:
+            folder.mkdir(exist_ok=True)
+            with suppress(FileNotFoundError):  # another process has removed it since: begin again
+                lock = _locked(folder)
+        self._lock: IO[str] = lock
 
     def __enter__(self) -> RunDir:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Gives the lock back. A directory that was never claimed holds nothing worth keeping, and goes."""
+        if not self._removed and not (self.folder / FINGERPRINT).exists():
+            self.remove()
         self._lock.close()
 
     def claim(self, fingerprint: Fingerprint) -> None:
@@ -52,7 +54,7 @@ class RunDir:
 
         Raises ResumeError naming everything that changed since the run was begun.
         """
-        path = self.folder / "fingerprint.json"
+        path = self.folder / FINGERPRINT
         if not path.exists():
             atomic.write_bytes(path, json.dumps(fingerprint, indent=1).encode())
             return
@@ -93,6 +95,35 @@ class RunDir:
         return sum(p.stat().st_size for p in self.folder.rglob("*") if p.is_file())
 
     def remove(self) -> None:
-        """Deletes the directory, once the result is in place."""
-        with suppress(FileNotFoundError):
-            shutil.rmtree(self.folder)
+        """Deletes the directory, once the result is in place: what says whose it is last, then the lock."""
+        self._removed = True
+        for path in self.folder.iterdir():
+            if path.name not in (FINGERPRINT, LOCK):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for name in (FINGERPRINT, LOCK):
+            (self.folder / name).unlink(missing_ok=True)
+        with suppress(OSError):  # another process may have begun in it already
+            self.folder.rmdir()
+
+
+def _locked(folder: Path) -> IO[str]:
+    """The lock of a run directory, taken. Raises FileNotFoundError where it was removed at the same time."""
+    path = folder / LOCK
+    if not path.exists() and any(folder.iterdir()):
+        raise ResumeError(
+            f"{folder} exists and is not a run directory of r1quant", "move it away, or choose another --out"
+        )
+    lock = path.open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(path.stat(), os.fstat(lock.fileno())):
+            raise FileNotFoundError(path)
+    except BlockingIOError:
+        lock.close()
+        raise ResumeError(
+            f"another process is working in {folder}", "wait for it to end, or choose another --out"
+        ) from None
+    except BaseException:
+        lock.close()
+        raise
+    return lock

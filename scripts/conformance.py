@@ -9,10 +9,8 @@ tokens in float32. Writes reports/conformance.json; exits 1 where a reader and r
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,8 @@ import numpy as np
 import smollm2
 import torch
 from conformance.environments import HERE, interpreter
-from conformance.foreign import LOG_PROBABILITIES, RESULT, digest, log_softmax
+from conformance.foreign import digest, log_softmax
+from conformance.readers import LIMIT, READERS, Expected, read
 
 import r1quant
 from r1quant import calibration, provenance
@@ -36,25 +35,6 @@ from r1quant.sources import open_model
 from r1quant.tokenizer import Tokenizer
 
 REPORT = HERE.parent.parent / "reports" / "conformance.json"
-LIMIT = 1e-2  # nats, on the log-probability of any token at any position
-TIMEOUT = 1800.0  # seconds, for all jobs of one reader
-
-
-@dataclass(frozen=True)
-class Reader:
-    """One way in which another program loads a checkpoint: `script`, run with `arguments` in `environment`."""
-
-    name: str
-    environment: str
-    script: str
-    arguments: tuple[str, ...]
-    formats: tuple[str, ...]
-
-
-READERS = (
-    Reader("transformers", "gptqmodel", "gptqmodel_reader.py", ("transformers",), ("gptq",)),
-    Reader("gptqmodel", "gptqmodel", "gptqmodel_reader.py", ("gptqmodel",), ("gptq",)),
-)
 
 
 @dataclass(frozen=True)
@@ -86,16 +66,6 @@ CASES = (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class Expected:
-    """A checkpoint as r1quant itself reads it: the hash of every dequantized weight, and log-probabilities."""
-
-    folder: Path
-    tokens: Path
-    weights: Mapping[str, str]
-    log_probabilities: np.ndarray
-
-
 def prepare(case: Case, work: Path, count: int) -> Expected:
     """Quantizes, and reads the result back with r1quant."""
     folder, path = work / case.name, work / f"{case.name}.npy"
@@ -110,59 +80,20 @@ def prepare(case: Case, work: Path, count: int) -> Expected:
         logits = decoder.head().logits(hidden).numpy()
     linears = filter(None, weights.tensors.values())
     hashes = {name: digest(weights.qlinear(name).dequantize()) for name in linears}
-    return Expected(folder, path, hashes, log_softmax(logits))
-
-
-def read(reader: Reader, python: Path, expected: Mapping[Case, Expected], work: Path) -> dict[Case, dict[str, Any]]:
-    """What a reader makes of the checkpoints that are for it: a row of the report each."""
-    jobs = {}
-    for case, mine in expected.items():
-        out = work / f"{case.name}-{reader.name}"
-        out.mkdir()
-        jobs[case] = {"checkpoint": str(mine.folder), "tokens": str(mine.tokens), "out": str(out)}
-    listed, log = work / f"{reader.name}.json", work / f"{reader.name}.log"
-    listed.write_text(json.dumps(list(jobs.values())), "utf-8")
-    command = [str(python), str(HERE / reader.script), *reader.arguments, str(listed)]
-    with log.open("w") as file:
-        code = subprocess.run(command, check=False, timeout=TIMEOUT, stdout=file, stderr=file).returncode
-    rows = {}
-    for case, job in jobs.items():
-        path = Path(job["out"]) / RESULT
-        died = {"error": f"the reader ended with {code}: {log.read_text('utf-8', 'replace')[-2000:]}"}
-        result = json.loads(path.read_text("utf-8")) if path.is_file() else died
-        rows[case] = compare(expected[case], result, path.with_name(LOG_PROBABILITIES))
-    return rows
-
-
-def compare(mine: Expected, result: dict[str, Any], log_probabilities: Path) -> dict[str, Any]:
-    """A row of the report: `passed`, and what that rests on."""
-    if "error" in result:
-        return {"passed": False, **result}
-    p, q = mine.log_probabilities, np.load(log_probabilities)
-    hashes = result.pop("weights")
-    differing = [name for name in sorted(mine.weights.keys() | hashes) if mine.weights.get(name) != hashes.get(name)]
-    worst = float(np.abs(p - q).max()) if p.shape == q.shape else float("inf")
-    row = {
-        **result,
-        "linears": len(mine.weights),
-        "differing_linears": differing,
-        "max_delta_log_probability": worst,
-        "mean_kl": float((np.exp(p) * (p - q.astype(np.float64))).sum(-1).mean()) if p.shape == q.shape else None,
-        "same_top1": float((p.argmax(-1) == q.argmax(-1)).mean()) if p.shape == q.shape else None,
-    }
-    return {"passed": not differing and worst < LIMIT, **row}
+    return Expected(case.name, case.format, case.symmetric, folder, path, hashes, log_softmax(logits))
 
 
 def show(rows: list[dict[str, Any]]) -> None:
     lines = [["reader", "checkpoint", "equal weights", "max |dlogp|", "mean KL", "same top-1", ""]]
     for row in rows:
         if "error" in row:
-            lines.append([row["reader"], row["checkpoint"], *[""] * 4, row["error"].strip().splitlines()[-1]])
-            continue
-        equal = f"{row['linears'] - len(row['differing_linears'])} of {row['linears']}"
-        numbers = (f"{row[key] or 0:.2e}" for key in ("max_delta_log_probability", "mean_kl"))
-        verdict = "ok" if row["passed"] else "FAILED"
-        lines.append([row["reader"], row["checkpoint"], equal, *numbers, f"{row['same_top1'] or 0:.4f}", verdict])
+            cells = [*[""] * 4, "refused, as known" if row["passed"] else "FAILED"]
+            console.note(f"{row['reader']}, {row['checkpoint']}: {row['error'].strip().splitlines()[-1]}")
+        else:
+            equal = f"{row['linears'] - len(row['differing_linears'])} of {row['linears']}"
+            numbers = (f"{row[key]:.2e}" for key in ("max_delta_log_probability", "mean_kl"))
+            cells = [equal, *numbers, f"{row['same_top1']:.4f}", "ok" if row["passed"] else "FAILED"]
+        lines.append([row["reader"], row["checkpoint"], *cells])
     console.table(lines)
 
 
@@ -179,19 +110,17 @@ def main(readers: tuple[str, ...], models: tuple[str, ...], python: tuple[str, .
     cases += [replace(case, model=model) for model in models if model not in known for case in SMALL]
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        work, expected = Path(folder), {}
+        work, expected = Path(folder), []
         for case in cases:
             console.note(f"quantizing {case.name}")
             try:
-                expected[case] = prepare(case, work, tokens)
+                expected.append(prepare(case, work, tokens))
             except R1QuantError as error:
                 rows.append({"reader": "r1quant", "checkpoint": case.name, "passed": False, "error": error.message})
-        for reader in (r for r in READERS if not readers or r.name in readers):
+        for reader in (reader for reader in READERS if not readers or reader.name in readers):
             console.note(f"reading with {reader.name}")
             place = pythons.get(reader.environment) or interpreter(reader.environment)
-            mine = {case: e for case, e in expected.items() if case.format in reader.formats}
-            for case, row in read(reader, Path(place), mine, work).items():
-                rows.append({"reader": reader.name, "checkpoint": case.name, **row})
+            rows += read(reader, Path(place), expected, work)
     passed = bool(rows) and all(row["passed"] for row in rows)
     record = {
         "schema": "r1quant.conformance/1",

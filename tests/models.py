@@ -51,7 +51,7 @@ def config(model_type: str, **overrides: Any) -> dict[str, Any]:
         "num_attention_heads": HEADS,
         "num_key_value_heads": KV_HEADS,
         "vocab_size": VOCABULARY,
-        "max_position_embeddings": 512,
+        "max_position_embeddings": 2048,
         "hidden_act": "silu",
         "initializer_range": 0.02,
         "rms_norm_eps": 1e-6,
@@ -68,7 +68,7 @@ def config(model_type: str, **overrides: Any) -> dict[str, Any]:
     if model_type == "mistral":
         values |= {"sliding_window": None, "head_dim": HIDDEN // HEADS}
     if model_type == "qwen2":
-        values |= {"use_sliding_window": False, "sliding_window": 512, "max_window_layers": LAYERS}
+        values |= {"use_sliding_window": False, "sliding_window": 2048, "max_window_layers": LAYERS}
     if model_type == "qwen3":
         values |= {
             "attention_bias": False,
@@ -78,7 +78,7 @@ def config(model_type: str, **overrides: Any) -> dict[str, Any]:
             "rope_scaling": {
                 "rope_type": "yarn",
                 "factor": 4.0,
-                "original_max_position_embeddings": 128,
+                "original_max_position_embeddings": 512,
                 "attn_factor": 0.8782488562869419,
             },
         }

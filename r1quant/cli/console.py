@@ -42,12 +42,18 @@ def run(command: click.Command, words: Sequence[str]) -> int:
         _report("UsageError", error.format_message(), f"see {path} --help", as_json)
         return 2
     except (KeyboardInterrupt, click.Abort):
+        kept = "finished layers are kept. " if words[:1] == ["quantize"] else ""
         again = "r1quant " + shlex.join(words)
-        _report("Interrupted", "interrupted; finished layers are kept. Go on with:", again, as_json)
+        _report("Interrupted", f"interrupted; {kept}Go on with:", again, as_json)
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        failure, code = error, 3
+        where = f": {error.filename}" if error.filename is not None else ""
+        hint = "check the path, its permissions and its disk"
+        _report(type(error).__name__, f"{error.strerror or error}{where}", hint, as_json)
     except Exception as error:
         failure, code = error, 3
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -62,8 +68,10 @@ def run(command: click.Command, words: Sequence[str]) -> int:
 def _report(kind: str, message: str, hint: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"error": {"kind": kind, "message": message, "hint": hint}}, ensure_ascii=False))
-    else:
-        click.echo(f"error: {message}\n{hint}" if kind != "Interrupted" else f"{message}\n{hint}", err=True)
+    if kind == "Interrupted":
+        click.echo(f"{message}\n{hint}", err=True)
+    elif not as_json:
+        click.echo(f"error: {message}\n{hint}", err=True)
 
 
 def common(function: F) -> F:
@@ -105,6 +113,14 @@ def pick_model(model: str | None) -> str:
     from r1quant.recipe import read_settings
 
     return model or os.environ.get("R1QUANT_MODEL") or read_settings(Path.cwd()).model or "tiny-r1"
+
+
+def pick_out(out: Path | None) -> Path | None:
+    """--out, or `out` of r1quant.toml; None where neither says anything."""
+    from r1quant.recipe import read_settings
+
+    stated = read_settings(Path.cwd()).out
+    return out or (Path(stated) if stated else None)
 
 
 def gigabytes(count: float) -> str:

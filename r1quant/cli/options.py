@@ -54,8 +54,9 @@ def recipe_options(function: F) -> F:
 
 def build_recipe(preset: str | None, bits: str | None, rest: dict[str, Any]) -> Recipe:
     """Flags over the preset over [quantize] of r1quant.toml."""
-    values = dict(read_settings(Path.cwd()).quantize) if preset is None else {}
+    named = PRESETS.get(preset, {}) if preset is not None else {}
+    values = {key: value for key, value in read_settings(Path.cwd()).quantize.items() if key not in named}
     values |= {key: value for key, value in rest.items() if value is not None}
     if bits is not None:
-        values["bits"] = int(bits) if bits.isdigit() else bits
+        values["bits"] = int(bits) if bits.isascii() and bits.isdigit() else bits
     return from_values(values, preset)

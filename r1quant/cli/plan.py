@@ -23,7 +23,7 @@ def plan(
     """Show what quantize would do to MODEL, tensor by tensor, and what would stop it. Reads headers only."""
     from r1quant.jobs.quantize import make_plan
 
-    made = make_plan(console.pick_model(model), build_recipe(preset, bits, rest), out)
+    made = make_plan(console.pick_model(model), build_recipe(preset, bits, rest), console.pick_out(out))
     console.emit(made.as_dict(), as_json, lambda: show(made, tensors=True))
     return made.problems[0].kind.exit_code if made.problems else 0
 
@@ -60,5 +60,5 @@ def show(made: Plan, tensors: bool) -> None:
         )
     for warning in made.warnings:
         console.note(f"note: {warning}")
-    for problem in made.problems:
+    for problem in made.problems if tensors else ():  # else they are raised next
         console.note(f"problem: {problem.message}\n  {problem.hint}")

@@ -40,11 +40,8 @@ def quantize(
         code: int = context.invoke(plan, **words, **rest)
         return code
     from r1quant.jobs import quantize as job
-    from r1quant.recipe import read_settings
 
-    name, recipe = console.pick_model(model), build_recipe(preset, bits, rest)
-    stated = read_settings(Path.cwd()).out
-    out = out or (Path(stated) if stated else None)
+    name, recipe, out = console.pick_model(model), build_recipe(preset, bits, rest), console.pick_out(out)
     show_plan(job.make_plan(name, recipe, out), tensors=False)
     with console.watching() as progress:
         done = job.quantize(name, out, recipe, progress)

@@ -29,6 +29,8 @@ BITS_AS = {torch.bfloat16: torch.uint16, torch.float16: torch.float16, torch.flo
 def quantize_layers(made: Plan, tokens: npt.NDArray[np.int64], run: RunDir, first: int, progress: Progress) -> None:
     """Writes the parts of the layers from `first` on. tokens: int64 [windows, seq_len]."""
     recipe, checkpoint = made.recipe, made.checkpoint
+    while first and not run.boundary(first).exists():
+        first -= 1  # a part without the activations after it is made again
     device = pick_device(recipe.device)
     dtype = _load_dtype(run, recipe.dtype, device)
     with torch.inference_mode():

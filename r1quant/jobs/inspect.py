@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from r1quant.archs import architecture_of
-from r1quant.planner import check_tensors
+from r1quant.planner import check_tensors, layer_count
 from r1quant.sources import open_model
 
 
@@ -15,12 +15,8 @@ def inspect(model: str | Path) -> dict[str, Any]:
     """Reads headers only. Works on float and on quantized checkpoints."""
     checkpoint = open_model(model)
     arch = architecture_of(checkpoint.config)
-    stated = checkpoint.config.get("quantization_config")
-    names = {
-        f"{arch.layer_prefix(i)}{n}"
-        for i in range(int(checkpoint.config["num_hidden_layers"]))
-        for n in arch.layer.linears
-    }
+    stated, layers = checkpoint.config.get("quantization_config"), layer_count(checkpoint)
+    names = {f"{arch.layer_prefix(i)}{n}" for i in range(layers) for n in arch.layer.linears}
     shapes = arch.shapes(checkpoint.config)
     packed = {n.rpartition(".")[0] for n in checkpoint.tensors if n.endswith(".qweight")}
     linears = {n for n in names if f"{n}.weight" in checkpoint.tensors or n in packed}
@@ -36,7 +32,7 @@ def inspect(model: str | Path) -> dict[str, Any]:
         "parameters": parameters,
         "quantizable_parameters": sum(math.prod(shapes[f"{n}.weight"]) for n in linears),
         "linears": len(linears),
-        "layers": config["num_hidden_layers"],
+        "layers": layers,
         "tensors": len(checkpoint.tensors),
         "dtypes": dtypes,
         "bytes": sum(info.nbytes for info in checkpoint.tensors.values()),

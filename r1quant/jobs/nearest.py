@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from r1quant.jobs import parts
-from r1quant.jobs.layer import LinearReport, Rounded
+from r1quant.jobs.rounded import LinearReport, Rounded
 from r1quant.methods import rtn
 from r1quant.planner import Plan
 from r1quant.progress import Progress

@@ -11,7 +11,7 @@ import numpy as np
 
 from r1quant import bits as packing
 from r1quant.checkpoint import read_header
-from r1quant.jobs.layer import LinearReport, Rounded
+from r1quant.jobs.rounded import LinearReport, Rounded
 from r1quant.qlinear import QLinear
 from r1quant.tensorfile import write_arrays
 

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,17 +84,21 @@ def quantize(
     made.require()
     finished = _finished_record(out)
     with _disk_errors(out):
-        text = _calibration(made)
-        job = _Job(made, text, out, progress)
-        if finished is not None:
-            job.compare(finished)
-            return Quantized(out, finished, time.monotonic() - begun, provenance.peak_rss_bytes(), made.layers, True)
-        with RunDir(folder_for(out)) as run:
-            resumed = job.run(run)
-            record = assemble.build(run, made, job.provenance)
-            atomic.rename_folder(run.output, out)
-            run.remove()
-    return Quantized(out, record, time.monotonic() - begun, provenance.peak_rss_bytes(), resumed, False)
+        job = _Job(made, _calibration(made), _device(recipe), out, progress)
+        if finished is None:
+            with RunDir(folder_for(out)) as run:
+                finished = _finished_record(out)  # by another process, while this one got ready
+                if finished is None:
+                    resumed = job.run(run)
+                    record = assemble.build(run, made, job.provenance)
+                    _finished_record(out)  # refuses what somebody has put there meanwhile
+                    atomic.rename_folder(run.output, out)
+                    run.remove()
+                    seconds, peak = time.monotonic() - begun, provenance.peak_rss_bytes()
+                    return Quantized(out, record, seconds, peak, resumed, False)
+        job.compare(finished)
+        job.forget_run()
+    return Quantized(out, finished, time.monotonic() - begun, provenance.peak_rss_bytes(), made.layers, True)
 
 
 def _finished_record(out: Path) -> dict[str, Any] | None:
@@ -102,10 +106,21 @@ def _finished_record(out: Path) -> dict[str, Any] | None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     try:
-        record: dict[str, Any] = json.loads((out / assemble.RECORD).read_text("utf-8"))
-        return record
-    except (OSError, ValueError):
-        raise ResumeError(f"{out} exists and is not empty", "choose another --out, or delete it first") from None
+        record = json.loads((out / assemble.RECORD).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise ResumeError(f"{out} exists and is not empty", "choose another --out, or delete it first")
+    return record
+
+
+def _device(recipe: Recipe) -> str | None:
+    """The kind of device that the calibration text will run on. Raises RecipeError for one this machine lacks."""
+    if not recipe.calibrated:
+        return None
+    from r1quant.forward import pick_device
+
+    return pick_device(recipe.device).type
 
 
 def _calibration(made: Plan) -> calibration.Calibration | None:
@@ -132,8 +147,10 @@ def _disk_errors(out: Path) -> Iterator[None]:
 class _Job:
     """One quantization: its fingerprint, and the loop over layers."""
 
-    def __init__(self, made: Plan, text: calibration.Calibration | None, out: Path, progress: Progress) -> None:
-        self.plan, self.text, self.out, self.progress = made, text, out, progress
+    def __init__(
+        self, made: Plan, text: calibration.Calibration | None, device: str | None, out: Path, progress: Progress
+    ) -> None:
+        self.plan, self.text, self.device, self.out, self.progress = made, text, device, out, progress
         self.provenance: dict[str, Any] = {}
 
     def compare(self, record: Mapping[str, Any]) -> None:
@@ -146,6 +163,14 @@ class _Job:
                 f"{self.out} holds a result with a different {', '.join(changed)}",
                 "choose another --out, or delete it first",
             )
+
+    def forget_run(self) -> None:
+        """Deletes the run directory of an output that is complete, where a crash came between the two."""
+        folder = folder_for(self.out)
+        if folder.exists():
+            with suppress(ResumeError), RunDir(folder) as run:
+                run.claim(self._fingerprint())
+                run.remove()
 
     def run(self, run: RunDir) -> int:
         """Quantizes what is not done yet. Returns how many layers were found done."""
@@ -214,6 +239,7 @@ class _Job:
         import torch  # noqa: F401  (its version and thread count are part of the environment)
 
         flat = {f"environment.{key}": value for key, value in provenance.environment().items()}
+        flat["environment.device"] = str(self.device)
         for key, value in self.provenance.items():
             entries = value if isinstance(value, dict) else {"": value}
             flat |= {f"{key}.{name}".rstrip("."): str(entry) for name, entry in entries.items()}
@@ -227,5 +253,6 @@ def _located(checkpoint: Checkpoint, out: Path) -> str:
 
 
 def _stamps(made: Plan) -> list[list[Any]]:
+    """What changes when a weight file does, even where its time of modification is set back."""
     stats = [(path, path.stat()) for path in made.checkpoint.files]
-    return [[path.name, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+    return [[path.name, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for path, s in stats]

@@ -14,7 +14,7 @@ from r1quant.checkpoint import Checkpoint
 from r1quant.errors import CheckpointError, RecipeError
 from r1quant.formats import gptq
 from r1quant.jobs.assemble import RECORD
-from r1quant.planner import check_tensors
+from r1quant.planner import check_tensors, layer_count
 from r1quant.progress import Progress, Silent
 from r1quant.sources import open_model
 from r1quant.tokenizer import Tokenizer
@@ -72,8 +72,7 @@ def verify(
 
     if dtype not in DTYPES:
         raise RecipeError(f"dtype {dtype!r} is not supported", f"choose from {', '.join(DTYPES)}")
-    layers = int(base.config["num_hidden_layers"])
-    progress.begin("verifying", 2 * layers)
+    progress.begin("verifying", 2 * layer_count(base))
     scores = backend.compare(
         base, weights, arch, tokens.tokens, pick_device(device), DTYPES[dtype], lambda: progress.advance(1)
     )
@@ -108,7 +107,7 @@ def _same_model(base: Checkpoint, quantized: Checkpoint) -> Architecture:
     """Raises CheckpointError where the two cannot be the same model before and after."""
     if "quantization_config" in base.config:
         raise CheckpointError(f"the baseline {base.source} is quantized itself", "name the float model")
-    arch = architecture_of(base.config)
+    arch, _ = architecture_of(base.config), layer_count(base)
     for problem in check_tensors(base, arch):
         raise problem.kind(f"{base.source}: {problem.message}", problem.hint)
     keys = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size")

@@ -1,0 +1,111 @@
+"""Which model, which recipe, which folder: the argument, the environment, r1quant.toml, the default, in this order."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from r1quant import sources
+from tests.conftest import Run
+
+TOML = "r1quant.toml"
+
+
+def test_the_order_in_which_a_model_is_looked_for(
+    run: Run, llama: Path, in_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("argument", "environment", "toml", "embedded"):
+        shutil.copytree(llama, in_tmp / name)
+    monkeypatch.setattr(sources, "embedded_folder", lambda: in_tmp / "embedded")
+    Path(TOML).write_text('model = "toml"\n[quantize]\ngroup_size = 32\n')
+    monkeypatch.setenv("R1QUANT_MODEL", "environment")
+    for command in ("inspect", "plan", "quantize"):
+        words = [command, "--json"] + (["--dry-run"] if command == "quantize" else [])
+        assert run(*words, "argument").json["model"] == "argument"
+        assert run(*words).json["model"] == "environment"
+        with monkeypatch.context() as m:
+            m.setenv("R1QUANT_MODEL", "")
+            assert run(*words).json["model"] == "toml"
+            Path(TOML).rename("away")
+            assert run(*words, *(["--group-size", "32"] if command != "inspect" else [])).json["model"] == "tiny-r1"
+            Path("away").rename(TOML)
+
+
+def test_flags_over_preset_over_settings_over_defaults(run: Run, llama: Path) -> None:
+    Path("mine.txt").write_text("Some text.")
+    Path(TOML).write_text('[quantize]\nbits = 3\ngroup_size = 16\nseed = 7\ncalib = "mine.txt"\n')
+
+    def recipe(*words: str) -> dict[str, object]:
+        found = run("plan", llama, "--json", *words).json["recipe"]
+        assert isinstance(found, dict)
+        return found
+
+    assert recipe() | {"bits": 3, "group_size": 16, "seed": 7, "calib": "mine.txt"} == recipe()
+    assert recipe()["damping"] == 0.01
+    assert recipe("--preset", "fast") | {"method": "rtn", "bits": 4, "group_size": 128, "seed": 7} == recipe(
+        "--preset", "fast"
+    )
+    assert recipe("--preset", "fast")["calib"] == "mine.txt"
+    given = recipe("--preset", "fast", "--bits", "2", "--group-size", "-1", "--asymmetric", "--min-max", "--seed", "1")
+    assert given | {"bits": 2, "group_size": -1, "symmetric": False, "scale_search": False, "seed": 1} == given
+
+
+def test_out_is_where_the_settings_say(run: Run, llama: Path, in_tmp: Path) -> None:
+    Path(TOML).write_text('out = "results/x"\n[quantize]\nmethod = "rtn"\ngroup_size = 32\n')
+    for command in ("plan", "quantize"):
+        ran = run(command, llama)
+        assert ran.code == 2 and f"the folder {in_tmp / 'results'} does not exist" in ran.err
+    (in_tmp / "results").mkdir()
+    assert run("quantize", llama).code == 0
+    assert (in_tmp / "results" / "x" / "config.json").is_file()
+    assert run("quantize", llama, "-o", "given").code == 0 and Path("given", "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("modell = 'x'", "modell is not understood"),
+        ("model = 3", "model is 3"),
+        ("model = ''", "model is ''"),
+        ("out = ['a']", "out is ['a']"),
+        ("quantize = 3", "quantize is not understood"),
+        ("[quantise]\nbits = 4", "quantise is not understood"),
+        ("[quantize]\nbitz = 4", "did you mean bits?"),
+        ("[quantize]\npreset = 'fast'", "'preset' is not a recipe option"),
+        ("[quantize]\nbits = 4.0", "bits 4.0 is not supported"),
+        ("[quantize]\nbits = '4'", "bits '4' is not supported"),
+        ("[quantize]\nbits = true", "bits True is not supported"),
+        ("[quantize]\ngroup_size = 128.0", "group size 128.0 is not supported"),
+        ("[quantize]\nmethod = ['gptq']", "method ['gptq'] is not supported"),
+        ("[quantize]\nformat = {}", "format {} is not supported"),
+        ("[quantize]\nsymmetric = 'no'", "symmetric is 'no'"),
+        ("[quantize]\nact_order = 1", "act-order is 1"),
+        ("[quantize]\nscale_search = 0", "scale-search is 0"),
+        ("[quantize]\nsamples = 1.5", "samples is 1.5"),
+        ("[quantize]\nseed = -1", "seed is -1"),
+        ("[quantize]\ndamping = true", "damping is True"),
+        ("[quantize]\ndamping = nan", "damping is nan"),
+        ("[quantize]\ncalib = 5", "calib is 5"),
+        ("[quantize]\ncalib = ''", "calib is ''"),
+        ("[quantize]\ndevice = 0", "device 0 is not supported"),
+        ("[quantize]\ndevice = 'gpu'", "device 'gpu' is not supported"),
+        ("[quantize]\nscale_dtype = 'float32'", "scale dtype 'float32' is not supported"),
+        ("bits = = 4", "r1quant.toml cannot be read"),
+        ("\udcff", "r1quant.toml cannot be read"),
+    ],
+)
+def test_settings_are_strict(run: Run, llama: Path, text: str, says: str) -> None:
+    Path(TOML).write_bytes(text.encode("utf-8", "surrogateescape"))
+    ran = run("quantize", llama, "--group-size", "32") if "group_size" not in text else run("quantize", llama)
+    assert ran.code == 2 and says in " ".join(ran.error)
+    assert not list(Path.cwd().glob("*.run"))
+
+
+def test_settings_are_of_the_current_folder_only(run: Run, llama: Path, in_tmp: Path) -> None:
+    Path(TOML).write_text("nonsense")
+    (in_tmp / "inner").mkdir()
+    with pytest.MonkeyPatch.context() as m:
+        m.chdir(in_tmp / "inner")
+        assert run("plan", llama, "--group-size", "32").code == 0

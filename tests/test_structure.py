@@ -1,0 +1,205 @@
+"""The walls between the rooms: who may import whom, and which third party is let in where."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+from dataclasses import dataclass, fields
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+import r1quant
+from r1quant import archs
+
+ROOT = Path(r1quant.__file__).parent
+
+# From the ground up. A room may import rooms of lower floors, and those of its own floor unless they are siblings.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("errors", "atomic", "tinyr1"),
+    ("grid", "bits", "qlinear", "registry"),
+    (
+        "archs", "checkpoint", "recipe", "tensorfile", "provenance", "hub", "sources", "tokenizer",
+        "gguf_header", "gguf_config", "gguf_tokenizer", "gguf_source",
+    ),
+    ("rundir", "calibration", "stats", "progress"),
+    ("methods", "formats", "forward", "backends", "metrics"),
+    ("planner",),  # asks formats what they can hold
+    ("jobs",),
+    ("cli", "r1quant"),
+)  # fmt: skip
+SIBLINGS = {"methods", "formats", "forward", "backends", "metrics"}
+BETWEEN_SIBLINGS = {("backends", "forward"), ("backends", "metrics")}
+FENCES = {
+    "click": {"cli"},
+    "rich": {"cli"},
+    "transformers": {"forward"},
+    "gguf": {"gguf_header", "gguf_config", "gguf_tokenizer", "gguf_source"},
+    "numba": {"methods.kernels"},
+    "datasets": {"calibration"},
+    "huggingface_hub": {"hub"},
+    "tokenizers": {"tokenizer", "gguf_tokenizer"},
+    "jinja2": {"tokenizer"},
+    "safetensors": {"jobs.parts"},
+}
+# Loaded by what must answer at once: none of these.
+SLOW = {"torch", "transformers", "numba", "tokenizers", "gguf", "datasets", "huggingface_hub", "jinja2", "safetensors"}
+QUICK = ("r1quant.cli", "r1quant.jobs.inspect", "r1quant.jobs.quantize", "r1quant.planner", "r1quant.recipe")
+
+
+@dataclass(frozen=True)
+class Import:
+    """module imports target (a module of ours, or the name of a package); `loads` if the import runs at once."""
+
+    module: str
+    target: str
+    loads: bool
+    typing_only: bool
+
+
+@cache
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = ("r1quant", *path.relative_to(ROOT).with_suffix("").parts)
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+@cache
+def tree(module: str) -> ast.Module:
+    return ast.parse(modules()[module].read_text("utf-8"))
+
+
+def imports(module: str) -> list[Import]:
+    found = []
+
+    def visit(node: ast.AST, loads: bool, typing_only: bool) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            typing_only = True
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            loads = False
+        targets = []
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative imports are not used"
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            targets = [name if name in modules() else str(node.module) for name in inner]
+        for target in targets:
+            ours = target.startswith("r1quant")
+            name = target if ours else target.partition(".")[0]
+            found.append(Import(module, name, loads and not typing_only, typing_only))
+        for child in ast.iter_child_nodes(node):
+            visit(child, loads, typing_only)
+
+    visit(tree(module), True, False)
+    return found
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else module
+
+
+def floor(module: str) -> int:
+    return next(i for i, rooms in enumerate(FLOORS) if room(module) in rooms)
+
+
+@pytest.mark.parametrize("module", modules())
+def test_every_module_has_its_room(module: str) -> None:
+    assert any(room(module) in rooms for rooms in FLOORS), f"{module} is not in FLOORS: which floor is it on?"
+
+
+@pytest.mark.parametrize("module", modules())
+def test_imports_point_down(module: str) -> None:
+    for found in imports(module):
+        if not found.target.startswith("r1quant") or room(found.target) == room(module):
+            continue
+        pair = room(module), room(found.target)
+        assert floor(found.target) <= floor(module), f"{module} imports {found.target}, which lies above it"
+        if set(pair) <= SIBLINGS:
+            assert pair in BETWEEN_SIBLINGS, f"{module} imports its sibling {found.target}"
+
+
+@pytest.mark.parametrize("module", modules())
+def test_third_parties_stay_behind_their_fences(module: str) -> None:
+    inside = module.removeprefix("r1quant.")
+    for found in imports(module):
+        allowed = FENCES.get(found.target)
+        if allowed is not None and not found.typing_only:
+            assert {inside, room(module)} & allowed, f"{module} imports {found.target}, which belongs to {allowed}"
+
+
+def test_a_method_is_one_file_that_knows_no_other() -> None:
+    shared = {"r1quant.methods.kernels", "r1quant.methods.scales"}
+    for package in ("methods", "formats"):
+        for module in modules():
+            if module.startswith(f"r1quant.{package}."):
+                inner = {i.target for i in imports(module) if i.target.startswith(f"r1quant.{package}.")}
+                assert inner <= shared, f"{module} imports {inner - shared}"
+
+
+def test_no_import_goes_round_in_a_circle() -> None:
+    graph = {m: {i.target for i in imports(m) if i.loads and i.target in modules()} - {m} for m in modules()}
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize("start", QUICK)
+def test_what_must_be_quick_loads_nothing_slow(start: str) -> None:
+    waiting, seen = [(start, (start,))], set()
+    while waiting:
+        module, path = waiting.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        for found in imports(module):
+            if found.loads:
+                assert found.target not in SLOW, f"{' -> '.join(path)} loads {found.target}"
+                if found.target in modules():
+                    waiting.append((found.target, (*path, found.target)))
+
+
+@pytest.mark.parametrize("kind", [archs.Architecture, archs.Tensors, archs.Layer, archs.Gguf], ids=lambda k: k.__name__)
+def test_every_key_of_an_architecture_is_read_by_code(kind: type) -> None:
+    """As an attribute, somewhere outside the tables that define the keys."""
+    tables = {"Tensors", "Layer", "Gguf"}
+    read = set()
+    for module in modules():
+        for node in tree(module).body:
+            if isinstance(node, ast.ClassDef) and node.name in tables and module == "r1quant.archs":
+                continue
+            read |= {inner.attr for inner in ast.walk(node) if isinstance(inner, ast.Attribute)}
+    unread = {field.name for field in fields(kind)} - read
+    assert not unread, f"no code reads {unread}"
+
+
+FILES = sorted(f.name for f in resources.files("r1quant").joinpath("arch").iterdir() if f.name.endswith(".toml"))
+
+
+def text_of(name: str) -> str:
+    return resources.files("r1quant").joinpath("arch", name).read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_architectures_are_called_like_their_files(name: str) -> None:
+    arch = archs.architectures()[name.removesuffix(".toml")]
+    assert arch.model_type == name.removesuffix(".toml") and arch == archs.parse(text_of(name), name)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_unknown_and_missing_keys_are_errors(name: str) -> None:
+    lines = text_of(name).splitlines()
+    tried = 0
+    for i, line in enumerate(lines):
+        if "=" not in line or line.startswith("#"):
+            continue
+        tried += 1
+        for changed in ([*lines[:i], *lines[i + 1 :]], [*lines[:i], line, "unknown = 1", *lines[i + 1 :]]):
+            with pytest.raises(ValueError, match="the keys must be exactly"):
+                archs.parse("\n".join(changed), name)
+    assert tried >= 20
+    for table in ("tensors", "layer", "gguf"):
+        with pytest.raises(ValueError, match="the keys must be exactly"):
+            archs.parse("\n".join(lines).replace(f"[{table}]", "[other]"), name)
