@@ -25,6 +25,7 @@ from r1quant.errors import CalibrationError, CheckpointError, MissingDependency
 from r1quant.tokenizer import Tokenizer, trace_of
 
 DEFAULT, HELD_OUT = "default.jsonl", "verify.jsonl"
+CHAINS = "bundled:chain"  # the part of a bundled set that the embedded model was made for
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 FILE_SUFFIXES = {".txt", ".jsonl", ".json", ".md", ".csv", ".text", ".parquet", ".raw"}
 BYTES_PER_TOKEN = (8, 128)  # more than usual, more than ever: how much of a text file is read at first, and at most
@@ -67,6 +68,7 @@ class Source:
     config: str | None = None
     split: str = "train"
     column: str | None = None
+    only: str | None = None  # documents of this kind alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +132,7 @@ def check(spec: str | None) -> None:
         found = len(_read_text(Path(source.name), PEEK).strip())
     else:
         for number, line in enumerate(_lines(Path(source.name)), 1):
-            found += _parse_line(line, f"{source.name}:{number}") is not None
+            found += _parse_line(line, f"{source.name}:{number}", source.only) is not None
             if found == PEEK_LINES:
                 break
     if not found:
@@ -172,7 +174,7 @@ def _load(
     elif source.kind == "hub":
         result = packed(_hub(source, seed))
     else:
-        every = _read_jsonl(Path(source.name))
+        every = _read_jsonl(Path(source.name), source.only)
         result = packed(random.Random(seed).sample(every, len(every)))
         if result.seen < need:
             result = packed(every)
@@ -219,6 +221,8 @@ def _source(spec: str | None, default: str) -> Source:
     """Takes a spec apart. Raises CalibrationError where it names nothing that can be read."""
     if spec is None:
         return Source("jsonl", str(bundled(default)), f"the bundled calib/{default}", bundled=True)
+    if spec == CHAINS:
+        return Source("jsonl", str(bundled(default)), f"the chains of calib/{default}", bundled=True, only="chain")
     if spec.startswith("hub:"):
         return _hub_source(spec)
     path = Path(spec)
@@ -265,13 +269,13 @@ def _lines(path: Path) -> Iterator[bytes]:
         raise CalibrationError(f"{path} cannot be read: {error.strerror}", "check the path") from None
 
 
-def _read_jsonl(path: Path) -> list[Document]:
-    parsed = (_parse_line(line, f"{path}:{number}") for number, line in enumerate(_lines(path), 1))
+def _read_jsonl(path: Path, only: str | None = None) -> list[Document]:
+    parsed = (_parse_line(line, f"{path}:{number}", only) for number, line in enumerate(_lines(path), 1))
     return [document for document in parsed if document is not None]
 
 
-def _parse_line(line: bytes, where: str) -> Document | None:
-    """The document of one line, None for an empty line."""
+def _parse_line(line: bytes, where: str, only: str | None) -> Document | None:
+    """The document of one line, None for an empty line or one of another kind than `only`."""
     try:
         text = line.decode("utf-8").strip().removeprefix("\ufeff")
         entry = json.loads(text) if text else None
@@ -282,6 +286,8 @@ def _parse_line(line: bytes, where: str) -> Document | None:
     if not text:
         return None
     if isinstance(entry, dict):
+        if only is not None and entry.get("kind") != only:
+            return None
         for key in ("messages", "text"):
             if key in entry:
                 return _document(entry[key], where)

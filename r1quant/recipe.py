@@ -60,13 +60,13 @@ class Recipe:
         _one_of("scale dtype", self.scale_dtype, SCALE_DTYPES)
         _one_of("format", self.format, FORMATS)
         _one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
-        for name, value in (
+        for name, flag in (
             ("symmetric", self.symmetric),
             ("scale-search", self.scale_search),
             ("act-order", self.act_order),
         ):
-            if not isinstance(value, bool):
-                raise RecipeError(f"{name} is {value!r}", "give true or false")
+            if not isinstance(flag, bool):
+                raise RecipeError(f"{name} is {flag!r}", "give true or false")
         if self.calib is not None and not (isinstance(self.calib, str) and self.calib):
             raise RecipeError(f"calib is {self.calib!r}", "give the name of a file, or hub:NAME")
         if not isinstance(self.device, str) or not DEVICE.fullmatch(self.device):

@@ -23,7 +23,7 @@ from r1quant.sources import embedded_folder, open_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from train_tiny import accuracy, held_out  # noqa: E402
+from train_tiny import accuracy, held_out
 
 
 def load(weights: Weights) -> Any:

@@ -24,7 +24,7 @@ from r1quant.planner import Plan
 from r1quant.progress import Progress, Silent
 from r1quant.recipe import Recipe
 from r1quant.rundir import RunDir, folder_for
-from r1quant.sources import open_model
+from r1quant.sources import EMBEDDED, embedded_folder, open_model
 from r1quant.tokenizer import Tokenizer
 
 
@@ -129,7 +129,14 @@ def _calibration(made: Plan) -> calibration.Calibration | None:
         return None
     tokenizer = Tokenizer.of(made.checkpoint)
     vocabulary = int(made.checkpoint.config["vocab_size"])
-    return calibration.load(recipe.calib, tokenizer, recipe.samples, recipe.seq_len, recipe.seed, vocabulary=vocabulary)
+    text = recipe.calib or default_text(made.checkpoint)
+    return calibration.load(text, tokenizer, recipe.samples, recipe.seq_len, recipe.seed, vocabulary=vocabulary)
+
+
+def default_text(model: Checkpoint) -> str | None:
+    """The text to calibrate and measure with where none is named: the embedded model knows only its own problems."""
+    embedded = model.source == EMBEDDED and model.folder == embedded_folder()
+    return calibration.CHAINS if embedded else None
 
 
 @contextmanager

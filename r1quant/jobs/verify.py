@@ -14,6 +14,7 @@ from r1quant.checkpoint import Checkpoint
 from r1quant.errors import CheckpointError, RecipeError
 from r1quant.formats import gptq
 from r1quant.jobs.assemble import RECORD
+from r1quant.jobs.quantize import default_text
 from r1quant.planner import check_tensors, layer_count
 from r1quant.progress import Progress, Silent
 from r1quant.sources import open_model
@@ -59,12 +60,12 @@ def verify(
     begun, progress = time.monotonic(), progress or Silent()
     if windows < 1 or seq_len < 2:
         raise RecipeError(f"windows {windows} x seq-len {seq_len} is no text", "use at least 1 x 2")
-    quantized = open_model(out if out is not None else newest_output(Path.cwd()))
+    quantized = open_model(out if out is not None else newest_output(Path()))
     weights = gptq.open_weights(quantized)
     base = open_model(baseline if baseline is not None else _source_of(quantized))
     arch = _same_model(base, quantized)
     tokens = calibration.evaluation_text(
-        text, Tokenizer.of(base), windows, seq_len, vocabulary=int(base.config["vocab_size"])
+        text or default_text(base), Tokenizer.of(base), windows, seq_len, vocabulary=int(base.config["vocab_size"])
     )
     from r1quant.backends import torch as backend
     from r1quant.forward import DTYPES, pick_device

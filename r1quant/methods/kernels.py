@@ -17,7 +17,7 @@ _FAST = {"reassoc", "contract", "nsz", "arcp"}
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _rounded(value: np.float32, drop: int, low: np.float32, high: np.float32, cell: Array) -> np.float32:
+def _rounded(value: np.float32, drop: int, low: np.float32, high: np.float32, cell: Array) -> Any:
     """As grid.round_scale: half to even on the bits of the float, magnitude clamped. cell: float32 [1], scratch."""
     cell[0] = min(max(abs(value), low), high)
     words = cell.view(np.uint32)

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NoReturn
 
-SECONDS = 300  # after which a child that hangs is ended
+SECONDS = 3600  # after which a child that hangs is ended
 
 
 def warm_up() -> None:

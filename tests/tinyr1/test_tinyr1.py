@@ -61,7 +61,8 @@ def test_training_problems_leave_the_held_out_ones_out(monkeypatch: pytest.Monke
 def test_four_bits(out: Path) -> None:
     record = r1quant.verify(out, windows=8, seq_len=256).record
     assert record["kl"]["mean"] < 0.05
-    assert record["top1"] > 0.95
+    assert record["top1"] > 0.97
+    assert "chains" in record["text"]["source"]
 
 
 def test_the_record_says_what_was_done(out: Path) -> None:
