@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NoReturn
 
-SECONDS = 3600  # after which a child that hangs is ended
+SECONDS = 300  # after which a child that hangs is ended
 
 
 def warm_up() -> None:
@@ -39,6 +39,7 @@ def child(request: dict[str, Any], out: str, err: str) -> NoReturn:
     from tests.crash import points
 
     signal.alarm(SECONDS)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is begun with it ignored
     os.chdir(request["folder"])
     for name, descriptor in ((out, 1), (err, 2)):
         os.dup2(os.open(name, os.O_WRONLY), descriptor)

@@ -42,7 +42,7 @@ def test_four_bits_stay_near(verified: Verified) -> None:
     record = verified.record
     assert record["tokens"] == WINDOWS * (SEQ_LEN - 1)
     assert 0.01 < record["kl"]["mean"] < 0.25
-    assert 1 < record["perplexity"]["ratio"] < 1.3
+    assert 0.95 < record["perplexity"]["ratio"] < 1.3  # on so few tokens it may fall below 1 by chance
     assert record["top1"] > 0.75
 
 
