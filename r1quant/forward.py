@@ -8,7 +8,6 @@ It does not know how weights are stored or quantized: it asks a Weights for tens
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,22 +44,18 @@ def pick_device(wanted: str) -> torch.device:
 
 
 def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 where it multiplies clearly faster than float32 on this machine, which is measured."""
+    """`auto` is bfloat16 where the processor multiplies in it, else float32.
+
+    The instruction set decides, not a measurement: a busy machine would measure otherwise than an idle one, and the
+    same plan would give other bytes.
+    """
     if wanted != "auto":
         return DTYPES[wanted]
     if device.type != "cpu":
         return torch.bfloat16
-
-    def seconds(dtype: torch.dtype) -> float:
-        a, b = torch.ones(1024, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
-        times = []
-        for _ in range(7):
-            begun = time.perf_counter()
-            torch.mm(a, b)
-            times.append(time.perf_counter() - begun)
-        return min(times)
-
-    return torch.bfloat16 if seconds(torch.bfloat16) < 0.6 * seconds(torch.float32) else torch.float32
+    tests = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    fast = any(getattr(torch.cpu, name, lambda: False)() for name in tests)
+    return torch.bfloat16 if fast else torch.float32
 
 
 def chunked(hidden: torch.Tensor) -> Iterator[torch.Tensor]:

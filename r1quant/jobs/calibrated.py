@@ -32,7 +32,7 @@ def quantize_layers(made: Plan, tokens: npt.NDArray[np.int64], run: RunDir, firs
     while first and not run.boundary(first).exists():
         first -= 1  # a part without the activations after it is made again
     device = pick_device(recipe.device)
-    dtype = _load_dtype(run, recipe.dtype, device)
+    dtype = pick_dtype(recipe.dtype, device)
     with torch.inference_mode():
         decoder = Decoder(checkpoint, made.arch, device, dtype, tokens.shape[1])
         if first:
@@ -67,19 +67,6 @@ def quantize_layers(made: Plan, tokens: npt.NDArray[np.int64], run: RunDir, firs
                 0.1,
                 f"layer {index + 1}/{made.layers} in {seconds:.1f} s, worst relative loss {worst.relative_loss:.2e}",
             )
-
-
-def _load_dtype(run: RunDir, wanted: str, device: torch.device) -> torch.dtype:
-    """The compute dtype of this run. What was measured for `auto` is kept, so that a resumed run does the same."""
-    from r1quant import atomic
-    from r1quant.forward import DTYPES
-
-    path = run.folder / "dtype"
-    if path.exists():
-        return DTYPES[path.read_text("utf-8")]
-    dtype = pick_dtype(wanted, device)
-    atomic.write_bytes(path, str(dtype).removeprefix("torch.").encode())
-    return dtype
 
 
 def save(path: Path, hidden: torch.Tensor) -> None:

@@ -39,6 +39,7 @@ def child(request: dict[str, Any], out: str, err: str) -> NoReturn:
     from tests.crash import points
 
     signal.alarm(SECONDS)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is begun with it ignored
     os.chdir(request["folder"])
     for name, descriptor in ((out, 1), (err, 2)):

@@ -39,15 +39,15 @@ def test_killed_when(place: Place, straight: Bytes, name: str) -> None:
     finish(place, straight)
 
 
-def test_killed_before_each_third_flush_to_the_disk(place: Place, straight: Bytes) -> None:
+def test_killed_before_each_fifth_flush_to_the_disk(place: Place, straight: Bytes) -> None:
     reached, nth = 0, 2
     while killed(place, straight, Point("os:fsync", nth)):
         finish(place, straight)
         for path in place.out.iterdir():
             path.unlink()
         place.out.rmdir()
-        reached, nth = reached + 1, nth + 3
-    assert reached >= 10
+        reached, nth = reached + 1, nth + 5
+    assert reached >= 7
     finish(place, straight)
 
 
