@@ -84,7 +84,7 @@ def quantize(
     made.require()
     finished = _finished_record(out)
     with _disk_errors(out):
-        job = _Job(made, _calibration(made), _device(recipe), out, progress)
+        job = _Job(made, _calibration(made), _compute(recipe), out, progress)
         if finished is None:
             with RunDir(folder_for(out)) as run:
                 finished = _finished_record(out)  # by another process, while this one got ready
@@ -114,13 +114,14 @@ def _finished_record(out: Path) -> dict[str, Any] | None:
     return record
 
 
-def _device(recipe: Recipe) -> str | None:
-    """The kind of device that the calibration text will run on. Raises RecipeError for one this machine lacks."""
+def _compute(recipe: Recipe) -> dict[str, str] | None:
+    """Where and in what precision the calibration text will run. Raises RecipeError for a device that is not here."""
     if not recipe.calibrated:
         return None
-    from r1quant.forward import pick_device
+    from r1quant.forward import pick_device, pick_dtype
 
-    return pick_device(recipe.device).type
+    device = pick_device(recipe.device)
+    return {"device": device.type, "dtype": str(pick_dtype(recipe.dtype, device)).removeprefix("torch.")}
 
 
 def _calibration(made: Plan) -> calibration.Calibration | None:
@@ -155,9 +156,14 @@ class _Job:
     """One quantization: its fingerprint, and the loop over layers."""
 
     def __init__(
-        self, made: Plan, text: calibration.Calibration | None, device: str | None, out: Path, progress: Progress
+        self,
+        made: Plan,
+        text: calibration.Calibration | None,
+        compute: Mapping[str, str] | None,
+        out: Path,
+        progress: Progress,
     ) -> None:
-        self.plan, self.text, self.device, self.out, self.progress = made, text, device, out, progress
+        self.plan, self.text, self.compute, self.out, self.progress = made, text, compute, out, progress
         self.provenance: dict[str, Any] = {}
 
     def compare(self, record: Mapping[str, Any]) -> None:
@@ -229,6 +235,7 @@ class _Job:
             "config": provenance.sha256(checkpoint.config_text.encode()),
             "tokenizer": provenance.sha256_of_files(checkpoint.carried),
             "recipe": recipe.as_dict(),
+            "compute": self.compute,
             "calibration": None
             if self.text is None
             else {
@@ -246,7 +253,6 @@ class _Job:
         import torch  # noqa: F401  (its version and thread count are part of the environment)
 
         flat = {f"environment.{key}": value for key, value in provenance.environment().items()}
-        flat["environment.device"] = str(self.device)
         for key, value in self.provenance.items():
             entries = value if isinstance(value, dict) else {"": value}
             flat |= {f"{key}.{name}".rstrip("."): str(entry) for name, entry in entries.items()}
