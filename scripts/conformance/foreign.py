@@ -1,8 +1,8 @@
 """The half of a conformance test that runs in the other program's environment.
 
-A reader script says how that program loads a folder. This module does the rest: it takes the jobs, scores the tokens,
-and leaves for each job `result.json` (kernel, hash of every dequantized weight) and `logprobs.npy`.
-It needs numpy, and torch only where it is called with tensors.
+A reader script says how that program loads a checkpoint, and what can be asked of it there. This module does the rest:
+it takes the jobs, scores the tokens, and leaves for each job `result.json` (kernel, hash of every dequantized weight,
+generated tokens) and `logprobs.npy`. It needs numpy, and torch only where it is called with tensors.
 """
 
 from __future__ import annotations
@@ -27,38 +27,51 @@ RESULT, LOG_PROBABILITIES = "result.json", "logprobs.npy"
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A checkpoint in the other program's hands.
+    """A checkpoint in the other program's hands. None for what it cannot be asked.
 
-    kernel   what multiplies
-    weights  the dequantized weight [out, in] of every quantized linear, float32, by its name
-    logits   tokens int64 [n] -> [n, vocabulary], float32
+    kernel    what multiplies
+    weights   the dequantized weight [out, in] of every quantized linear, float32, by its name
+    logits    tokens int64 [n] -> [n, vocabulary], float32
+    generate  tokens int64 [n], count -> the next `count` tokens, greedily; fewer only after the end of the text
+    note      why something above is None
     """
 
     kernel: str
-    weights: Iterable[tuple[str, Array]]
-    logits: Callable[[Array], Array]
+    weights: Iterable[tuple[str, Array]] | None = None
+    logits: Callable[[Array], Array] | None = None
+    generate: Callable[[Array, int], list[int]] | None = None
+    note: str = ""
 
 
 def run(load: Callable[[Path], Loaded], packages: Iterable[str]) -> None:
-    """Does the jobs of the file that the last argument names: [{"checkpoint", "tokens", "out"}, ...].
+    """Does the jobs of the file that the last argument names.
 
-    A job that fails leaves its traceback in its result, and the next one is begun.
+    [{"checkpoint", "tokens", "out", "prompts": [[token, ...], ...], "new_tokens"}, ...]. A job that fails leaves its
+    traceback in its result, and the next one is begun.
     """
     versions = {name: metadata.version(name) for name in packages}
     for job in json.loads(Path(sys.argv[-1]).read_text("utf-8")):
         out = Path(job["out"])
         try:
-            result = _one(load(Path(job["checkpoint"])), np.load(job["tokens"]), out)
+            result = _one(load(Path(job["checkpoint"])), job, out)
         except Exception:
             result = {"error": traceback.format_exc()}
         (out / RESULT).write_text(json.dumps({"versions": versions, **result}), "utf-8")
         gc.collect()
 
 
-def _one(loaded: Loaded, tokens: Array, out: Path) -> dict[str, Any]:
-    weights = {name: digest(weight) for name, weight in loaded.weights}
-    np.save(out / LOG_PROBABILITIES, log_softmax(loaded.logits(tokens)))
-    return {"kernel": loaded.kernel, "weights": weights}
+def _one(loaded: Loaded, job: dict[str, Any], out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {"kernel": loaded.kernel}
+    if loaded.note:
+        found["note"] = loaded.note
+    if loaded.weights is not None:
+        found["weights"] = {name: digest(weight) for name, weight in loaded.weights}
+    if loaded.logits is not None:
+        np.save(out / LOG_PROBABILITIES, log_softmax(loaded.logits(np.load(job["tokens"]))))
+    if loaded.generate is not None and job["prompts"]:
+        prompts = [np.asarray(prompt, np.int64) for prompt in job["prompts"]]
+        found["generated"] = [[int(t) for t in loaded.generate(prompt, job["new_tokens"])] for prompt in prompts]
+    return found
 
 
 def digest(weight: Array) -> str:
