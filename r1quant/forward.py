@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from r1quant import rope
 from r1quant.archs import Architecture
 from r1quant.errors import CheckpointError, RecipeError
 
@@ -204,7 +205,7 @@ def _skeleton(config: Mapping[str, Any], arch: Architecture) -> Any:
 
     transformers.logging.set_verbosity_error()
     try:
-        parsed = transformers.AutoConfig.for_model(**{**config, "model_type": arch.model_type})
+        parsed = transformers.AutoConfig.for_model(**{**rope.explicit(config), "model_type": arch.model_type})
         parsed._attn_implementation = "sdpa"
         with torch.device("meta"):
             model = getattr(transformers, arch.model_class)(parsed)

@@ -8,22 +8,25 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from r1quant import layout as layouts
 from r1quant.archs import Architecture, architecture_of, size
+from r1quant.artifact import Form
 from r1quant.checkpoint import Checkpoint
 from r1quant.errors import CheckpointError, OutOfSpaceError, R1QuantError, RecipeError
-from r1quant.formats import gptq
+from r1quant.floats import FLOAT_DTYPES
+from r1quant.formats.codec import Codec
+from r1quant.formats.table import CODECS
 from r1quant.grid import GROUP_SIZES
+from r1quant.layout import Layout
 from r1quant.recipe import Recipe
-from r1quant.tensorfile import TensorSpec, header
+from r1quant.tensorfile import TensorSpec
 
-SHARD_LIMIT = 5_000_000_000
 PROCESS_BYTES = 700_000_000  # interpreter, torch, transformers and compiled kernels
 KEPT_LIMIT = 1 << 30  # stage inputs up to this size are kept, larger ones are computed again
-FLOAT_DTYPES = ("BF16", "F16", "F32")
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Plan:
     recipe: Recipe
     layers: int
     linears: tuple[LinearPlan, ...]
-    shards: tuple[tuple[TensorSpec, ...], ...]
+    layout: Layout
     problems: tuple[Problem, ...]
     warnings: tuple[str, ...]
     estimate: Estimate
@@ -76,9 +79,14 @@ class Plan:
         """Stored bits of the quantized linears, with scales, zero points and group maps, per weight."""
         return 8 * sum(_stored(linear, self.recipe) for linear in self.linears) / max(1, self.quantized_parameters)
 
-    def shard_name(self, index: int) -> str:
-        count = len(self.shards)
-        return "model.safetensors" if count == 1 else f"model-{index + 1:05d}-of-{count:05d}.safetensors"
+    @property
+    def codec(self) -> Codec:
+        return CODECS[self.recipe.format]
+
+    @property
+    def forms(self) -> dict[str, Form]:
+        """What each linear will be, by name."""
+        return {linear.name: Form.planned(linear.shape, self.recipe.grid) for linear in self.linears}
 
     def require(self) -> None:
         """Raises the problems as one error."""
@@ -157,12 +165,12 @@ def make(checkpoint: Checkpoint, recipe: Recipe, out: Path | None = None) -> Pla
     linears = tuple(_linears(checkpoint, arch, layers))
     problems += _grid_problems(linears, recipe)
     problems += _text_problems(checkpoint, recipe)
-    shards = tuple(_shards(_outputs(checkpoint, arch, linears, recipe)))
-    estimate = _estimate(checkpoint, recipe, linears, shards)
+    layout = _layout(checkpoint, arch, linears, recipe)
+    estimate = _estimate(checkpoint, recipe, linears, layout)
     if out is not None and not problems:
         problems += _place_problems(out, estimate)
     warnings = tuple(_warnings(checkpoint, recipe))
-    return Plan(checkpoint, arch, recipe, layers, linears, shards, tuple(problems), warnings, estimate)
+    return Plan(checkpoint, arch, recipe, layers, linears, layout, tuple(problems), warnings, estimate)
 
 
 def _already_quantized(checkpoint: Checkpoint) -> list[Problem]:
@@ -206,10 +214,10 @@ def _grid_problems(linears: tuple[LinearPlan, ...], recipe: Recipe) -> list[Prob
             )
     if not problems:
         for shape in sorted({linear.shape for linear in linears}):
-            reason = gptq.problem(shape, recipe.grid)
+            reason = CODECS[recipe.format].problem(Form.planned(shape, recipe.grid))
             if reason:
                 name = next(linear.name for linear in linears if linear.shape == shape)
-                problems.append(Problem(f"{name}: {reason}", "use --bits 4 or --bits 8"))
+                problems.append(Problem(f"{name}: {reason}", _way_out(shape, recipe)))
     return problems
 
 
@@ -233,54 +241,34 @@ def _text_problems(checkpoint: Checkpoint, recipe: Recipe) -> list[Problem]:
     return problems
 
 
-def _outputs(
-    checkpoint: Checkpoint, arch: Architecture, linears: tuple[LinearPlan, ...], recipe: Recipe
-) -> list[TensorSpec]:
-    """Every tensor of the result, in the order of the model: embedding, layers, the rest."""
-    quantized = {f"{linear.name}.weight": linear for linear in linears}
+def _way_out(shape: tuple[int, int], recipe: Recipe) -> str:
+    """What to change where a format cannot hold a linear."""
+    for bits in (4, 8):
+        if not CODECS[recipe.format].problem(Form.planned(shape, replace(recipe, bits=bits).grid)):
+            return f"use --bits {bits}, or another --format"
+    fitting = [name for name, codec in CODECS.items() if not codec.problem(Form.planned(shape, recipe.grid))]
+    return f"use --format {' or '.join(fitting)}" if fitting else "no format holds this linear on this grid"
+
+
+def _layout(checkpoint: Checkpoint, arch: Architecture, linears: tuple[LinearPlan, ...], recipe: Recipe) -> Layout:
     groups_fit = all(recipe.group_size == -1 or linear.shape[1] % recipe.group_size == 0 for linear in linears)
-
-    def place(name: str) -> tuple[int, int, str]:
-        if name == arch.tensors.embedding:
-            return (0, 0, name)
-        prefix, _, _ = arch.tensors.layer.partition("{layer}")
-        index = name.removeprefix(prefix).split(".")[0]
-        return (1, int(index), name) if name.startswith(prefix) and index.isdecimal() else (2, 0, name)
-
-    outputs: list[TensorSpec] = []
-    for name in sorted(checkpoint.tensors, key=place):
-        info = checkpoint.tensors[name]
-        if name in quantized and groups_fit:
-            outputs += gptq.specs(quantized[name].name, quantized[name].shape, recipe.grid)
-        else:
-            outputs.append(TensorSpec(name, info.dtype, info.shape))
-    return outputs
-
-
-def _shards(outputs: list[TensorSpec]) -> list[tuple[TensorSpec, ...]]:
-    shards: list[list[TensorSpec]] = [[]]
-    filled = 0
-    for spec in outputs:
-        if filled + spec.nbytes > SHARD_LIMIT and shards[-1]:
-            shards.append([])
-            filled = 0
-        shards[-1].append(spec)
-        filled += spec.nbytes
-    return [tuple(shard) for shard in shards]
+    forms = {linear.name: Form.planned(linear.shape, recipe.grid) for linear in linears} if groups_fit else {}
+    tensors = (TensorSpec(info.name, info.dtype, info.shape) for info in checkpoint.tensors.values())
+    return layouts.make(tensors, arch, forms, CODECS[recipe.format])
 
 
 def _stored(linear: LinearPlan, recipe: Recipe) -> int:
-    return sum(spec.nbytes for spec in gptq.specs(linear.name, linear.shape, recipe.grid))
+    form = Form.planned(linear.shape, recipe.grid)
+    return sum(spec.nbytes for spec in CODECS[recipe.format].specs(linear.name, form))
 
 
 def _estimate(
     checkpoint: Checkpoint,
     recipe: Recipe,
     linears: tuple[LinearPlan, ...],
-    shards: tuple[tuple[TensorSpec, ...], ...],
+    layout: Layout,
 ) -> Estimate:
-    output = sum(len(header(shard, {"format": "pt"})) + sum(s.nbytes for s in shard) for shard in shards)
-    output += sum(map(len, checkpoint.carried.values())) + len(checkpoint.config_text)
+    output = layout.nbytes + sum(map(len, checkpoint.carried.values())) + len(checkpoint.config_text)
     parts = sum(_stored(linear, recipe) for linear in linears)
     first = [linear for linear in linears if linear.layer == 0]
     largest = max((math.prod(linear.shape) for linear in first), default=0)

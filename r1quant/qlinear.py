@@ -18,14 +18,15 @@ class QLinear:
         w[o, i] = (codes[o, i] - zero[o, group[i]]) * scale[o, group[i]]
 
     codes   uint8 [out, in], 0 .. 2**bits - 1, one code per byte
-    scale   float16 [out, groups], finite, not zero; may be negative
+    scale   float16 [out, groups], finite, not zero; may be negative. float32 only where a foreign file has scales
+            that float16 cannot hold
     zero    uint8 [out, groups], 0 .. 2**bits - 1
     group   int32 [in], the group of each input column
     bits    2 .. 8
     """
 
     codes: npt.NDArray[np.uint8]
-    scale: npt.NDArray[np.float16]
+    scale: npt.NDArray[np.float16] | npt.NDArray[np.float32]
     zero: npt.NDArray[np.uint8]
     group: npt.NDArray[np.int32]
     bits: int
@@ -76,7 +77,7 @@ class QLinear:
         laws = {
             "bits must be 2..8": 2 <= self.bits <= 8,
             "codes must be uint8": self.codes.dtype == np.uint8,
-            "scale must be float16": self.scale.dtype == np.float16,
+            "scale must be float16 or float32": self.scale.dtype in (np.float16, np.float32),
             "zero must be uint8": self.zero.dtype == np.uint8,
             "group must be int32": self.group.dtype == np.int32,
             "scale must be [out, groups]": self.scale.shape[0] == out and self.scale.ndim == 2,

@@ -58,7 +58,7 @@ class Recipe:
         _one_of("bits", self.bits, BITS)
         _one_of("group size", self.group_size, GROUP_SIZES)
         _one_of("scale dtype", self.scale_dtype, SCALE_DTYPES)
-        _one_of("format", self.format, FORMATS)
+        _one_of("format", self.format, [name for name, format in FORMATS.items() if format.quantized])
         _one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         for name, flag in (
             ("symmetric", self.symmetric),

@@ -17,11 +17,10 @@ class Method:
 
 @dataclass(frozen=True)
 class Format:
-    """bits and group_sizes it can hold; zero_min: the smallest zero point it can store."""
+    """zero_min: the smallest zero point it can store; quantized: whether `quantize` writes it, or only `export`."""
 
-    bits: tuple[int, ...]
-    group_sizes: tuple[int, ...]
     zero_min: int
+    quantized: bool
     summary: str
 
 
@@ -31,7 +30,14 @@ METHODS: Mapping[str, Method] = {
 }
 
 FORMATS: Mapping[str, Format] = {
-    "gptq": Format((2, 3, 4, 8), (16, 32, 64, 128, -1), 1, "GPTQ v1 safetensors: vLLM, SGLang, transformers"),
+    "gptq": Format(1, True, "GPTQ safetensors, version 1: vLLM, SGLang, transformers"),
+    "gptq-v2": Format(0, True, "GPTQ safetensors, version 2, which holds a zero point of 0: transformers, gptqmodel"),
+    "awq": Format(0, True, "AWQ gemm safetensors, 4 bits: vLLM, SGLang, transformers"),
+    "compressed-tensors": Format(0, True, "pack-quantized safetensors: vLLM, SGLang, transformers"),
+    "compressed-tensors-int": Format(0, True, "int-quantized safetensors, 8 bits in int8: transformers"),
+    "safetensors": Format(0, False, "floats under Hugging Face's names: every program"),
+    "onnx": Format(0, False, "one folder for onnxruntime and onnxruntime-genai"),
+    "gguf": Format(0, False, "llama.cpp and Ollama"),
 }
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {

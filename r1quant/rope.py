@@ -64,6 +64,16 @@ def attention_factor(config: Mapping[str, Any]) -> float:
     return _magnitude(factor, 1.0)
 
 
+def explicit(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with YaRN's attention factor stated, so that every reader takes the same; else unchanged."""
+    stated = dict(config)
+    if parameters(config)["rope_type"] == "yarn":
+        for key in ("rope_scaling", "rope_parameters"):
+            if config.get(key):
+                stated[key] = {**config[key], "attention_factor": attention_factor(config)}
+    return stated
+
+
 def inverse_frequencies(config: Mapping[str, Any]) -> npt.NDArray[np.float32]:
     """float32 [head_dim / 2]: radians that one position turns each pair of a head. Rounded once, at the end."""
     rope = parameters(config)

@@ -12,12 +12,13 @@ import numpy.typing as npt
 import torch
 import transformers
 
+from r1quant import rope
 from r1quant.forward import Weights
 
 
 def whole_model(weights: Weights) -> Any:
     """transformers' own model class with these weights, in float32."""
-    config = {k: v for k, v in weights.config.items() if k != "quantization_config"}
+    config = rope.explicit({k: v for k, v in weights.config.items() if k != "quantization_config"})
     model = transformers.AutoModelForCausalLM.from_config(
         transformers.AutoConfig.for_model(**config), dtype=torch.float32
     ).eval()

@@ -1,4 +1,4 @@
-"""The GPTQ checkpoint format, version 1 as written, versions 1 and 2 as read.
+"""The GPTQ checkpoint format, versions 1 and 2.
 
 Per linear: qweight int32 [in * bits / 32, out], codes packed along the input; qzeros int32 [groups, out * bits / 32],
 zero points packed along the output, stored minus one in version 1; scales float16 [groups, out]; g_idx int32 [in].
@@ -8,151 +8,157 @@ differ in where they look.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from r1quant import bits as packing
-from r1quant.checkpoint import Checkpoint
-from r1quant.errors import CheckpointError, RecipeError
-from r1quant.grid import Grid
+from r1quant.artifact import Form
+from r1quant.formats.codec import Arrays, refuse, shipped
+from r1quant.grid import BITS
 from r1quant.qlinear import QLinear
 from r1quant.tensorfile import TensorSpec
 
-if TYPE_CHECKING:
-    import torch
-
-Arrays = Mapping[str, npt.NDArray[Any]]
-SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
-
-
-def problem(shape: tuple[int, int], grid: Grid) -> str | None:
-    """Why a linear of shape (out, in) cannot be stored on this grid; None where it can."""
-    out, columns = shape
-    block = packing.values_per_block(grid.bits)
-    if columns % block:
-        return f"{columns} input columns are not a multiple of {block}, which {grid.bits}-bit packing needs"
-    if out % block:
-        return f"{out} output rows are not a multiple of {block}, which {grid.bits}-bit zero points need"
-    return None
-
-
-def specs(linear: str, shape: tuple[int, int], grid: Grid) -> list[TensorSpec]:
-    """What will be written for a linear, in the order of encode."""
-    out, columns = shape
-    groups = grid.groups(columns)
-    return [
-        TensorSpec(f"{linear}.qweight", "I32", (columns * grid.bits // 32, out)),
-        TensorSpec(f"{linear}.qzeros", "I32", (groups, out * grid.bits // 32)),
-        TensorSpec(f"{linear}.scales", "F16", (groups, out)),
-        TensorSpec(f"{linear}.g_idx", "I32", (columns,)),
-    ]
-
-
-def encode(q: QLinear) -> dict[str, npt.NDArray[Any]]:
-    """Tensors by suffix. Raises RecipeError where a zero point is 0, which version 1 cannot store."""
-    if not q.zero.all():
-        raise RecipeError(
-            "a zero point is 0, and the GPTQ format (version 1) stores zero points minus one",
-            "quantize with --symmetric, or choose another --format",
-        )
-    return {
-        "qweight": np.ascontiguousarray(packing.pack(q.codes, q.bits).T),
-        "qzeros": packing.pack(np.ascontiguousarray((q.zero - np.uint8(1)).T), q.bits),
-        "scales": np.ascontiguousarray(q.scale.T),
-        "g_idx": q.group,
-    }
-
-
-def decode(arrays: Arrays, bits: int, version: int = 1) -> QLinear:
-    """The inverse of encode, for any group map."""
-    zero = packing.unpack(arrays["qzeros"], bits).T
-    if version == 1:
-        zero = (zero + np.uint8(1)) & np.uint8((1 << bits) - 1)
-    return QLinear(
-        codes=np.ascontiguousarray(packing.unpack(np.ascontiguousarray(arrays["qweight"].T), bits)),
-        scale=np.ascontiguousarray(arrays["scales"].T),
-        zero=np.ascontiguousarray(zero),
-        group=np.ascontiguousarray(arrays["g_idx"]),
-        bits=bits,
-    )
-
-
-def config(grid: Grid, damping: float | None, act_order: bool, tool: str) -> dict[str, Any]:
-    """The quantization_config that readers look for. No key is null: some readers cannot bear it."""
-    meta: dict[str, Any] = {"quantizer": [tool], "static_groups": True, "act_order": act_order}
-    if damping is not None:
-        meta["damp_percent"] = damping
-    return {
-        "quant_method": "gptq",
-        "bits": grid.bits,
-        "group_size": grid.group_size,
-        "desc_act": False,
-        "sym": grid.symmetric,
-        "lm_head": False,
-        "checkpoint_format": "gptq",
-        "format": "gptq",
-        "method": "gptq",
-        "pack_dtype": "int32",
-        "meta": meta,
-    }
-
 
 @dataclass(frozen=True)
-class GptqWeights:
-    """A GPTQ checkpoint seen as a float one: `read("….weight")` gives the dequantized values in float32."""
+class Gptq:
+    """A Codec. version 1 is what every reader takes; version 2 differs in the stored zero points alone."""
 
-    checkpoint: Checkpoint
-    version: int
+    version: Literal[1, 2] = 1
 
     @property
-    def config(self) -> Mapping[str, Any]:
-        return self.checkpoint.config
+    def name(self) -> str:
+        return "gptq" if self.version == 1 else "gptq-v2"
 
-    @cached_property
-    def tensors(self) -> Mapping[str, str]:
-        """Names as in the float checkpoint; the value is the linear's name, or empty for a plain tensor."""
-        names: dict[str, str] = {}
-        for name in self.checkpoint.tensors:
-            linear, _, suffix = name.rpartition(".")
-            if suffix == "qweight":
-                names[f"{linear}.weight"] = linear
-            elif suffix not in SUFFIXES:
-                names[name] = ""
-        return names
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        return "qweight", "qzeros", "scales", "g_idx"
 
-    def qlinear(self, linear: str) -> QLinear:
-        """The integers of one linear, as stored."""
-        arrays = {suffix: self.checkpoint.read(f"{linear}.{suffix}") for suffix in SUFFIXES}
-        columns, words = len(arrays["g_idx"]), len(arrays["qweight"])
-        bits = words * 32 // columns if columns else 0
-        halves = arrays["scales"].half()
-        if bits * columns != words * 32 or bits not in (2, 3, 4, 8) or not bool((halves == arrays["scales"]).all()):
-            raise CheckpointError(f"{linear}: not a GPTQ linear that can be read", "the file may be damaged")
-        q = decode({k: (halves if k == "scales" else v).numpy() for k, v in arrays.items()}, bits, self.version)
-        try:
-            q.validate()
-        except ValueError as error:
-            raise CheckpointError(f"{linear}: {error}", "the file is damaged; download it again") from None
-        return q
+    @property
+    def telling(self) -> str:
+        return "qweight"
 
-    def read(self, name: str) -> torch.Tensor:
-        import torch
+    def problem(self, form: Form) -> str | None:
+        (out, columns), block = form.shape, packing.values_per_block(form.bits)
+        if form.bits not in BITS:
+            return f"GPTQ files hold 2, 3, 4 or 8 bits, not {form.bits}"
+        if columns % block:
+            return f"{columns} input columns are not a multiple of {block}, which {form.bits}-bit packing needs"
+        if out % block:
+            return f"{out} output rows are not a multiple of {block}, which {form.bits}-bit zero points need"
+        if form.scale_bits > 11:
+            return "GPTQ files hold float16 scales, and a scale does not fit float16"
+        if self.version == 1 and form.zeros[0] == 0:
+            return "a zero point is 0, and GPTQ version 1 stores zero points minus one; gptq-v2 holds it"
+        return None
 
-        linear = self.tensors.get(name)
-        return torch.from_numpy(self.qlinear(linear).dequantize()) if linear else self.checkpoint.read(name)
+    def specs(self, linear: str, form: Form) -> list[TensorSpec]:
+        out, columns = form.shape
+        return [
+            TensorSpec(f"{linear}.qweight", "I32", (columns * form.bits // 32, out)),
+            TensorSpec(f"{linear}.qzeros", "I32", (form.groups, out * form.bits // 32)),
+            TensorSpec(f"{linear}.scales", "F16", (form.groups, out)),
+            TensorSpec(f"{linear}.g_idx", "I32", (columns,)),
+        ]
+
+    def encode(self, q: QLinear) -> dict[str, npt.NDArray[Any]]:
+        refuse(self, q)
+        zero = q.zero - np.uint8(1) if self.version == 1 else q.zero
+        return {
+            "qweight": np.ascontiguousarray(packing.pack(q.codes, q.bits).T),
+            "qzeros": packing.pack(np.ascontiguousarray(zero.T), q.bits),
+            "scales": np.ascontiguousarray(q.scale.T.astype(np.float16, copy=False)),
+            "g_idx": q.group,
+        }
+
+    def form(self, codes: TensorSpec, arrays: Arrays, config: Mapping[str, Any]) -> Form:
+        words, out = codes.shape
+        bits, group = self._bits_and_groups(codes.name.rpartition(".")[0], words, arrays, config)
+        zero, scale = self._zero(arrays["qzeros"], bits, config), arrays["scales"].T
+        return Form.found((out, len(group)), bits, group, zero, scale)
+
+    def decode(self, arrays: Arrays, config: Mapping[str, Any], linear: str = "") -> QLinear:
+        bits, group = self._bits_and_groups(linear, len(arrays["qweight"]), arrays, config)
+        return QLinear(
+            codes=np.ascontiguousarray(packing.unpack(np.ascontiguousarray(arrays["qweight"].T), bits)),
+            scale=shipped(arrays["scales"].T),
+            zero=self._zero(arrays["qzeros"], bits, config),
+            group=group,
+            bits=bits,
+        )
+
+    def _zero(self, words: npt.NDArray[np.int32], bits: int, config: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
+        zero = packing.unpack(words, bits).T
+        if version_of(config) == 1:
+            zero = (zero + np.uint8(1)) & np.uint8((1 << bits) - 1)
+        return np.ascontiguousarray(zero)
+
+    def _bits_and_groups(
+        self, linear: str, words: int, arrays: Arrays, config: Mapping[str, Any]
+    ) -> tuple[int, npt.NDArray[np.int32]]:
+        """The group map says how many columns there are, and so how many bits a code has. Some files lack it."""
+        if "g_idx" in arrays:
+            group = np.ascontiguousarray(arrays["g_idx"].astype(np.int32))
+            bits = words * 32 // max(1, len(group))
+        else:
+            stated = {**config, **override(config.get("dynamic") or {}, linear)}
+            bits, groups = int(stated.get("bits", 4)), len(arrays["scales"])
+            columns = words * 32 // bits
+            size = int(stated.get("group_size", -1))
+            group = (np.arange(columns) // (columns if size < 1 else size)).astype(np.int32)
+            if int(group.max(initial=0)) >= groups:
+                raise ValueError(f"there are {groups} groups of scales, fewer than groups of {size} columns need")
+        if bits * len(group) != words * 32 or bits not in BITS:
+            raise ValueError("the packed codes and the group map do not fit together")
+        return bits, group
+
+    def config(self, forms: Mapping[str, Form], plain: tuple[str, ...], meta: Mapping[str, Any]) -> dict[str, Any]:
+        """No key is null, and `dynamic` is there only where linears differ: some readers cannot bear either."""
+        kinds = Counter((form.bits, nominal(form)) for form in forms.values())
+        bits, group_size = kinds.most_common(1)[0][0]
+        dynamic: dict[str, Any] = {}
+        for name, form in forms.items():
+            if (form.bits, nominal(form)) != (bits, group_size):
+                dynamic[f"+:^{re.escape(name)}$"] = {"bits": form.bits, "group_size": nominal(form)}
+        dynamic |= {f"-:^{re.escape(name)}$": {} for name in plain}
+        return {
+            "quant_method": "gptq",
+            "bits": bits,
+            "group_size": group_size,
+            "desc_act": any(form.group_size is None for form in forms.values()),
+            "sym": all(form.symmetric for form in forms.values()),
+            "lm_head": "lm_head" in forms,
+            "checkpoint_format": "gptq" if self.version == 1 else "gptq_v2",
+            "format": "gptq" if self.version == 1 else "gptq_v2",
+            "method": "gptq",
+            "pack_dtype": "int32",
+            **({"dynamic": dynamic} if dynamic else {}),
+            "meta": dict(meta),
+        }
+
+    def side_files(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        return {"quantize_config.json": config}
 
 
-def open_weights(checkpoint: Checkpoint) -> GptqWeights:
-    """A GPTQ checkpoint, ours or anybody's. Raises CheckpointError for another kind of quantization."""
-    stated = checkpoint.config.get("quantization_config")
-    if not isinstance(stated, dict) or stated.get("quant_method") != "gptq":
-        raise CheckpointError(f"{checkpoint.source} is not a GPTQ checkpoint", "name a folder written by quantize")
-    kind = stated.get("checkpoint_format", stated.get("format", "gptq"))
-    if kind not in ("gptq", "gptq_v2"):
-        raise CheckpointError(f"{checkpoint.source}: checkpoint_format {kind!r} is not known", "use gptq or gptq_v2")
-    return GptqWeights(checkpoint, 2 if kind == "gptq_v2" else 1)
+def nominal(form: Form) -> int:
+    """The group size that a configuration states, also where g_idx says which columns are in a group."""
+    return form.group_size if form.group_size is not None else -(-form.shape[1] // form.groups)
+
+
+def version_of(config: Mapping[str, Any]) -> int:
+    """The version that a quantization_config states; 1 where it says nothing."""
+    stated = config.get("checkpoint_format", config.get("format", "gptq"))
+    return 2 if stated == "gptq_v2" else 1
+
+
+def override(dynamic: Mapping[str, Any], linear: str) -> Mapping[str, Any]:
+    """What the first matching rule of `dynamic` says of a linear; nothing where none matches."""
+    for rule, values in dynamic.items():
+        if re.match(rule.removeprefix("+:").removeprefix("-:"), linear):
+            return values if isinstance(values, Mapping) else {}
+    return {}

@@ -1,85 +1,52 @@
-"""Puts a finished run together as the output folder: weight shards, index, configuration, tokenizer, record.
+"""Puts a finished run together as the output folder.
 
 Each file is written whole or not at all, and one that exists is complete, so this too can be interrupted.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from r1quant import atomic, provenance
-from r1quant.formats import gptq
 from r1quant.jobs import parts
+from r1quant.jobs.folder import (
+    RECORD,
+    Contents,
+    record_bytes,
+    with_attention_factor,
+    with_key,
+    write_side_files,
+    write_weights,
+)
 from r1quant.planner import Plan
 from r1quant.rundir import RunDir
-from r1quant.tensorfile import TensorSpec, write
-
-RECORD = "r1quant.json"
-INDEX = "model.safetensors.index.json"
 
 
 def build(run: RunDir, made: Plan, origin: Mapping[str, Any]) -> dict[str, Any]:
     """Writes everything into run.output. Returns the record."""
-    out = run.output
+    out, checkpoint = run.output, made.checkpoint
     out.mkdir(exist_ok=True)
-    contents = _Contents(run, made)
-    for index, shard in enumerate(made.shards):
-        path = out / made.shard_name(index)
-        if not path.exists():
-            write(path, shard, {"format": "pt"}, [contents.of(spec) for spec in shard])
-    if len(made.shards) > 1:
-        atomic.write_bytes(out / INDEX, _index(made))
-    for name, content in made.checkpoint.carried.items():
-        atomic.write_bytes(out / name, content)
+    layer_of = {linear.name: linear.layer for linear in made.linears}
+    contents = Contents(
+        made.codec,
+        frozenset(layer_of),
+        {name: info.dtype for name, info in checkpoint.tensors.items()},
+        lambda name: checkpoint.chunks(checkpoint.info(name)),
+        lambda linear: parts.read(run.part(layer_of[linear]), linear),
+    )
+    write_weights(out, made.layout, contents)
     recipe = made.recipe
-    damping = recipe.damping if recipe.calibrated else None
-    act_order = recipe.act_order and recipe.calibrated
-    stated = gptq.config(recipe.grid, damping, act_order, f"r1quant:{provenance.VERSION}")
-    atomic.write_bytes(out / "config.json", with_config(made.checkpoint.config_text, stated).encode())
-    atomic.write_bytes(out / "quantize_config.json", (json.dumps(stated, indent=2) + "\n").encode())
+    meta: dict[str, Any] = {"quantizer": [f"r1quant:{provenance.VERSION}"], "static_groups": True}
+    meta["act_order"] = recipe.act_order and recipe.calibrated
+    if recipe.calibrated:
+        meta["damp_percent"] = recipe.damping
+    stated = made.codec.config(made.forms, (), meta)
+    text = with_key(with_attention_factor(checkpoint.config_text), "quantization_config", stated)
+    write_side_files(out, text, checkpoint.carried, made.codec.side_files(stated))
     record = _record(run, made, origin)
-    atomic.write_bytes(out / RECORD, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+    atomic.write_bytes(out / RECORD, record_bytes(record))
     return record
-
-
-def with_config(text: str, stated: Mapping[str, Any]) -> str:
-    """config.json as it was, byte for byte, with quantization_config as its last key."""
-    body, brace, end = text.rpartition("}")
-    body = body.rstrip()
-    comma = "" if body.endswith("{") else ","
-    block = json.dumps(stated, indent=2).replace("\n", "\n  ")
-    return f'{body}{comma}\n  "quantization_config": {block}\n{brace}{end}'
-
-
-class _Contents:
-    """The bytes of every output tensor, made when asked for. Holds one encoded linear at a time."""
-
-    def __init__(self, run: RunDir, made: Plan) -> None:
-        self._run, self._checkpoint = run, made.checkpoint
-        self._layer_of = {linear.name: linear.layer for linear in made.linears}
-        self._held: tuple[str, Mapping[str, npt.NDArray[Any]]] = ("", {})
-
-    def of(self, spec: TensorSpec) -> Callable[[], Iterable[npt.NDArray[Any]]]:
-        linear, _, suffix = spec.name.rpartition(".")
-        if linear in self._layer_of and suffix in gptq.SUFFIXES:
-            return lambda: (self._encoded(linear)[suffix],)
-        return lambda: self._checkpoint.chunks(self._checkpoint.info(spec.name))
-
-    def _encoded(self, linear: str) -> Mapping[str, npt.NDArray[np.generic]]:
-        if self._held[0] != linear:
-            self._held = (linear, gptq.encode(parts.read(self._run.part(self._layer_of[linear]), linear)))
-        return self._held[1]
-
-
-def _index(made: Plan) -> bytes:
-    total = sum(spec.nbytes for shard in made.shards for spec in shard)
-    weight_map = {spec.name: made.shard_name(i) for i, shard in enumerate(made.shards) for spec in shard}
-    return (json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n").encode()
 
 
 def _record(run: RunDir, made: Plan, origin: Mapping[str, Any]) -> dict[str, Any]:

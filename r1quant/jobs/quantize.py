@@ -20,6 +20,7 @@ from r1quant import atomic, calibration, planner, provenance
 from r1quant.checkpoint import Checkpoint
 from r1quant.errors import OutOfSpaceError, ResumeError
 from r1quant.jobs import assemble
+from r1quant.jobs.folder import RECORD
 from r1quant.planner import Plan
 from r1quant.progress import Progress, Silent
 from r1quant.recipe import Recipe
@@ -106,7 +107,7 @@ def _finished_record(out: Path) -> dict[str, Any] | None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     try:
-        record = json.loads((out / assemble.RECORD).read_text("utf-8"))
+        record = json.loads((out / RECORD).read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         record = None
     if not isinstance(record, dict):

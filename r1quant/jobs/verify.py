@@ -10,10 +10,11 @@ from typing import Any
 
 from r1quant import calibration, provenance
 from r1quant.archs import Architecture, architecture_of
+from r1quant.artifact import Artifact
 from r1quant.checkpoint import Checkpoint
 from r1quant.errors import CheckpointError, RecipeError
-from r1quant.formats import gptq
-from r1quant.jobs.assemble import RECORD
+from r1quant.jobs.artifacts import open_artifact
+from r1quant.jobs.folder import RECORD
 from r1quant.jobs.quantize import default_text
 from r1quant.planner import check_tensors, layer_count
 from r1quant.progress import Progress, Silent
@@ -53,17 +54,16 @@ def verify(
 ) -> Verified:
     """Perplexity of both models and KL(baseline || quantized) in nats on windows x seq_len tokens of a text.
 
-    out       a GPTQ checkpoint; the newest one in the current folder where it is left out
+    out       a quantized model in any format that is read; the newest one in the current folder where it is left out
     baseline  the model it was made from; looked up in the checkpoint's record where it is left out
     text      a text or JSONL file; the bundled held-out text where it is left out
     """
     begun, progress = time.monotonic(), progress or Silent()
     if windows < 1 or seq_len < 2:
         raise RecipeError(f"windows {windows} x seq-len {seq_len} is no text", "use at least 1 x 2")
-    quantized = open_model(out if out is not None else newest_output(Path()))
-    weights = gptq.open_weights(quantized)
-    base = open_model(baseline if baseline is not None else _source_of(quantized))
-    arch = _same_model(base, quantized)
+    weights = open_artifact(out if out is not None else newest_output(Path()))
+    base = open_model(baseline if baseline is not None else _source_of(weights))
+    arch = _same_model(base, weights)
     tokens = calibration.evaluation_text(
         text or default_text(base), Tokenizer.of(base), windows, seq_len, vocabulary=int(base.config["vocab_size"])
     )
@@ -80,7 +80,7 @@ def verify(
     record = {
         "schema": "r1quant.verification/1",
         "model": base.name,
-        "out": str(quantized.source),
+        "out": weights.source,
         **summary(scores),
         "text": {"source": tokens.source, "sha256": tokens.sha256, "windows": tokens.windows, "seq_len": seq_len},
         "dtype": dtype,
@@ -91,7 +91,7 @@ def verify(
     return Verified(record)
 
 
-def _source_of(quantized: Checkpoint) -> str:
+def _source_of(quantized: Artifact) -> str:
     """What the record of a checkpoint says it was made from."""
     from r1quant.checkpoint import read_json
 
@@ -104,7 +104,7 @@ def _source_of(quantized: Checkpoint) -> str:
     return str(local) if local.exists() else source
 
 
-def _same_model(base: Checkpoint, quantized: Checkpoint) -> Architecture:
+def _same_model(base: Checkpoint, quantized: Artifact) -> Architecture:
     """Raises CheckpointError where the two cannot be the same model before and after."""
     if "quantization_config" in base.config:
         raise CheckpointError(f"the baseline {base.source} is quantized itself", "name the float model")

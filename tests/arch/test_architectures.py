@@ -12,9 +12,10 @@ import torch
 
 import r1quant
 from r1quant.archs import architecture_of, architectures
+from r1quant.artifact import quantized
 from r1quant.checkpoint import open_folder
 from r1quant.errors import CheckpointError
-from r1quant.formats.gptq import open_weights
+from r1quant.formats import table
 from r1quant.forward import Decoder
 from tests import independent, models
 
@@ -75,10 +76,11 @@ def test_quantize_and_verify(model: Path, tmp_path: Path, text_file: Path) -> No
     assert len(done.record["linears"]) == 14
     assert all(linear["loss"] > 0 for linear in done.record["linears"])
     written = open_folder(out)
-    weights = open_weights(written)
+    weights = table.artifact(written)
     assert set(weights.tensors) == set(source.tensors)
-    for name, linear in weights.tensors.items():
+    for name in weights.tensors:
         before, after = source.read(name).float(), weights.read(name).float()
+        linear = quantized(weights, name)
         if linear:
             q = weights.qlinear(linear)
             q.validate()
@@ -115,8 +117,9 @@ def test_every_grid_is_written_and_read_back(
 ) -> None:
     out = tmp_path / "out"
     done = r1quant.quantize(llama, out, method="rtn", bits=bits, group_size=group_size, symmetric=symmetric)
-    weights = open_weights(open_folder(out))
-    for linear in (name for name in weights.tensors.values() if name):
+    weights = table.artifact(open_folder(out))
+    assert len(weights.forms) == 14
+    for linear in weights.forms:
         q = weights.qlinear(linear)
         q.validate()
         assert q.bits == bits
@@ -139,13 +142,13 @@ def test_the_plan_predicts_every_byte_of_the_weights(tmp_path: Path, llama: Path
 
 
 def test_large_models_are_written_in_shards(tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("r1quant.planner.SHARD_LIMIT", 60_000)
+    monkeypatch.setattr("r1quant.layout.SHARD_LIMIT", 60_000)
     out = tmp_path / "out"
     r1quant.quantize(llama, out, method="rtn", group_size=32)
     shards = sorted(path.name for path in out.glob("*.safetensors"))
     assert len(shards) > 2
     assert shards[0] == f"model-00001-of-{len(shards):05d}.safetensors"
-    monkeypatch.setattr("r1quant.planner.SHARD_LIMIT", 10**9)
+    monkeypatch.setattr("r1quant.layout.SHARD_LIMIT", 10**9)
     whole = tmp_path / "whole"
     r1quant.quantize(llama, whole, method="rtn", group_size=32)
     one, many = open_folder(whole), open_folder(out)

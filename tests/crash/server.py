@@ -34,7 +34,7 @@ def warm_up() -> None:
 
 
 def child(request: dict[str, Any], out: str, err: str) -> NoReturn:
-    from r1quant import planner
+    from r1quant import layout
     from r1quant.cli import main
     from tests.crash import points
 
@@ -44,7 +44,7 @@ def child(request: dict[str, Any], out: str, err: str) -> NoReturn:
     os.chdir(request["folder"])
     for name, descriptor in ((out, 1), (err, 2)):
         os.dup2(os.open(name, os.O_WRONLY), descriptor)
-    planner.SHARD_LIMIT = request["shard_limit"]
+    layout.SHARD_LIMIT = request["shard_limit"]
     if request["point"] is not None:
         points.arm(points.Point(**request["point"]), points.ACTIONS[request["action"]])
     code: Any = 70

@@ -10,7 +10,7 @@ import pytest
 import r1quant
 from r1quant import calibration
 from r1quant.checkpoint import open_folder
-from r1quant.formats.gptq import open_weights
+from r1quant.formats import table
 from r1quant.jobs.verify import Verified
 from r1quant.sources import open_model
 from r1quant.tokenizer import Tokenizer
@@ -50,7 +50,7 @@ def test_verify_agrees_with_an_independent_computation(gguf: Path, out: Path, ve
     base = open_model(gguf)
     text = calibration.evaluation_text(None, Tokenizer.of(base), WINDOWS, SEQ_LEN)
     assert text.sha256 == verified.record["text"]["sha256"]
-    expected = independent.summary(base, open_weights(open_folder(out)), text.tokens)
+    expected = independent.summary(base, table.artifact(open_folder(out)), text.tokens)
     record = verified.record
     assert record["perplexity"]["baseline"] == pytest.approx(expected["baseline"], rel=1e-4)
     assert record["perplexity"]["quantized"] == pytest.approx(expected["quantized"], rel=1e-4)

@@ -1,0 +1,109 @@
+"""The AWQ checkpoint format, version GEMM: 4 bits, a zero point in every group.
+
+Per linear: qweight int32 [in, out / 8] and qzeros int32 [groups, out / 8], both packed along the output in the order
+that its kernels unpack in; scales float16 [groups, out]. A symmetric grid is stored with all zero points 8, since
+there is no variant without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from r1quant import bits as packing
+from r1quant.artifact import Form
+from r1quant.formats.codec import Arrays, refuse, shipped
+from r1quant.qlinear import QLinear
+from r1quant.tensorfile import TensorSpec
+
+BITS, PER_WORD = 4, 8
+ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # nibble i of a word, from the lowest, holds column ORDER[i] of its eight
+
+
+class Awq:
+    """A Codec."""
+
+    name = "awq"
+    suffixes = ("qweight", "qzeros", "scales")
+    telling = "qweight"
+
+    def problem(self, form: Form) -> str | None:
+        if form.bits != BITS:
+            return f"AWQ files hold 4 bits, not {form.bits}"
+        if form.group_size is None:
+            return "AWQ files hold groups of neighbouring columns, not act-order"
+        if form.shape[0] % PER_WORD:
+            return f"{form.shape[0]} output rows are not a multiple of 8, which AWQ packing needs"
+        if form.scale_bits > 11:
+            return "AWQ files hold float16 scales, and a scale does not fit float16"
+        return None
+
+    def specs(self, linear: str, form: Form) -> list[TensorSpec]:
+        out, columns = form.shape
+        return [
+            TensorSpec(f"{linear}.qweight", "I32", (columns, out // PER_WORD)),
+            TensorSpec(f"{linear}.qzeros", "I32", (form.groups, out // PER_WORD)),
+            TensorSpec(f"{linear}.scales", "F16", (form.groups, out)),
+        ]
+
+    def encode(self, q: QLinear) -> dict[str, npt.NDArray[Any]]:
+        refuse(self, q)
+        return {
+            "qweight": _pack(q.codes),
+            "qzeros": _pack(q.zero),
+            "scales": np.ascontiguousarray(q.scale.T.astype(np.float16, copy=False)),
+        }
+
+    def form(self, codes: TensorSpec, arrays: Arrays, config: Mapping[str, Any]) -> Form:
+        columns, words = codes.shape
+        return Form.found((words * PER_WORD, columns), BITS, None, _unpack(arrays["qzeros"]), arrays["scales"].T)
+
+    def decode(self, arrays: Arrays, config: Mapping[str, Any], linear: str = "") -> QLinear:
+        codes, scale = _unpack(arrays["qweight"]), shipped(arrays["scales"].T)
+        columns, groups = codes.shape[1], scale.shape[1]
+        if columns % groups:
+            raise ValueError(f"{columns} columns are not in {groups} equal groups")
+        group = (np.arange(columns) // (columns // groups)).astype(np.int32)
+        return QLinear(codes, scale, _unpack(arrays["qzeros"]), group, BITS)
+
+    def config(self, forms: Mapping[str, Form], plain: tuple[str, ...], meta: Mapping[str, Any]) -> dict[str, Any]:
+        """`modules_to_not_convert` is there only where a linear stays in float: null is more than readers bear.
+
+        Raises ValueError where linears differ in group size, which this format cannot say.
+        """
+        sizes = {form.group_size for form in forms.values()}
+        if len(sizes) != 1:
+            raise ValueError(f"AWQ has one group size for all linears, not {sorted(map(str, sizes))}")
+        return {
+            "quant_method": "awq",
+            "version": "gemm",
+            "bits": BITS,
+            "group_size": sizes.pop(),
+            "zero_point": True,
+            **({"modules_to_not_convert": list(plain)} if plain else {}),
+            "meta": dict(meta),
+        }
+
+    def side_files(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """AutoAWQ's own file, with its own names for the same things."""
+        theirs = {"w_bit": config["bits"], "q_group_size": config["group_size"]}
+        return {"quant_config.json": {"zero_point": True, **theirs, "version": "GEMM"}}
+
+
+def _pack(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
+    """uint8 [out, n] to int32 [n, out / 8]."""
+    out, n = values.shape
+    ordered = np.ascontiguousarray(values.T).reshape(n, out // PER_WORD, PER_WORD)[:, :, ORDER]
+    return packing.pack(np.ascontiguousarray(ordered).reshape(n, out), BITS)
+
+
+def _unpack(words: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
+    """int32 [n, out / 8] to uint8 [out, n]."""
+    n, per_row = words.shape
+    ordered = packing.unpack(words, BITS).reshape(n, per_row, PER_WORD)
+    values = np.empty_like(ordered)
+    values[:, :, ORDER] = ordered
+    return np.ascontiguousarray(values.reshape(n, per_row * PER_WORD).T)
