@@ -172,8 +172,9 @@ def _rope_scaling(
                 scaling[name] = header.real(f"{key}.yarn_{name}")
         # llama.cpp multiplies YaRN's own attention factor by attn_factor, and only stores yarn_attn_factor.
         if f"{key}.attn_factor" in header.metadata:
-            scaling["attention_factor"] = header.real(f"{key}.attn_factor") * (0.1 * math.log(max(factor, 1.0)) + 1.0)
-        if f"{key}.yarn_attn_factor" in header.metadata:
+            product = header.real(f"{key}.attn_factor") * (0.1 * math.log(max(factor, 1.0)) + 1.0)
+            scaling["attention_factor"] = float(str(np.float32(product)))
+        elif f"{key}.yarn_attn_factor" in header.metadata:
             scaling["attn_factor"] = header.real(f"{key}.yarn_attn_factor")
         if header.real(f"{key}.yarn_ext_factor", 1.0) != 1.0:
             raise CheckpointError(f"{header.path.name}: YaRN with an ext_factor is not supported", SAFETENSORS)
@@ -195,13 +196,18 @@ def _llama3(
     )
 
 
-def llama3_factors(head_dim: int, theta: float, factor: float) -> npt.NDArray[np.float64]:
+def llama3_factors(
+    head_dim: int,
+    theta: float,
+    factor: float,
+    low: float = LLAMA3["low_freq_factor"],
+    high: float = LLAMA3["high_freq_factor"],
+    context: float = LLAMA3["original_max_position_embeddings"],
+) -> npt.NDArray[np.float64]:
     """By what Llama 3 scaling divides each rotary frequency, [head_dim / 2].
 
     Short waves are left alone, long ones stretched by `factor`, and those between get a mean of both frequencies.
     """
-    context = LLAMA3["original_max_position_embeddings"]
-    low, high = LLAMA3["low_freq_factor"], LLAMA3["high_freq_factor"]
     turns = context / (2 * math.pi * theta ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim))
     kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
     return np.asarray(1.0 / (kept + (1.0 - kept) / factor))

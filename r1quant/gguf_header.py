@@ -1,4 +1,4 @@
-"""The header of a GGUF file: metadata and where each tensor lies.
+"""The header of a GGUF file, or of all parts of a split one: metadata and where each tensor lies.
 
 A strict reader with bounds: every count and length is compared with what is left of the file before it is used, so
 that a damaged or hostile header costs an error message and neither memory nor time. The gguf package's own reader
@@ -8,6 +8,7 @@ does not do that. Here only its tables of block sizes are used. It does not know
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from r1quant.errors import CheckpointError
 
 AGAIN = "the file is damaged or incomplete; download it again"
 VERSIONS = (2, 3)
+PART_NAME = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf")
 SCALARS: dict[int, np.dtype[Any]] = {
     0: np.dtype("<u1"), 1: np.dtype("<i1"), 2: np.dtype("<u2"), 3: np.dtype("<i2"), 4: np.dtype("<u4"),
     5: np.dtype("<i4"), 6: np.dtype("<f4"), 7: np.dtype("?"), 10: np.dtype("<u8"), 11: np.dtype("<i8"),
@@ -33,12 +35,14 @@ BOOL, STRING, ARRAY = 7, 8, 9
 class StoredTensor:
     """One tensor as the file has it.
 
+    file    the part that holds it
     shape   row-major, [out, in] for a linear
     kind    the number of its ggml type; a row takes `row_bytes` bytes
     offset  from the start of the file, in bytes
     """
 
     name: str
+    file: Path
     shape: tuple[int, ...]
     kind: int
     offset: int
@@ -102,6 +106,39 @@ def read_gguf_header(path: Path) -> GgufHeader:
             return _Cursor(path, file, total).header()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}", "check the path") from None
+
+
+def read_gguf_parts(path: Path) -> GgufHeader:
+    """The header of a model in one file or in several, whichever of its parts is named.
+
+    The metadata are those of the first part, the tensors those of all. Raises CheckpointError as read_gguf_header,
+    and where a part is missing or the parts do not belong together.
+    """
+    header = read_gguf_header(path)
+    count = header.metadata.get("split.count", 0)
+    if count in (0, 1):
+        return header
+    matched = PART_NAME.fullmatch(path.name)
+    if not isinstance(count, int) or matched is None or int(matched["count"]) != count:
+        raise CheckpointError(
+            f"{path.name} is one of {shown(count)} parts of a model, and its name does not say which",
+            "give the parts the names they had: NAME-00001-of-00003.gguf and so on",
+        )
+    files = [path.with_name(f"{matched['stem']}-{n + 1:05d}-of-{count:05d}.gguf") for n in range(count)]
+    absent = next((file.name for file in files if not file.is_file()), None)
+    if absent is not None:
+        raise CheckpointError(f"the part {absent} of the model is missing", f"put it beside {path.name}")
+    parts = [header if file == path else read_gguf_header(file) for file in files]
+    tensors: dict[str, StoredTensor] = {}
+    for number, part in enumerate(parts):
+        numbered = part.metadata.get("split.no"), part.metadata.get("split.count")
+        if numbered != (number, count) or not tensors.keys().isdisjoint(part.tensors):
+            raise CheckpointError(f"{part.path.name} is not the part that its name says", AGAIN)
+        tensors |= part.tensors
+    expected = parts[0].metadata.get("split.tensors.count", len(tensors))
+    if expected != len(tensors):
+        raise CheckpointError(f"{path.name}: the parts hold {len(tensors)} of {shown(expected)} tensors", AGAIN)
+    return GgufHeader(files[0], parts[0].metadata, tensors)
 
 
 class _Cursor:
@@ -229,4 +266,4 @@ class _Cursor:
         if offset + nbytes > self.total:
             missing = offset + nbytes - self.total
             raise self.damaged(f"the file is truncated: {missing} bytes of {shown(name)} are missing")
-        return StoredTensor(name, dims[::-1], kind, offset, nbytes, row_bytes)
+        return StoredTensor(name, self.path, dims[::-1], kind, offset, nbytes, row_bytes)

@@ -2,7 +2,8 @@
 
 Tensors are dequantized a block of rows at a time, the row order that llama.cpp gives q and k of Llama models is
 undone, and the numbers are rounded to one dtype for the whole file. So a quantized GGUF file is read as the float
-model it stands for, rounded to BF16; that rounding is the only loss. It does not know how GGUF is written.
+model it stands for, rounded to BF16; that rounding is the only loss. (formats/gguf/read.py gives the same file without
+it.) It does not know how GGUF is written.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from r1quant.archs import Architecture
+from r1quant.archs import Architecture, size
 from r1quant.checkpoint import CHUNK, ITEM_SIZE, Checkpoint, TensorInfo, fill, finite, not_finite
 from r1quant.errors import CheckpointError
+from r1quant.floats import round_to
 from r1quant.gguf_config import (
     ROPE_FREQS,
     SAFETENSORS,
@@ -28,15 +30,17 @@ from r1quant.gguf_config import (
     generation_config,
     model_config,
 )
-from r1quant.gguf_header import GgufHeader, StoredTensor, read_gguf_header, shown
+from r1quant.gguf_header import PART_NAME, GgufHeader, StoredTensor, read_gguf_parts, shown
 from r1quant.gguf_tokenizer import tokenizer_files
 
 F32 = 0
+FLOAT_KINDS = {0: "F32", 1: "F16", 30: "BF16"}
+WORDS = {"F32": np.uint32, "F16": np.uint16, "BF16": np.uint16}
 
 
 @dataclass(frozen=True)
 class GgufCheckpoint(Checkpoint):
-    """A model in one GGUF file.
+    """A model in one GGUF file, or in several parts.
 
     `tensors` says what is presented: float dtype and Hugging Face shape; only `file` and `offset` are those of the
     stored blocks. `stored` has the blocks, and `heads` the number of heads of each tensor whose rows are permuted in
@@ -48,7 +52,9 @@ class GgufCheckpoint(Checkpoint):
 
     @property
     def name(self) -> str:
-        return super().name.removesuffix(".gguf")
+        last = super().name
+        part = PART_NAME.fullmatch(last)
+        return part["stem"] if part else last.removesuffix(".gguf")
 
     def read_bytes(self, info: TensorInfo) -> npt.NDArray[np.uint8]:
         """The presented tensor's bytes as uint8 [nbytes]."""
@@ -70,48 +76,50 @@ class GgufCheckpoint(Checkpoint):
                 count = min(step, rows - start)
                 raw = np.empty((count, stored.row_bytes), np.uint8)
                 fill(file, raw.reshape(-1), info.file)
-                values = dequantize(raw, stored.kind)
+                same = FLOAT_KINDS.get(stored.kind) == info.dtype
+                values = raw.reshape(-1).view(WORDS[info.dtype]) if same else dequantize(raw, stored.kind)
                 if heads:
-                    values = _neox_order(values, count // unit if rows > 1 else heads, info.shape[0] // heads)
-                yield round_to(values, info.dtype)
+                    head_dim = info.shape[0] // heads
+                    columns = values.size // (heads * head_dim) if rows == 1 else values.size // count
+                    values = neox_order(values.reshape(-1, columns), head_dim)
+                yield values.reshape(-1).view(np.uint8) if same else round_to(values, info.dtype)
 
     def survey(self, step: Callable[[int], None] = lambda read: None) -> dict[str, str]:
-        """Reads the file once for its sha256 and once for its numbers. As Checkpoint.survey, on what is presented."""
-        path, digest = self.files[0], hashlib.sha256()
-        with path.open("rb") as file:
-            for info in sorted(self.tensors.values(), key=lambda i: i.offset):
-                while (left := info.offset - file.tell()) > 0 and (raw := file.read(min(CHUNK, left))):
+        """Reads each file once for its sha256 and once for its numbers. As Checkpoint.survey, on what is presented."""
+        digests = {}
+        for path in self.files:
+            digest = hashlib.sha256()
+            with path.open("rb") as file:
+                for info in sorted((i for i in self.tensors.values() if i.file == path), key=lambda i: i.offset):
+                    while (left := info.offset - file.tell()) > 0 and (raw := file.read(min(CHUNK, left))):
+                        digest.update(raw)
+                    for chunk in self.chunks(info):
+                        if not finite(chunk, info.dtype):
+                            raise not_finite(info.name)
+                        step(chunk.size)
+                while raw := file.read(CHUNK):
                     digest.update(raw)
-                for chunk in self.chunks(info):
-                    if not finite(chunk, info.dtype):
-                        raise not_finite(info.name)
-                    step(chunk.size)
-            while raw := file.read(CHUNK):
-                digest.update(raw)
-        return {path.name: digest.hexdigest()}
+            digests[path.name] = digest.hexdigest()
+        return digests
 
 
-def open_gguf(path: Path, source: str | None = None) -> Checkpoint:
+def open_gguf(path: Path, source: str | None = None) -> GgufCheckpoint:
     """A GGUF file of a supported architecture. Raises CheckpointError where it is damaged or something is unknown."""
-    header = read_gguf_header(path)
+    header = read_gguf_parts(path)
     if header.metadata.get("general.type", "model") != "model":
         raise header.unusable(f"it holds {shown(header.metadata['general.type'])}, not a model")
-    if header.metadata.get("split.count", 0) not in (0, 1):
-        raise CheckpointError(
-            f"{path.name} is one of several parts of a model", "join them first: llama-gguf-split --merge does"
-        )
     arch = architecture_of_gguf(header)
     config = model_config(header, arch, _rope_freqs(header))
     stored = _assign(header, arch, config)
     _check_kinds(header)
     dtype = dtype_of(header)
-    heads = _permuted(arch, config, stored) if arch.gguf.interleaved_rope else {}
+    heads = heads_of(arch, config, stored) if arch.gguf.interleaved_rope else {}
     return GgufCheckpoint(
         source=source or str(path),
         folder=path.parent,
         config=config,
         config_text=_json(config).decode(),
-        tensors={name: _presented(name, tensor, path, dtype) for name, tensor in stored.items()},
+        tensors={name: presented(name, tensor, dtype) for name, tensor in stored.items()},
         carried={"generation_config.json": _json(generation_config(header)), **tokenizer_files(header)},
         stored=stored,
         heads=heads,
@@ -177,16 +185,18 @@ def _assign(header: GgufHeader, arch: Architecture, config: Mapping[str, Any]) -
     return dict(sorted(found.items(), key=lambda item: item[1].offset))
 
 
-def _permuted(arch: Architecture, config: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, int]:
+def heads_of(arch: Architecture, config: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, int]:
     """The number of heads of every q and k tensor."""
     query, key, _ = arch.layer.qkv
-    counts = {query: config["num_attention_heads"], key: config["num_key_value_heads"]}
+    heads = size(config, "num_attention_heads")
+    counts = {query: heads, key: size(config, "num_key_value_heads", heads)}
     return {name: count for name in names for module, count in counts.items() if f".{module}." in name}
 
 
-def _presented(name: str, tensor: StoredTensor, path: Path, dtype: str) -> TensorInfo:
-    size = int(np.prod(tensor.shape)) * ITEM_SIZE[dtype]
-    return TensorInfo(name, dtype, tensor.shape, path, tensor.offset, size)
+def presented(name: str, tensor: StoredTensor, dtype: str) -> TensorInfo:
+    """A stored tensor as one of that dtype, which `read` and `chunks` then give."""
+    nbytes = int(np.prod(tensor.shape)) * ITEM_SIZE[dtype]
+    return TensorInfo(name, dtype, tensor.shape, tensor.file, tensor.offset, nbytes)
 
 
 def _rope_freqs(header: GgufHeader) -> npt.NDArray[np.float32] | None:
@@ -195,7 +205,7 @@ def _rope_freqs(header: GgufHeader) -> npt.NDArray[np.float32] | None:
         return None
     if tensor.kind != F32 or len(tensor.shape) != 1 or tensor.nbytes > 1 << 16:
         raise header.unusable(f"{ROPE_FREQS} is not a short list of 32-bit floats")
-    with header.path.open("rb") as file:
+    with tensor.file.open("rb") as file:
         file.seek(tensor.offset)
         return np.frombuffer(file.read(tensor.nbytes), "<f4").astype(np.float32)
 
@@ -225,21 +235,7 @@ def dequantize(raw: npt.NDArray[np.uint8], kind: int) -> npt.NDArray[np.float32]
         return np.asarray(to_floats(raw, GGMLQuantizationType(kind)), np.float32).reshape(-1)
 
 
-def _neox_order(values: npt.NDArray[np.float32], heads: int, head_dim: int) -> npt.NDArray[np.float32]:
-    """Undoes llama.cpp's row order of q and k: there the two rows that are rotated together are neighbours."""
-    pairs = values.reshape(heads, head_dim // 2, 2, -1)
-    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(-1)
-
-
-def round_to(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[np.uint8]:
-    """The bytes of the values in F32, F16 or BF16, rounded to nearest, ties to even."""
-    if dtype == "F32":
-        return np.ascontiguousarray(values).view(np.uint8)
-    if dtype == "F16":
-        with np.errstate(over="ignore"):
-            return values.astype(np.float16).view(np.uint8)
-    bits = np.ascontiguousarray(values).view(np.uint32)
-    odd = (bits >> np.uint32(16)) & np.uint32(1)
-    rounded = ((bits + (odd + np.uint32(0x7FFF))) >> np.uint32(16)).astype(np.uint16)
-    rounded[np.isnan(values)] = 0x7FC0
-    return rounded.view(np.uint8)
+def neox_order(rows: npt.NDArray[Any], head_dim: int) -> npt.NDArray[Any]:
+    """Undoes llama.cpp's order of the rows of whole heads: there the two that are rotated together are neighbours."""
+    pairs = rows.reshape(-1, head_dim // 2, 2, *rows.shape[1:])
+    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)

@@ -15,9 +15,9 @@ from r1quant.errors import CheckpointError
 from r1quant.gguf_config import SAFETENSORS, TOKENS, token_id
 from r1quant.gguf_header import GgufHeader, shown
 
-CONTROL, USER_DEFINED = 3, 4
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # kinds of tokens
 
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _BLANKS = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+"
@@ -45,10 +45,10 @@ class PreTokenizer:
 _QWEN2 = PreTokenizer((rf"{_WORDS}|\p{{N}}|{_SIGNS}|{_BLANKS}",), nfc=True)
 _LLAMA3 = PreTokenizer((rf"{_WORDS}|\p{{N}}{{1,3}}|{_SIGNS}|{_BLANKS}",), whole=True, add_bos=True)
 PRE_TOKENIZERS = {
-    "gpt-2": PreTokenizer((_GPT2,)),
+    "gpt-2": PreTokenizer((GPT2,)),
     # What llama.cpp does for this name; no Hugging Face tokenizer is behind it.
-    "default": PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
-    "smollm": PreTokenizer((r"\p{N}", _GPT2)),
+    "default": PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
+    "smollm": PreTokenizer((r"\p{N}", GPT2)),
     "qwen2": _QWEN2,
     "deepseek-r1-qwen": _QWEN2,
     "llama-bpe": _LLAMA3,

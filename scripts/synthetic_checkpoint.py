@@ -20,7 +20,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from r1quant import atomic
 from r1quant.archs import architecture_of
-from r1quant.gguf_source import round_to
+from r1quant.floats import round_to
 from r1quant.tensorfile import Content, TensorSpec, write
 
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"

@@ -33,7 +33,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "architecture": ({"general__architecture": "gemma3"}, "'gemma3', which is not supported"),
     "experts": ({"ARCH__expert_count": 8}, "mixture of experts"),
     "adapter": ({"general__type": "adapter"}, "'adapter', not a model"),
-    "parts": ({"split__count": 3}, "several parts"),
+    "parts": ({"split__count": 3}, "one of 3 parts"),
     "no layers": ({"ARCH__block_count": 0}, "block_count is 0"),
     "too many layers": ({"ARCH__block_count": 4_000_000_000}, "block_count is 4000000000"),
     "missing key": ({"ARCH__embedding_length": None}, "embedding_length is missing"),

@@ -18,9 +18,10 @@ from r1quant import gguf_source
 from r1quant.archs import architectures
 from r1quant.checkpoint import Checkpoint
 from r1quant.errors import CheckpointError, NumericError
+from r1quant.floats import round_to
 from r1quant.gguf_config import llama3_factors
 from r1quant.gguf_header import read_gguf_header
-from r1quant.gguf_source import gguf_names, open_gguf, round_to
+from r1quant.gguf_source import gguf_names, open_gguf
 
 from .gguf_files import HEADS, HIDDEN, KV_HEADS, LAYERS, metadata, smollm_path, tensors, write
 

@@ -1,0 +1,163 @@
+"""A model's configuration as the metadata keys of GGUF: general, sizes, rotary embeddings.
+
+llama.cpp multiplies cosine and sine of a YaRN model by 0.1 * ln(factor) + 1 and by `rope.scaling.attn_factor`, so
+that key is written such that the product is the model's own attention factor. `rope.scaling.yarn_attn_factor` is
+written as llama.cpp's converter does; its loaders of these families do not read it. Llama 3 scaling is a table of
+frequencies among the tensors. It does not know tokenizers or blocks.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from r1quant import rope
+from r1quant.archs import Architecture, size
+from r1quant.errors import CheckpointError
+from r1quant.gguf_config import SAMPLING, llama3_factors
+
+QUANTIZATION_VERSION = 2
+# llama_ftype by the type that most weights have. It tells people; programs read each tensor's own type.
+FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "bf16": 32}
+SIZES = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K"))
+
+
+def general(arch: Architecture, carried: Mapping[str, bytes], name: str, parameters: int) -> dict[str, Any]:
+    """The keys that say what the file is. parameters: how many numbers its tensors have."""
+    keys: dict[str, Any] = {"general.architecture": arch.gguf.architecture, "general.type": "model"}
+    keys |= _sampling(carried)
+    return keys | {"general.name": name, "general.size_label": size_label(parameters)}
+
+
+def size_label(parameters: int) -> str:
+    """135M, 8.2B: rounded to two digits where there is only one before the point."""
+    unit, letter = next(((u, s) for u, s in SIZES if parameters > u), SIZES[-1])
+    scaled = parameters / unit
+    return f"{scaled:.{max(0, 2 - len(str(round(scaled)).lstrip('0')))}f}{letter}"
+
+
+def _sampling(carried: Mapping[str, bytes]) -> dict[str, Any]:
+    """The sampling values of generation_config.json."""
+    stated = generation_config(carried)
+    keys: dict[str, Any] = {}
+    for key in ("top_k", "top_p", "min_p", "temp"):
+        value = stated.get(SAMPLING[key])
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            keys[f"general.sampling.{key}"] = np.int32(value) if key == "top_k" else float(value)
+    return keys
+
+
+def generation_config(carried: Mapping[str, bytes]) -> Mapping[str, Any]:
+    """generation_config.json; empty where there is none or it is no JSON object."""
+    try:
+        found = json.loads(carried.get("generation_config.json", b"{}"))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def model(config: Mapping[str, Any], arch: Architecture, file_type: int) -> dict[str, Any]:
+    """Sizes and rotary embeddings. Raises CheckpointError where GGUF or llama.cpp has no place for what config says."""
+    prefix = arch.gguf.architecture
+    heads = size(config, "num_attention_heads")
+    keys: dict[str, Any] = {
+        "block_count": size(config, "num_hidden_layers"),
+        "context_length": size(config, "max_position_embeddings"),
+        "embedding_length": size(config, "hidden_size"),
+        "feed_forward_length": size(config, "intermediate_size"),
+        "attention.head_count": heads,
+        "attention.head_count_kv": size(config, "num_key_value_heads", heads),
+    }
+    keys |= _rotary(config)
+    keys["attention.layer_norm_rms_epsilon"] = _epsilon(config)
+    head_dim = head_size(config)
+    keys |= {"attention.key_length": head_dim, "attention.value_length": head_dim}
+    if prefix == "llama":
+        keys |= {"vocab_size": size(config, "vocab_size"), "rope.dimension_count": head_dim}
+    named = {f"{prefix}.{key}": value for key, value in keys.items()}
+    return named | {"general.file_type": file_type, "general.quantization_version": QUANTIZATION_VERSION}
+
+
+def head_size(config: Mapping[str, Any]) -> int:
+    """Columns of an attention head."""
+    return size(config, "head_dim", max(1, size(config, "hidden_size") // size(config, "num_attention_heads")))
+
+
+def _epsilon(config: Mapping[str, Any]) -> float:
+    value = config.get("rms_norm_eps", 1e-6)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+        raise CheckpointError(
+            f"config.json: rms_norm_eps is {value!r}, not a small positive number",
+            "restore the model's own config.json",
+        )
+    return float(value)
+
+
+def _rotary(config: Mapping[str, Any]) -> dict[str, Any]:
+    settings = rope.parameters(config)
+    kind = settings["rope_type"]
+    keys: dict[str, Any] = {"rope.freq_base": float(settings["rope_theta"])}
+    if kind in ("default", "llama3"):
+        return keys
+    original = _original_context(config, settings)
+    factor = float(settings["factor"] if kind == "linear" else settings.get("factor", _context(config) / original))
+    keys |= {"rope.scaling.type": kind, "rope.scaling.factor": factor}
+    if kind == "linear":
+        return keys
+    if not settings.get("truncate", True):
+        raise CheckpointError(
+            "config.json: YaRN with truncate = false cannot be said in GGUF", "run this model from safetensors"
+        )
+    # What llama.cpp multiplies with of its own accord.
+    own = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+    keys["rope.scaling.original_context_length"] = original
+    keys["rope.scaling.attn_factor"] = rope.attention_factor(config) / own
+    stated = settings.get("attention_factor", settings.get("attn_factor"))
+    for name, value in (
+        ("attn_factor", stated),
+        ("beta_fast", settings.get("beta_fast")),
+        ("beta_slow", settings.get("beta_slow")),
+    ):
+        if value is not None:
+            keys[f"rope.scaling.yarn_{name}"] = float(value)
+    _check_betas(settings)
+    return keys
+
+
+def _context(config: Mapping[str, Any]) -> int:
+    return size(config, "max_position_embeddings")
+
+
+def _original_context(config: Mapping[str, Any], settings: Mapping[str, Any]) -> int:
+    key = "original_max_position_embeddings"
+    return size({key: config.get(key, settings.get(key))}, key, _context(config))
+
+
+def _check_betas(settings: Mapping[str, Any]) -> None:
+    """The loaders of these families do not read the betas, so only the usual ones give the right frequencies."""
+    for name, usual in (("beta_fast", 32), ("beta_slow", 1)):
+        if settings.get(name, usual) != usual:
+            raise CheckpointError(
+                f"config.json: YaRN has {name} = {settings[name]!r}, llama.cpp computes with {usual}",
+                "run this model from safetensors",
+            )
+
+
+def rope_table(config: Mapping[str, Any]) -> npt.NDArray[np.float32] | None:
+    """`rope_freqs.weight`, float32 [head_dim / 2]: what Llama 3 scaling divides each frequency by; None for others."""
+    settings = rope.parameters(config)
+    if settings["rope_type"] != "llama3":
+        return None
+    return llama3_factors(
+        head_size(config),
+        float(settings["rope_theta"]),
+        float(settings["factor"]),
+        low=float(settings["low_freq_factor"]),
+        high=float(settings["high_freq_factor"]),
+        context=float(_original_context(config, settings)),
+    ).astype(np.float32)

@@ -1,0 +1,110 @@
+"""What a GGUF file can hold, and how it shall be written: known from forms alone, without the gguf package.
+
+A block is 32 neighbouring weights of a row with a scale of their own. What decides is the range of code - zero point
+and, where a type stores an offset, how many significant bits scale * zero point can have. It does not know files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from r1quant.artifact import Form
+from r1quant.errors import RecipeError
+
+BLOCK = 32
+HALF_BITS = 11  # significant bits of float16
+# The differences code - zero point that a type holds; Q4_1 stores codes 0..15 and an offset instead.
+RANGES = {"q4_0": (-8, 7), "q5_0": (-16, 15), "q8_0": (-128, 127)}
+BLOCK_TYPES = ("q4_0", "q4_1", "q5_0", "q8_0")  # from the smallest to the largest
+FLOAT_TYPES = ("f16", "bf16", "f32")
+TYPES = ("auto", *BLOCK_TYPES, *FLOAT_TYPES)
+TABLE_TYPES = ("auto", "exact", "f16", "q8_0")
+SMALLEST_PART = 1 << 20
+
+
+@dataclass(frozen=True)
+class GgufOptions:
+    """How a GGUF file is written.
+
+    type         auto: the smallest exact type of each quantized linear, and float linears as they are stored; else one
+                 type for all linears. Float linears are rounded to it; quantized ones must fit exactly
+    embedding    auto: exact, but a float `type` goes for the whole file; exact: as stored; or f16, q8_0
+    head         likewise
+    split_bytes  about how large a part may become; None for one file
+    pre          the name of the pre-tokenizer rule, where it cannot be told from tokenizer.json
+    name         general.name; None takes the model's own
+    """
+
+    type: str = "auto"
+    embedding: str = "auto"
+    head: str = "auto"
+    split_bytes: int | None = None
+    pre: str | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        for option, value, allowed in (
+            ("type", self.type, TYPES),
+            ("embedding", self.embedding, TABLE_TYPES),
+            ("head", self.head, TABLE_TYPES),
+        ):
+            if value not in allowed:
+                raise RecipeError(f"GGUF {option} {value!r} is not known", f"choose one of: {', '.join(allowed)}")
+        if self.split_bytes is not None and self.split_bytes < SMALLEST_PART:
+            raise RecipeError(
+                f"a GGUF part of {self.split_bytes} bytes is too small", "split at 1 MB or more, or not at all"
+            )
+
+
+def problem(form: Form, kind: str = "auto") -> str | None:
+    """Why a quantized linear cannot be held exactly in a type of TYPES, and what to do; None where it can."""
+    if kind == "f32":
+        return None
+    if kind in ("f16", "bf16"):
+        return _float_problem(form, kind)
+    if form.shape[1] % BLOCK:
+        return f"its {form.shape[1]} columns are not a multiple of 32, the block of GGUF: write this model as f32"
+    if form.group_size is None:
+        return "its groups are not runs of neighbouring columns (act-order): quantize it without act-order"
+    if form.group_size != -1 and form.group_size % BLOCK:
+        return f"group size {form.group_size} is not a multiple of 32, the block of GGUF: quantize with 32, 64 or 128"
+    if form.scale_bits > HALF_BITS:
+        return "its scales are not float16 numbers, which GGUF stores: quantize with float16 scales"
+    if kind == "auto":
+        return None if smallest(form) else _range_problem(form, "q8_0")
+    return _offset_problem(form) if kind == "q4_1" else _range_problem(form, kind)
+
+
+def smallest(form: Form) -> str | None:
+    """The smallest block type that holds a form exactly, of those that `problem` passes; None where none does."""
+    return next((kind for kind in BLOCK_TYPES if problem(form, kind) is None), None)
+
+
+def differences(form: Form) -> tuple[int, int]:
+    """The smallest and the largest code - zero point that a form allows."""
+    return -form.zeros[1], (1 << form.bits) - 1 - form.zeros[0]
+
+
+def _range_problem(form: Form, kind: str) -> str | None:
+    (low, high), (least, most) = differences(form), RANGES[kind]
+    if least <= low and high <= most:
+        return None
+    remedy = "quantize symmetrically" if kind == "q8_0" else "let the type be chosen (auto)"
+    return f"its weights are {low} .. {high} steps of the scale, {kind.upper()} holds {least} .. {most}: {remedy}"
+
+
+def _offset_problem(form: Form) -> str | None:
+    if form.bits > 4:
+        return f"its {form.bits}-bit codes do not fit Q4_1: let the type be chosen (auto)"
+    need = form.scale_bits + max(1, form.zeros[1].bit_length())
+    if need > HALF_BITS:
+        return f"scale * zero point has up to {need} significant bits, the offset of Q4_1 has 11: take q5_0 or auto"
+    return None
+
+
+def _float_problem(form: Form, kind: str) -> str | None:
+    low, high = differences(form)
+    need, have = form.scale_bits + max(-low, high).bit_length(), HALF_BITS if kind == "f16" else 8
+    if need <= have:
+        return None
+    return f"its weights have up to {need} significant bits, {kind.upper()} has {have}: take f32, or auto"

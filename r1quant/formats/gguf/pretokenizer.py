@@ -1,0 +1,72 @@
+"""The name that llama.cpp has for the rule by which a tokenizer.json cuts text into words.
+
+The rule is compared as a structure with the table that GGUF files are read by (gguf_tokenizer.py), so a file that is
+written can be read again. A rule that is not in the table is refused: under a wrong name a model gets wrong tokens
+and nobody notices. It does not know vocabularies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from r1quant.errors import CheckpointError, RecipeError
+from r1quant.gguf_tokenizer import GPT2, PRE_TOKENIZERS
+
+R1_BOS = "<｜begin▁of▁sentence｜>"
+PREFERRED = ("gpt-2", "smollm", "qwen2", "llama-bpe", "tekken")
+
+
+def name_of(tokenizer: Mapping[str, Any], stated: str | None = None) -> str:
+    """The value of `tokenizer.ggml.pre` for a parsed tokenizer.json of byte-level BPE.
+
+    stated: the name the user gives, which then goes unchecked where the rule is not in the table. Raises
+    CheckpointError where none is given and the rule is unknown, and RecipeError where the rule is known by another.
+    """
+    rule = splits(tokenizer.get("pre_tokenizer"))
+    whole = bool((tokenizer.get("model") or {}).get("ignore_merges"))
+    names = [
+        name
+        for name in PREFERRED
+        if rule is not None and PRE_TOKENIZERS[name].splits == rule and PRE_TOKENIZERS[name].whole == whole
+    ]
+    if stated is not None:
+        known = PRE_TOKENIZERS.get(stated)
+        if names and (known is None or (known.splits, known.whole) != (rule, whole)):
+            raise RecipeError(
+                f"tokenizer.json cuts text by the rule {names[0]}, not {stated}", "leave the pre-tokenizer out"
+            )
+        return stated
+    if not names:
+        raise CheckpointError(
+            "the pre-tokenizer rule of tokenizer.json has no name that is known in GGUF",
+            f"state it with --pre NAME if llama.cpp has one; known are {', '.join(PRE_TOKENIZERS)}",
+        )
+    if names[0] == "qwen2" and any(token.get("content") == R1_BOS for token in tokenizer.get("added_tokens") or ()):
+        return "deepseek-r1-qwen"
+    return names[0]
+
+
+def splits(stated: Any) -> tuple[str, ...] | None:
+    """The regular expressions by which text is cut, one after the other; None where it is anything else."""
+    found: list[str] = []
+    steps = stated.get("pretokenizers", []) if _kind(stated) == "Sequence" else [stated]
+    for number, step in enumerate(steps):
+        last = number == len(steps) - 1
+        if _kind(step) == "Split":
+            pattern = step.get("pattern")
+            plain = str(step.get("behavior")).lower() == "isolated" and not step.get("invert")
+            if last or not plain or not isinstance(pattern, dict) or "Regex" not in pattern:
+                return None
+            found.append(pattern["Regex"])
+        elif _kind(step) == "Digits" and step.get("individual_digits") and not last:
+            found.append(r"\p{N}")
+        elif _kind(step) == "ByteLevel" and not step.get("add_prefix_space") and last:
+            return tuple([*found, GPT2] if step.get("use_regex", True) else found)
+        else:
+            return None
+    return None
+
+
+def _kind(step: Any) -> str:
+    return str(step.get("type")) if isinstance(step, dict) else ""

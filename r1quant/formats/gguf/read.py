@@ -1,0 +1,155 @@
+"""A GGUF file as an Artifact: its numbers exactly, and the linears whose blocks are an integer grid as integers.
+
+Q4_0, Q5_0 and Q8_0 linears are such grids, with groups of 32 columns and one zero point; Q4_1 is where every offset is
+a whole multiple of its scale. Every other tensor is given in float: F32, F16 and BF16 as stored, other types as the
+exact float32 numbers they stand for. The row order of llama.cpp is undone. It does not know how such a file came to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from r1quant.archs import architecture_of
+from r1quant.artifact import Form
+from r1quant.checkpoint import CHUNK, TensorInfo, fill
+from r1quant.errors import CheckpointError
+from r1quant.formats.gguf.blocks import BITS, BLOCK_BYTES, decode, zeros_of
+from r1quant.formats.gguf.options import BLOCK, HALF_BITS, RANGES
+from r1quant.gguf_header import StoredTensor
+from r1quant.gguf_source import FLOAT_KINDS, GgufCheckpoint, neox_order, open_gguf, presented
+from r1quant.qlinear import QLinear
+from r1quant.tensorfile import TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+GRIDS = {2: "q4_0", 3: "q4_1", 6: "q5_0", 8: "q8_0"}  # by the number of the ggml type
+
+
+@dataclass(frozen=True)
+class GgufArtifact:
+    """A GGUF model, whole or in parts. `checkpoint` presents every tensor in a dtype that holds it exactly."""
+
+    checkpoint: GgufCheckpoint
+
+    @property
+    def source(self) -> str:
+        return self.checkpoint.source
+
+    @property
+    def folder(self) -> Path:
+        return self.checkpoint.folder
+
+    @property
+    def format(self) -> str:
+        return "gguf"
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.checkpoint.config
+
+    @property
+    def carried(self) -> Mapping[str, bytes]:
+        return self.checkpoint.carried
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorSpec]:
+        return {name: TensorSpec(name, i.dtype, i.shape) for name, i in self.checkpoint.tensors.items()}
+
+    @cached_property
+    def forms(self) -> Mapping[str, Form]:
+        """The linears of the layers that are grids of integers.
+
+        Nothing is read for types with a fixed zero point, so their scales are taken to need all bits of float16.
+        """
+        arch = architecture_of(self.config)
+        weights = tuple(f".{linear}.weight" for linear in arch.layer.linears)
+        found = {}
+        for name, stored in self.checkpoint.stored.items():
+            if name.endswith(weights) and stored.kind in GRIDS:
+                form = self._form(stored)
+                if form is not None:
+                    found[name.removesuffix(".weight")] = form
+        return found
+
+    def _form(self, stored: StoredTensor) -> Form | None:
+        kind = GRIDS[stored.kind]
+        shape = (stored.shape[0], stored.shape[1])
+        if kind == "q4_1":
+            zeros = _zero_range(stored)
+            return None if zeros is None else Form(shape, BITS[kind], BLOCK, zeros, HALF_BITS)
+        zero = -RANGES[kind][0]
+        return Form(shape, BITS[kind], BLOCK, (zero, zero), HALF_BITS)
+
+    def qlinear(self, linear: str) -> QLinear:
+        if linear not in self.forms:
+            raise CheckpointError(f"{linear} is not quantized in {self.source}", "name a linear that is")
+        name = f"{linear}.weight"
+        stored, heads = self.checkpoint.stored[name], self.checkpoint.heads.get(name)
+        raw = next(_raw(stored, stored.shape[0]))
+        if heads:
+            raw = neox_order(raw, stored.shape[0] // heads)
+        try:
+            return decode(raw, GRIDS[stored.kind])
+        except ValueError as error:
+            raise CheckpointError(f"{linear}: {error}", "the file is damaged; download it again") from None
+
+    def read(self, name: str) -> torch.Tensor:
+        import torch
+
+        linear = name.removesuffix(".weight")
+        if linear != name and linear in self.forms:
+            return torch.from_numpy(self.qlinear(linear).dequantize())
+        return self.checkpoint.read(name)
+
+    def chunks(self, name: str) -> Iterator[npt.NDArray[np.uint8]]:
+        return self.checkpoint.chunks(self.checkpoint.info(name))
+
+
+def open_gguf_artifact(path: Path, source: str | None = None) -> GgufArtifact:
+    """A GGUF file, or any part of a split one. Raises CheckpointError as open_gguf does."""
+    checkpoint = open_gguf(path, source)
+    exact: dict[str, TensorInfo] = {
+        name: presented(name, stored, FLOAT_KINDS.get(stored.kind, "F32")) for name, stored in checkpoint.stored.items()
+    }
+    return GgufArtifact(
+        GgufCheckpoint(
+            source=checkpoint.source,
+            folder=checkpoint.folder,
+            config=checkpoint.config,
+            config_text=checkpoint.config_text,
+            tensors=exact,
+            carried=checkpoint.carried,
+            stored=checkpoint.stored,
+            heads=checkpoint.heads,
+        )
+    )
+
+
+def _raw(stored: StoredTensor, step: int) -> Iterator[npt.NDArray[np.uint8]]:
+    """The rows of blocks as they are stored, uint8 [rows, row bytes], `step` at a time."""
+    with stored.file.open("rb", buffering=0) as file:
+        file.seek(stored.offset)
+        for start in range(0, stored.shape[0], step):
+            raw = np.empty((min(step, stored.shape[0] - start), stored.row_bytes), np.uint8)
+            fill(file, raw.reshape(-1), stored.file)
+            yield raw
+
+
+def _zero_range(stored: StoredTensor) -> tuple[int, int] | None:
+    """The smallest and largest zero point of a Q4_1 tensor; None where one of them is not an integer."""
+    low, high = 15, 0
+    for raw in _raw(stored, max(1, CHUNK // stored.row_bytes)):
+        heads = np.ascontiguousarray(raw.reshape(-1, BLOCK_BYTES["q4_1"])[:, :4]).view(np.float16)
+        zeros = zeros_of(heads[:, 0], heads[:, 1])
+        if zeros is None:
+            return None
+        low, high = min(low, int(zeros.min())), max(high, int(zeros.max()))
+    return low, high

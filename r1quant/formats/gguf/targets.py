@@ -1,0 +1,149 @@
+"""Which tensors a GGUF file will have, in which types: decided before anything is written.
+
+A type is taken from the options and from the form of a quantized linear. Nothing is read but what artifact and
+configuration say at once. It does not know how tensors are turned into bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from r1quant.archs import Architecture
+from r1quant.artifact import Artifact, quantized
+from r1quant.errors import CheckpointError, RecipeError
+from r1quant.floats import FLOAT_DTYPES
+from r1quant.formats.gguf.blocks import BLOCK_BYTES
+from r1quant.formats.gguf.container import Entry
+from r1quant.formats.gguf.options import BLOCK, BLOCK_TYPES, FLOAT_TYPES, GgufOptions, problem, smallest
+from r1quant.gguf_source import gguf_names, heads_of
+from r1quant.tensorfile import TensorSpec
+
+KINDS = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q8_0": 8, "bf16": 30}
+ITEM_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
+
+
+@dataclass(frozen=True)
+class Target:
+    """One tensor of the file to be.
+
+    name    in the checkpoint; entry has that of the file
+    linear  the quantized linear it is written from, None for a float tensor
+    stored  the dtype in the checkpoint
+    type    one of options.TYPES but auto
+    heads   how many heads its rows are reordered in, None where they keep their order
+    """
+
+    name: str
+    entry: Entry
+    linear: str | None
+    stored: str
+    type: str
+    heads: int | None
+
+
+def plan(artifact: Artifact, arch: Architecture, options: GgufOptions) -> list[Target]:
+    """Every tensor in the order of the file: embedding, layers, final norm, head.
+
+    Raises RecipeError naming a linear that cannot be held exactly, and CheckpointError where tensors are missing, left
+    over, of the wrong shape or of a dtype that is not a float.
+    """
+    shapes = arch.shapes(artifact.config)
+    names = gguf_names(arch, artifact.config["num_hidden_layers"])
+    tied = bool(artifact.config.get("tie_word_embeddings", False))
+    left = {name for name in artifact.tensors if not name.endswith(arch.tensors.ignored)}
+    heads = heads_of(arch, artifact.config, shapes) if arch.gguf.interleaved_rope else {}
+    targets = []
+    for name in _order(arch, list(shapes)):
+        spec = artifact.tensors.get(name)
+        left.discard(name)
+        if name == arch.tensors.head and tied:
+            continue
+        if spec is None and name.endswith(".bias"):
+            continue
+        if spec is None:
+            raise CheckpointError(f"{artifact.source}: tensor {name} is missing", "download the model again")
+        if spec.shape != shapes[name]:
+            raise CheckpointError(
+                f"{name} has the shape {list(spec.shape)}, config.json implies {list(shapes[name])}",
+                "restore the model's own config.json",
+            )
+        if name.endswith(f"{arch.layer.attention_out}.bias") and arch.gguf.architecture != "llama":
+            raise CheckpointError(
+                f"{name}: llama.cpp has no bias there in {arch.model_class}", "run this model from safetensors"
+            )
+        targets.append(_target(artifact, arch, spec, names[name], options, heads.get(name)))
+    if left:
+        raise CheckpointError(
+            f"{artifact.source}: the tensor {min(left)} has no place in {arch.model_class}",
+            "use the original checkpoint",
+        )
+    return targets
+
+
+def _order(arch: Architecture, names: list[str]) -> list[str]:
+    last = [arch.tensors.final_norm, arch.tensors.head]
+    return [name for name in names if name not in last] + last
+
+
+def _target(
+    artifact: Artifact, arch: Architecture, spec: TensorSpec, stored_name: str, options: GgufOptions, heads: int | None
+) -> Target:
+    linear = quantized(artifact, spec.name)
+    if linear is None and spec.dtype not in FLOAT_DTYPES:
+        raise CheckpointError(f"{spec.name}: dtype {spec.dtype} cannot be written", "use a BF16, F16 or F32 checkpoint")
+    chosen = "f32" if len(spec.shape) == 1 else _type(artifact, arch, spec, linear, options)
+    entry = Entry(stored_name, spec.shape, KINDS[chosen], _nbytes(spec.shape, chosen))
+    return Target(spec.name, entry, linear, spec.dtype, chosen, heads)
+
+
+def _type(artifact: Artifact, arch: Architecture, spec: TensorSpec, linear: str | None, options: GgufOptions) -> str:
+    """The type of a matrix."""
+    wanted = options.type
+    if spec.name in (arch.tensors.embedding, arch.tensors.head):
+        wanted = options.embedding if spec.name == arch.tensors.embedding else options.head
+        if wanted == "auto" and options.type in FLOAT_TYPES:
+            wanted = options.type
+        wanted = "auto" if wanted == "exact" else wanted
+    if linear is not None:
+        form = artifact.forms[linear]
+        reason = problem(form, wanted)
+        if reason:
+            what, _, remedy = reason.partition(": ")
+            raise RecipeError(f"{linear} cannot be written to GGUF exactly: {what}", remedy)
+        return wanted if wanted != "auto" else smallest(form) or "f32"
+    if wanted in BLOCK_TYPES and spec.shape[1] % BLOCK:
+        raise RecipeError(
+            f"{spec.name}: its {spec.shape[1]} columns are not a multiple of 32, the block of {wanted.upper()}",
+            "choose f16, bf16 or f32",
+        )
+    return spec.dtype.lower() if wanted == "auto" else wanted
+
+
+def _nbytes(shape: tuple[int, ...], kind: str) -> int:
+    numbers = 1
+    for length in shape:
+        numbers *= length
+    return numbers // BLOCK * BLOCK_BYTES[kind] if kind in BLOCK_BYTES else numbers * ITEM_BYTES[kind]
+
+
+def main_type(targets: Sequence[Target]) -> str:
+    """The type that most numbers of the matrices inside layers have."""
+    sizes: dict[str, int] = {}
+    for target in targets:
+        if len(target.entry.shape) == 2 and target.entry.name.startswith("blk."):
+            sizes[target.type] = sizes.get(target.type, 0) + target.entry.shape[0] * target.entry.shape[1]
+    return max(sizes, key=lambda kind: sizes[kind])
+
+
+def parts(targets: Sequence[Target], limit: int | None) -> list[list[Target]]:
+    """The targets in order, as many a file as fit into `limit` bytes, at least one."""
+    files: list[list[Target]] = [[]]
+    filled = 0
+    for target in targets:
+        if limit is not None and files[-1] and filled + target.entry.padded > limit:
+            files.append([])
+            filled = 0
+        files[-1].append(target)
+        filled += target.entry.padded
+    return files

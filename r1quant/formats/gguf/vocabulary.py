@@ -1,0 +1,123 @@
+"""A model's tokenizer as the metadata keys of GGUF, from tokenizer.json and the files beside it.
+
+Two kinds: byte-level BPE ("gpt2") with its merges, and BPE over characters with bytes to fall back on ("llama"),
+whose merges llama.cpp derives from scores. The scores are the order of the merges. It does not know weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from r1quant.archs import size
+from r1quant.errors import CheckpointError
+from r1quant.formats.gguf import metadata, sentencepiece
+from r1quant.formats.gguf.pretokenizer import name_of
+from r1quant.gguf_config import TOKENS
+from r1quant.gguf_tokenizer import CONTROL, NORMAL, UNUSED, USER_DEFINED
+from r1quant.tokenizer import Tokenizer
+
+# How a token that ends a turn is spelled, where generation_config.json names several that end a text.
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<|end_of_turn|>", "<end_of_turn>")
+UNSUPPORTED = "run this model from safetensors"
+
+
+def keys(
+    carried: Mapping[str, bytes], config: Mapping[str, Any], source: str, pre: str | None = None
+) -> dict[str, Any]:
+    """All `tokenizer.` keys. Raises CheckpointError where the tokenizer is missing or of a kind GGUF cannot hold."""
+    tokenizer = Tokenizer.from_files(carried, source)
+    raw = json.loads(carried["tokenizer.json"])
+    settings = _object(carried, "tokenizer_config.json")
+    tokens, kinds = _tokens(raw, size(config, "vocab_size"), source)
+    bpe = raw.get("model") or {}
+    if bpe.get("type") != "BPE":
+        raise CheckpointError(f"{source}: a tokenizer of the type {bpe.get('type')} has no place in GGUF", UNSUPPORTED)
+    found: dict[str, Any] = {}
+    if bpe.get("byte_fallback"):
+        found = sentencepiece.keys(raw, tokens, kinds, source)
+    else:
+        found = {
+            "model": "gpt2",
+            "pre": name_of(raw, pre),
+            "tokens": tokens,
+            "token_type": np.array(kinds, np.int32),
+            "merges": merges(bpe),
+        }
+    found |= _special(tokenizer, config, metadata.generation_config(carried), len(tokens))
+    found |= _around(raw, settings, tokenizer.specials)
+    named = {f"tokenizer.ggml.{key}": value for key, value in found.items()}
+    return named | ({"tokenizer.chat_template": tokenizer.template} if tokenizer.template else {})
+
+
+def _object(carried: Mapping[str, bytes], name: str) -> Mapping[str, Any]:
+    found = json.loads(carried.get(name, b"{}"))
+    return found if isinstance(found, dict) else {}
+
+
+def _tokens(raw: Mapping[str, Any], rows: int, source: str) -> tuple[list[str], list[int]]:
+    """Text and kind of every token, one a row of the embedding."""
+    added = {token["id"]: token for token in raw.get("added_tokens") or ()}
+    by_id = {index: token for token, index in (raw.get("model") or {}).get("vocab", {}).items()}
+    by_id |= {index: token["content"] for index, token in added.items()}
+    if by_id and max(by_id) >= rows:
+        raise CheckpointError(
+            f"{source}: tokenizer.json has the token id {max(by_id)}, the embedding has {rows} rows",
+            "download config.json and tokenizer.json again, both from the same place",
+        )
+    tokens, kinds = [], []
+    for index in range(rows):
+        tokens.append(by_id.get(index, f"[PAD{index}]"))
+        if index in added:
+            special = added[index].get("special") or _looks_special(tokens[-1])
+            kinds.append(CONTROL if special else USER_DEFINED)
+        else:
+            kinds.append(NORMAL if index in by_id else UNUSED)
+    return tokens, kinds
+
+
+def _looks_special(token: str) -> bool:
+    """Tokens that models mark as ordinary although they direct the conversation; llama.cpp's converter does this."""
+    bars = (token.startswith("<|") and token.endswith("|>")) or (token.startswith("<｜") and token.endswith("｜>"))
+    return bars or token in ("<pad>", "<mask>")
+
+
+def merges(bpe: Mapping[str, Any]) -> list[str]:
+    """The merges as "left right", first ones first. A space inside a token is spelled as in the byte alphabet."""
+    pairs = [merge if isinstance(merge, list) else merge.split(" ", 1) for merge in bpe.get("merges") or ()]
+    return [f"{left.replace(' ', 'Ġ')} {right.replace(' ', 'Ġ')}" for left, right in pairs]
+
+
+def _special(
+    tokenizer: Tokenizer, config: Mapping[str, Any], generation: Mapping[str, Any], count: int
+) -> dict[str, int]:
+    """The ids of named tokens: as the tokenizer names them, else as config.json does."""
+    ids: dict[str, int] = {}
+    for name, key in TOKENS.items():
+        text = tokenizer.specials.get(f"{name}_token")
+        index = tokenizer.backend.token_to_id(text) if text is not None else config.get(f"{name}_token_id")
+        if isinstance(index, int) and not isinstance(index, bool) and 0 <= index < count:
+            ids[f"{key}_token_id"] = index
+    ends = generation.get("eos_token_id")
+    others = [i for i in ends if i != ids.get("eos_token_id")] if isinstance(ends, list) else []
+    turns = [i for i in others if isinstance(i, int) and tokenizer.backend.id_to_token(i) in TURN_ENDS]
+    return ids | ({"eot_token_id": turns[0]} if turns else {})
+
+
+def _around(raw: Mapping[str, Any], settings: Mapping[str, Any], specials: Mapping[str, str]) -> dict[str, bool]:
+    """Whether BOS and EOS are put around a text: a template in tokenizer.json says so, or a flag beside it."""
+    put = {"bos": False, "eos": False}
+    post = raw.get("post_processor") or {}
+    for step in post.get("processors", [post]):
+        single = step.get("single") if step.get("type") == "TemplateProcessing" else None
+        if isinstance(single, list) and len(single) > 1:
+            for name, item in (("bos", single[0]), ("eos", single[-1])):
+                text = (item.get("SpecialToken") or {}).get("id")
+                put[name] = text is not None and text == specials.get(f"{name}_token")
+    for name in put:
+        flag = settings.get(f"add_{name}_token")
+        put[name] = (flag if isinstance(flag, bool) else put[name]) and f"{name}_token" in specials
+    return {f"add_{name}_token": value for name, value in put.items()}
