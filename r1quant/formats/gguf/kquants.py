@@ -163,7 +163,9 @@ def _checked(
                 "use Q8_0 for it",
             )
     for name, values in importance.items():
-        columns = header.tensors[name].shape[-1] if name in header.tensors else None
+        if name not in header.tensors:
+            raise RecipeError(f"there is importance for {name}, but no such tensor", "measure it on the same model")
+        columns = header.tensors[name].shape[-1]
         if values.shape != (columns,) or not bool((np.isfinite(values) & (values >= 0)).all()):
             raise RecipeError(
                 f"the importance of {name} is not {columns} finite numbers from 0 up",
