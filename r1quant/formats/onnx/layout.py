@@ -1,0 +1,171 @@
+"""The bytes of a quantized linear in an ONNX file, and back: MatMulNBits, and blocks for DequantizeLinear.
+
+MatMulNBits keeps qweight uint8 [out, blocks, block_size * width / 8], codes along the input, low bits first; scales
+[out, blocks]; and, where they are not all the midpoint, zero_points uint8 [out, ceil(blocks * width / 8)].
+DequantizeLinear takes weights [in, out], scales and zero points [blocks, out], nibbles packed along the flat tensor,
+low one first; without zero points the codes are signed.
+
+Codes of a width that no operator has go into the next one. On a symmetric grid they are moved so that the midpoint of
+the wider code is the zero point. It does not know the graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from r1quant import bits as packing
+from r1quant.artifact import Form
+from r1quant.formats.onnx.options import OnnxOptions, Style, block_size, stored_bits
+from r1quant.qlinear import QLinear
+
+Bytes = npt.NDArray[np.uint8]
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one linear is stored. `width` is of a stored code; `zeros` says whether zero points are written."""
+
+    style: Style
+    shape: tuple[int, int]
+    bits: int
+    group_size: int
+    width: int
+    block: int
+    zeros: bool
+
+    @staticmethod
+    def of(form: Form, options: OnnxOptions) -> Layout:
+        """form must have no problem."""
+        block, group = block_size(form), form.group_size
+        assert block is not None and group is not None
+        width = stored_bits(form.bits, options.style)
+        zeros = not form.symmetric or (options.zero_points and options.style == "matmulnbits")
+        return Layout(options.style, form.shape, form.bits, group, width, block, zeros)
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.shape[1] // self.block)
+
+    @property
+    def blocks_per_group(self) -> int:
+        return self.blocks if self.group_size == -1 else self.group_size // self.block
+
+    @property
+    def moved(self) -> int:
+        """What is added to each code where no zero points are written."""
+        return 0 if self.zeros else (1 << (self.width - 1)) - (1 << (self.bits - 1))
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each stored array. Those of DequantizeLinear count codes, not bytes."""
+        out, columns = self.shape
+        if self.style == "qdq":
+            shapes: dict[str, tuple[int, ...]] = {"qweight": (columns, out), "scales": (self.blocks, out)}
+            zeros = (self.blocks, out)
+        else:
+            shapes = {"qweight": (out, self.blocks, self.block * self.width // 8), "scales": (out, self.blocks)}
+            zeros = (out, -(-self.blocks * self.width // 8))
+        return shapes | ({"qzeros": zeros} if self.zeros else {})
+
+    def fuses_with(self, other: Layout) -> bool:
+        """Whether rows of both can be one MatMulNBits."""
+        alike = (self.style, self.shape[1], self.width, self.block, self.zeros)
+        return alike == (other.style, other.shape[1], other.width, other.block, other.zeros)
+
+
+def encode(q: QLinear, layout: Layout) -> Arrays:
+    """qweight and qzeros as the bytes of the file, scales as they are in q, each block with that of its group."""
+    codes = q.codes + np.uint8(layout.moved)
+    scales = np.repeat(q.scale, layout.blocks_per_group, axis=1)
+    zeros = np.repeat(q.zero, layout.blocks_per_group, axis=1) if layout.zeros else None
+    if layout.style == "qdq":
+        return _encode_qdq(codes, scales, zeros, layout.width)
+    out, columns = layout.shape
+    padded = layout.blocks * layout.block
+    if padded != columns:
+        codes = np.concatenate([codes, np.zeros((out, padded - columns), np.uint8)], axis=1)
+    found: Arrays = {"qweight": packing.pack(codes, layout.width).view(np.uint8).reshape(layout.shapes["qweight"])}
+    found["scales"] = scales
+    if zeros is not None:
+        found["qzeros"] = _pack_rows(zeros, layout.width)
+    return found
+
+
+def decode(arrays: Arrays, layout: Layout) -> QLinear:
+    """The inverse of encode. Raises ValueError where the arrays cannot be a linear of this layout."""
+    out, columns = layout.shape
+    step = layout.blocks_per_group
+    if layout.style == "qdq":
+        codes, scales, zeros = _decode_qdq(arrays, layout)
+    else:
+        words = np.ascontiguousarray(arrays["qweight"]).reshape(out, -1).view("<i4")
+        codes, scales = packing.unpack(words, layout.width)[:, :columns], arrays["scales"].reshape(out, -1)
+        zeros = _unpack_rows(arrays["qzeros"], layout.width, layout.blocks) if layout.zeros else None
+    if zeros is None:
+        zeros = np.full(scales.shape, 1 << (layout.bits - 1), np.uint8)
+        if layout.moved and codes.size and int(codes.min()) < layout.moved:
+            raise ValueError(f"a code does not fit {layout.bits} bits")
+        codes = codes - np.uint8(layout.moved)
+    scale, zero = scales[:, ::step], zeros[:, ::step]
+    for name, blocks, groups in (("scale", scales, scale), ("zero point", zeros, zero)):
+        if not np.array_equal(blocks, np.repeat(groups, step, axis=1)[:, : blocks.shape[1]]):
+            raise ValueError(f"the blocks of one group differ in their {name}")
+    run = columns if layout.group_size == -1 else layout.group_size
+    group = (np.arange(columns) // run).astype(np.int32)
+    codes, zero = np.ascontiguousarray(codes), np.ascontiguousarray(zero)
+    return QLinear(codes, np.ascontiguousarray(scale), zero, group, layout.bits)
+
+
+def _encode_qdq(codes: Bytes, scales: npt.NDArray[Any], zeros: Bytes | None, width: int) -> Arrays:
+    if zeros is None:
+        codes = codes ^ np.uint8(1 << (width - 1))  # from an offset to two's complement
+    found: Arrays = {"qweight": pack_flat(codes.T, width), "scales": np.ascontiguousarray(scales.T)}
+    return found if zeros is None else found | {"qzeros": pack_flat(zeros.T, width)}
+
+
+def _decode_qdq(arrays: Arrays, layout: Layout) -> tuple[Bytes, npt.NDArray[Any], Bytes | None]:
+    out, columns = layout.shape
+    codes = unpack_flat(arrays["qweight"], layout.width, columns * out).reshape(columns, out).T
+    scales = arrays["scales"].reshape(layout.blocks, out).T
+    if not layout.zeros:
+        return codes ^ np.uint8(1 << (layout.width - 1)), scales, None
+    return codes, scales, unpack_flat(arrays["qzeros"], layout.width, layout.blocks * out).reshape(-1, out).T
+
+
+def pack_flat(values: Bytes, width: int) -> Bytes:
+    """uint8 codes of any shape as ONNX keeps tensors of 4-bit integers: in order, two a byte, the low half first."""
+    flat = np.ascontiguousarray(values).reshape(-1)
+    if width == 8:
+        return flat
+    if flat.size % 2:
+        flat = np.append(flat, np.uint8(0))
+    return flat[0::2] | (flat[1::2] << np.uint8(4))
+
+
+def unpack_flat(stored: Bytes, width: int, count: int) -> Bytes:
+    """The inverse of pack_flat, flat."""
+    flat = stored.reshape(-1)
+    if width == 8:
+        return flat[:count]
+    return np.stack([flat & np.uint8(15), flat >> np.uint8(4)], axis=1).reshape(-1)[:count]
+
+
+def _pack_rows(values: Bytes, width: int) -> Bytes:
+    """uint8 [rows, n] to uint8 [rows, ceil(n * width / 8)]: each row in bytes of its own."""
+    rows, count = values.shape
+    per_word = packing.values_per_block(width)
+    padded = np.zeros((rows, -(-count // per_word) * per_word), np.uint8)
+    padded[:, :count] = values
+    return np.ascontiguousarray(packing.pack(padded, width).view(np.uint8)[:, : -(-count * width // 8)])
+
+
+def _unpack_rows(stored: Bytes, width: int, count: int) -> Bytes:
+    rows, size = stored.shape
+    padded = np.zeros((rows, -(-size // 4) * 4), np.uint8)
+    padded[:, :size] = stored
+    return packing.unpack(padded.view("<i4"), width)[:, :count]

@@ -1,0 +1,97 @@
+"""What can be chosen of an ONNX export, and which quantized linears it can hold. It needs no onnx package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args, get_type_hints
+
+from r1quant.artifact import Form
+from r1quant.errors import RecipeError
+
+Style = Literal["matmulnbits", "qdq"]
+Dtype = Literal["float32", "float16"]
+Whole = Literal["exact", "q8"]
+
+BLOCK_SIZES = (16, 32, 64, 128, 256)  # of MatMulNBits; a power of two
+FLOAT16_BITS = 11
+LEVELS = range(5)
+
+
+@dataclass(frozen=True)
+class OnnxOptions:
+    """
+    style           `matmulnbits`: onnxruntime's own operators, the fast ones. `qdq`: standard operators only (opset
+                    21); onnxruntime turns the weights into MatMulNBits when it loads the model
+    dtype           of activations, scales, norms and the embedding. float32 holds every tensor exactly
+    accuracy_level  what MatMulNBits computes with: 4 is int8 activations, 1 is float32, 0 leaves it to the runtime
+    embedding       `exact`, or `q8`: rounded to 8 bits in blocks of 32
+    head            the same for the output projection; with tied embeddings both share one tensor where they agree
+    zero_points     write the zero points of symmetric grids too. onnxruntime takes them as 2**(bits-1) where they
+                    are missing; DirectML wants them
+    threads         written to genai_config.json; 0 leaves it to the runtime, which takes one thread a physical core
+    """
+
+    style: Style = "matmulnbits"
+    dtype: Dtype = "float32"
+    accuracy_level: int = 4
+    embedding: Whole = "exact"
+    head: Whole = "exact"
+    zero_points: bool = False
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises RecipeError naming the option that is not possible."""
+        hints = get_type_hints(OnnxOptions)
+        for field in fields(self):
+            allowed, value = get_args(hints[field.name]), getattr(self, field.name)
+            if allowed and value not in allowed:
+                raise _refused(field.name, value, " or ".join(allowed))
+        if isinstance(self.accuracy_level, bool) or self.accuracy_level not in LEVELS:
+            raise _refused("accuracy_level", self.accuracy_level, "0, 1, 2, 3 or 4")
+        if isinstance(self.threads, bool) or not isinstance(self.threads, int) or not 0 <= self.threads < 1 << 16:
+            raise _refused("threads", self.threads, "0 or a number of threads")
+        if not isinstance(self.zero_points, bool):
+            raise _refused("zero_points", self.zero_points, "true or false")
+        if self.style == "qdq" and "q8" in (self.embedding, self.head):
+            raise RecipeError(
+                "ONNX with standard operators keeps embedding and head exact",
+                "use the style matmulnbits for an 8-bit embedding or head",
+            )
+
+
+def block_size(form: Form) -> int | None:
+    """The block in which a linear is stored: the largest that divides its groups; None where there is none.
+
+    A whole row is cut into the blocks that take the fewest bytes, the last one padded. Every block repeats the scale
+    of its group, so nothing is rounded.
+    """
+    if form.group_size is None:
+        return None
+    if form.group_size != -1:
+        return max((size for size in BLOCK_SIZES if form.group_size % size == 0), default=None)
+    columns, stored = form.shape[1], stored_bits(form.bits)
+
+    def row_bytes(size: int) -> int:
+        return -(-columns // size) * (size * stored // 8 + 4)
+
+    return min(reversed(BLOCK_SIZES), key=row_bytes)
+
+
+def stored_bits(bits: int, style: Style = "matmulnbits") -> int:
+    """The width of a stored code: the next that the operator has. opset 21 has no 2-bit integers."""
+    return next(width for width in ((2, 4, 8) if style == "matmulnbits" else (4, 8)) if bits <= width)
+
+
+def problem(form: Form, options: OnnxOptions) -> str | None:
+    """Why a linear of this form cannot be stored exactly; None where it can."""
+    if form.group_size is None:
+        return "its groups are not equal runs of columns (act-order), which ONNX cannot express"
+    if block_size(form) is None:
+        return f"its groups of {form.group_size} columns are not a multiple of 16, the smallest block of MatMulNBits"
+    if options.dtype == "float16" and form.scale_bits > FLOAT16_BITS:
+        return "float16 cannot hold its scales; float32 can"
+    return None
+
+
+def _refused(name: str, value: Any, allowed: str) -> RecipeError:
+    return RecipeError(f"ONNX: {name} cannot be {value!r}", f"use {allowed}")

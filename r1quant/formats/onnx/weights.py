@@ -1,0 +1,185 @@
+"""The weights of a model as initializers of a graph: announced by shape, streamed one tensor at a time.
+
+An initializer of floats is called like the tensor of the checkpoint. A quantized linear is LINEAR.qweight,
+LINEAR.scales and, where there are zero points, LINEAR.qzeros; linears whose rows are stored as one are called after
+all of them, joined by a plus. What a float tensor loses in a narrower dtype is noted by name.
+It does not know which nodes use them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from onnx import TensorProto
+
+from r1quant.artifact import Artifact, Form, rows
+from r1quant.errors import CheckpointError, NumericError, RecipeError
+from r1quant.formats.onnx.graph import Content, Graph, Piece
+from r1quant.formats.onnx.layout import Layout, encode
+from r1quant.formats.onnx.options import OnnxOptions, problem
+
+Q8_BLOCK = 32
+
+
+@dataclass
+class Weights:
+    """`stored` describes each quantized linear for readers; `inexact` says what was rounded, and how."""
+
+    graph: Graph
+    artifact: Artifact
+    options: OnnxOptions
+    stored: dict[str, dict[str, Any]] = field(default_factory=dict)
+    inexact: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> int:
+        """Of activations, scales and float tensors."""
+        return int(TensorProto.FLOAT16 if self.options.dtype == "float16" else TensorProto.FLOAT)
+
+    @property
+    def numpy_dtype(self) -> npt.DTypeLike:
+        return np.float16 if self.options.dtype == "float16" else np.float32
+
+    def form(self, linear: str) -> Form | None:
+        return self.artifact.forms.get(linear)
+
+    def has(self, name: str) -> bool:
+        return name in self.artifact.tensors
+
+    def floats(self, name: str) -> str:
+        """The initializer of a tensor that stays in floating point (a quantized one is dequantized for it)."""
+        if name not in self.graph.outside:
+            spec = self.artifact.tensors[name]
+            self.graph.add_outside(name, self.kind, spec.shape)
+            self.graph.contents.append(self._floats(name))
+        return name
+
+    def layouts(self, linears: tuple[str, ...]) -> list[Layout]:
+        """Of quantized linears. Raises RecipeError where one cannot be stored."""
+        found = []
+        for linear in linears:
+            form = self.artifact.forms[linear]
+            reason = problem(form, self.options)
+            if reason:
+                raise RecipeError(f"{linear}: {reason}", "choose another format, or quantize with other options")
+            found.append(Layout.of(form, self.options))
+        return found
+
+    def quantized(self, linears: tuple[str, ...]) -> tuple[str, Layout]:
+        """The common name of the initializers of linears stored as one, and the layout of all their rows together.
+
+        Several linears must have layouts that fuse. Only MatMulNBits takes several.
+        """
+        layouts = self.layouts(linears)
+        total = sum(layout.shape[0] for layout in layouts)
+        first = layouts[0]
+        whole = Layout(
+            first.style, (total, first.shape[1]), first.bits, first.group_size, first.width, first.block, first.zeros
+        )
+        base = joined(linears)
+        if f"{base}.qweight" not in self.graph.outside:
+            kinds = self._kinds(whole)
+            for suffix, shape in whole.shapes.items():
+                self.graph.add_outside(f"{base}.{suffix}", kinds[suffix], shape)
+            row = 0
+            for linear, layout in zip(linears, layouts, strict=True):
+                self.stored[linear] = {
+                    "in": base, "row": row, "shape": layout.shape, "bits": layout.bits, "group_size": layout.group_size
+                }  # fmt: skip
+                self.graph.contents.append(self._quantized(linear, layout, base, row))
+                row += layout.shape[0]
+        return base, whole
+
+    def rounded(self, name: str) -> str:
+        """A float matrix as 8-bit blocks of 32: the common name of .codes uint8 [rows, columns] and .scales."""
+        if f"{name}.codes" not in self.graph.outside:
+            out, columns = self.artifact.tensors[name].shape
+            blocks = -(-columns // Q8_BLOCK)
+            self.graph.add_outside(f"{name}.codes", int(TensorProto.UINT8), (out, blocks * Q8_BLOCK))
+            self.graph.add_outside(f"{name}.scales", self.kind, (out, blocks))
+            self.graph.contents.append(self._rounded(name))
+        return name
+
+    def _kinds(self, layout: Layout) -> dict[str, int]:
+        codes = TensorProto.UINT8
+        if layout.style == "qdq":
+            signed = {4: TensorProto.INT4, 8: TensorProto.INT8}
+            unsigned = {4: TensorProto.UINT4, 8: TensorProto.UINT8}
+            codes = (unsigned if layout.zeros else signed)[layout.width]
+        return {"qweight": int(codes), "scales": self.kind, "qzeros": int(codes)}
+
+    def _floats(self, name: str) -> Content:
+        def content() -> Iterator[Piece]:
+            start, changed = 0, 0
+            for piece in rows(self.artifact, name):
+                cast = self._cast(name, piece)
+                if cast.dtype != np.float32:
+                    changed += int(np.count_nonzero(cast.astype(np.float32) != piece))
+                yield Piece(name, start, cast)
+                start += cast.nbytes
+            if changed:
+                total = math.prod(self.artifact.tensors[name].shape)
+                self.inexact[name] = f"{changed} of {total} values are rounded to float16"
+
+        return content
+
+    def _cast(self, name: str, values: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+        if not bool(np.isfinite(values).all()):
+            raise NumericError(f"tensor {name} holds NaN or Inf", "the checkpoint is damaged; download it again")
+        with np.errstate(over="ignore"):
+            cast = values.astype(self.numpy_dtype)
+        if not bool(np.isfinite(cast).all()):
+            raise NumericError(f"tensor {name} has values beyond the range of float16", "export with dtype float32")
+        return cast
+
+    def _quantized(self, linear: str, layout: Layout, base: str, row: int) -> Content:
+        def content() -> Iterator[Piece]:
+            q = self.artifact.qlinear(linear)
+            if q.shape != layout.shape or q.bits != layout.bits:
+                raise CheckpointError(f"{linear} is not what its form says", "the file is damaged; download it again")
+            arrays = encode(q, layout)
+            scales = arrays["scales"].astype(self.numpy_dtype)
+            if not np.array_equal(scales.astype(np.float32), arrays["scales"].astype(np.float32)):
+                raise RecipeError(f"{linear}: float16 cannot hold its scales", "export with dtype float32")
+            arrays["scales"] = scales
+            for suffix, array in arrays.items():
+                yield Piece(f"{base}.{suffix}", row * (array.nbytes // layout.shape[0]), array)
+
+        return content
+
+    def _rounded(self, name: str) -> Content:
+        def content() -> Iterator[Piece]:
+            codes_at, scales_at = 0, 0
+            for piece in rows(self.artifact, name):
+                codes, scales = round_to_q8(self._cast(name, piece).astype(np.float32), self.numpy_dtype)
+                yield Piece(f"{name}.codes", codes_at, codes)
+                yield Piece(f"{name}.scales", scales_at, scales)
+                codes_at, scales_at = codes_at + codes.nbytes, scales_at + scales.nbytes
+            self.inexact[name] = f"rounded to 8 bits in blocks of {Q8_BLOCK}"
+
+        return content
+
+
+def joined(linears: tuple[str, ...]) -> str:
+    """One name for linears stored as one: a.b.q_proj, a.b.k_proj -> a.b.q_proj+k_proj."""
+    return "+".join([linears[0], *(name.rpartition(".")[2] for name in linears[1:])])
+
+
+def round_to_q8(
+    values: npt.NDArray[np.float32], scale_dtype: npt.DTypeLike
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]:
+    """[rows, columns] to codes uint8 [rows, blocks * 32] around 128, padded with 128, and scales [rows, blocks]."""
+    count, columns = values.shape
+    blocks = -(-columns // Q8_BLOCK)
+    padded = np.zeros((count, blocks * Q8_BLOCK), np.float32)
+    padded[:, :columns] = values
+    parts = padded.reshape(count, blocks, Q8_BLOCK)
+    scales = (np.abs(parts).max(axis=2) / np.float32(127)).astype(scale_dtype)
+    scales[scales == 0] = 1
+    codes = np.rint(parts / scales.astype(np.float32)[:, :, None])
+    return (np.clip(codes, -128, 127) + 128).astype(np.uint8).reshape(count, -1), scales

@@ -1,0 +1,110 @@
+"""Writes a model as a folder for onnxruntime and onnxruntime-genai: graph, weights, configuration, tokenizer.
+
+Weights are streamed; one quantized linear is in memory at a time. It does not know how the linears were found.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from r1quant import atomic, provenance
+from r1quant.archs import Architecture
+from r1quant.artifact import Artifact
+from r1quant.errors import CheckpointError
+from r1quant.formats.onnx import genai
+from r1quant.formats.onnx.contrib import Contrib
+from r1quant.formats.onnx.decoder import build, is_tied
+from r1quant.formats.onnx.dimensions import Dimensions
+from r1quant.formats.onnx.graph import Graph
+from r1quant.formats.onnx.options import OnnxOptions
+from r1quant.formats.onnx.standard import Standard
+from r1quant.formats.onnx.weights import Weights
+
+MODEL, DATA, GENAI = "model.onnx", "model.onnx.data", "genai_config.json"
+PROPERTY = "r1quant"
+SCHEMA = "r1quant.onnx/1"
+
+
+@dataclass(frozen=True)
+class Written:
+    """files: all that was written. inexact: why a tensor does not hold the source's numbers exactly, by name."""
+
+    files: list[Path]
+    inexact: dict[str, str]
+
+
+def data_bytes(artifact: Artifact, arch: Architecture, options: OnnxOptions) -> int:
+    """The size that model.onnx.data will have. Reads scales and zero points, but no codes."""
+    return _graph(artifact, arch, options)[0].size
+
+
+def write(
+    artifact: Artifact,
+    arch: Architecture,
+    folder: Path,
+    options: OnnxOptions,
+    step: Callable[[int], None] = lambda written: None,
+) -> Written:
+    """Writes into an existing empty folder. step is called with the number of bytes just written.
+
+    Raises CheckpointError where tensors are missing or do not fit the configuration, RecipeError where a linear
+    cannot be stored exactly, NumericError where a number is not finite or beyond the chosen dtype.
+    """
+    graph, weights, sizes = _graph(artifact, arch, options)
+    with atomic.replacing(folder / DATA) as file:
+        for content in graph.contents:
+            for piece in content():
+                file.seek(graph.outside[piece.name].offset + piece.start)
+                file.write(memoryview(np.ascontiguousarray(piece.data)).cast("B"))
+                step(piece.data.nbytes)
+        file.truncate(graph.size)
+    about = {
+        "schema": SCHEMA,
+        "options": asdict(options),
+        "tied": is_tied(weights, arch),
+        "linears": weights.stored,
+        "inexact": weights.inexact,
+    }
+    model = graph.model({PROPERTY: json.dumps(about, separators=(",", ":"))}, ("r1quant", provenance.VERSION))
+    small = {
+        MODEL: model.SerializeToString(deterministic=True),
+        GENAI: _json(genai.config(artifact, sizes, options, MODEL)),
+        "config.json": _json(dict(artifact.config)),
+    }
+    for name, raw in small.items() | artifact.carried.items():
+        atomic.write_bytes(folder / name, raw)
+    return Written([folder / name for name in (DATA, *small, *artifact.carried)], dict(weights.inexact))
+
+
+def _graph(artifact: Artifact, arch: Architecture, options: OnnxOptions) -> tuple[Graph, Weights, Dimensions]:
+    sizes = Dimensions.of(artifact.config)
+    _check(artifact, arch)
+    graph = Graph(DATA)
+    weights = Weights(graph, artifact, options)
+    kind = Contrib if options.style == "matmulnbits" else Standard
+    build(graph, weights, kind(graph, weights, sizes), arch, sizes)
+    return graph, weights, sizes
+
+
+def _check(artifact: Artifact, arch: Architecture) -> None:
+    """Every tensor of the architecture is there, in its shape. Biases may be missing, and a tied head."""
+    again = "download the model again"
+    shapes = arch.shapes(artifact.config)
+    for name in artifact.tensors:
+        if name not in shapes and not name.endswith(arch.tensors.ignored):
+            raise CheckpointError(f"tensor {name} is not one of this architecture", "it would be lost in ONNX")
+    for name, shape in shapes.items():
+        found = artifact.tensors.get(name)
+        if found is None and not name.endswith(".bias") and name != arch.tensors.head:
+            raise CheckpointError(f"{artifact.source}: tensor {name} is missing", again)
+        if found is not None and tuple(found.shape) != shape:
+            raise CheckpointError(f"{name} is {list(found.shape)}, but config.json implies {list(shape)}", again)
+
+
+def _json(content: object) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
