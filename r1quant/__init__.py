@@ -9,16 +9,19 @@ The command line is a second face of these functions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from r1quant.jobs.check import Checked
+    from r1quant.jobs.export import Exported
     from r1quant.jobs.quantize import Quantized
     from r1quant.jobs.verify import Verified
     from r1quant.planner import Plan
     from r1quant.progress import Progress
 
-__all__ = ["inspect", "plan", "quantize", "verify"]
+__all__ = ["check", "export", "inspect", "plan", "quantize", "verify"]
 
 
 def inspect(model: str | Path = "tiny-r1") -> dict[str, Any]:
@@ -47,6 +50,28 @@ def quantize(
     from r1quant.recipe import from_values
 
     return job(model, None if out is None else Path(out), from_values(options), progress)
+
+
+def export(
+    source: str | Path,
+    to: str | Sequence[str],
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Exported:
+    """Writes a model in other formats, bit for bit; options are the fields of r1quant.targets.ExportOptions."""
+    from r1quant.jobs.export import export as job
+    from r1quant.targets import ExportOptions
+
+    formats = [to] if isinstance(to, str) else list(to)
+    return job(source, formats, None if out is None else Path(out), ExportOptions(**options), progress)
+
+
+def check(a: str | Path, b: str | Path, progress: Progress | None = None) -> Checked:
+    """Whether two artifacts, of any two formats, hold the same weights; see r1quant.jobs.check."""
+    from r1quant.jobs.check import check as job
+
+    return job(a, b, progress)
 
 
 def verify(

@@ -105,6 +105,13 @@ class Architecture:
         return shapes
 
 
+def linears(config: Mapping[str, Any], arch: Architecture) -> list[str]:
+    """Every linear of a model, without `.weight`: those of the decoder layers, then the head."""
+    layers = range(size(config, "num_hidden_layers"))
+    inner = [arch.layer_prefix(i) + name for i in layers for name in arch.layer.linears]
+    return [*inner, arch.tensors.head.removesuffix(".weight")]
+
+
 def size(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
     """A positive integer out of config.json."""
     value = config.get(key)

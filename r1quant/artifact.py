@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from r1quant.floats import significant_bits, widen
+from r1quant.floats import fits_float16, significant_bits, widen
 from r1quant.grid import Grid
 from r1quant.qlinear import QLinear
 from r1quant.tensorfile import TensorSpec
@@ -74,19 +74,25 @@ class Form:
     ) -> Form:
         """The form of a linear that is there. zero, scale: [out, groups]; group int32 [in], or None if trivial."""
         groups = scale.shape[1]
-        even = shape[1] % groups == 0
+        even = groups > 0 and shape[1] % groups == 0
         run = shape[1] // groups if even else 0
         trivial = even and (group is None or bool((group == np.arange(shape[1]) // run).all()))
         size = (-1 if groups == 1 else run) if trivial else None
         wide = scale.astype(np.float32)
-        halves = bool((wide.astype(np.float16) == wide).all()) if wide.size else True
-        need = significant_bits(wide) if halves else 24
+        need = significant_bits(wide) if fits_float16(wide) else 24
         zeros = int(zero.min(initial=255)), int(zero.max(initial=0))
         return Form(shape, bits, size, zeros, need, 0 if trivial else groups)
 
     @staticmethod
     def of(q: QLinear) -> Form:
         return Form.found(q.shape, q.bits, q.group, q.zero, q.scale)
+
+    def covers(self, other: Form) -> bool:
+        """Whether a linear of the other form can be stored as one of this form: same shape, no less of anything."""
+        alike = (self.shape, self.bits, self.groups) == (other.shape, other.bits, other.groups)
+        alike = alike and (self.group_size is None) == (other.group_size is None)
+        holds = self.zeros[0] <= other.zeros[0] and other.zeros[1] <= self.zeros[1]
+        return alike and holds and other.scale_bits <= self.scale_bits
 
 
 class Artifact(Protocol):

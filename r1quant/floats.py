@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -35,8 +37,14 @@ def round_to(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[np.uint
     return rounded.view(np.uint8)
 
 
+def fits_float16(values: npt.NDArray[Any]) -> bool:
+    """Whether float16 holds every one of the values (float16 or float32) exactly. NaN fits nothing."""
+    with np.errstate(over="ignore"):
+        return bool((values.astype(np.float16).astype(values.dtype) == values).all())
+
+
 def significant_bits(values: npt.NDArray[np.float32]) -> int:
     """The most significant bits that any of the values has (1 .. 24); 0 for none. 8 fit bfloat16, 11 float16."""
-    fraction = (values.view(np.uint32) & np.uint32(0x7FFFFF)) | np.uint32(0x800000)
+    fraction = (np.ascontiguousarray(values).view(np.uint32) & np.uint32(0x7FFFFF)) | np.uint32(0x800000)
     lowest = fraction & (~fraction + np.uint32(1))
     return 24 - int(np.log2(lowest.min())) if lowest.size else 0

@@ -28,6 +28,28 @@ def final_hidden(decoder: Decoder, tokens: npt.NDArray[np.int64], step: Callable
         return decoder.final_norm(hidden)
 
 
+class TorchModel:
+    """A model run layer by layer in float32 on the CPU: the reference that other runtimes are held against."""
+
+    def __init__(self, weights: Weights, arch: Architecture) -> None:
+        self._weights, self._arch = weights, arch
+
+    def logits(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """int64 [n] -> float32 [n, vocabulary]."""
+        decoder = Decoder(self._weights, self._arch, torch.device("cpu"), torch.float32, len(tokens))
+        hidden = final_hidden(decoder, tokens[None], lambda: None)[0]
+        with torch.inference_mode():
+            logits: npt.NDArray[np.float32] = decoder.head().logits(hidden).numpy()
+        return logits
+
+    def generate(self, tokens: npt.NDArray[np.int64], count: int) -> list[int]:
+        """The `count` tokens that follow, each the likeliest, whole text anew for each: slow, and plain."""
+        text = list(map(int, tokens))
+        for _ in range(count):
+            text.append(int(self.logits(np.array(text))[-1].argmax()))
+        return text[len(tokens) :]
+
+
 def compare(
     baseline: Weights,
     quantized: Weights,

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import click
 
 from r1quant.cli import console
+from r1quant.cli.check import check
+from r1quant.cli.export import export
 from r1quant.cli.inspect import inspect
 from r1quant.cli.plan import plan
 from r1quant.cli.quantize import quantize
@@ -25,7 +27,7 @@ def cli() -> None:
     """
 
 
-for command in (inspect, plan, quantize, verify):
+for command in (inspect, plan, quantize, export, check, verify):
     cli.add_command(command)
 
 

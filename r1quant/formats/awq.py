@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from r1quant import bits as packing
 from r1quant.artifact import Form
-from r1quant.formats.codec import Arrays, refuse, shipped
+from r1quant.errors import RecipeError
+from r1quant.formats.codec import Arrays, group_sizes, packed_shape, refuse, runs, shipped, tensor, whole
 from r1quant.qlinear import QLinear
 from r1quant.tensorfile import TensorSpec
 
@@ -34,7 +35,7 @@ class Awq:
         if form.bits != BITS:
             return f"AWQ files hold 4 bits, not {form.bits}"
         if form.group_size is None:
-            return "AWQ files hold groups of neighbouring columns, not act-order"
+            return "AWQ files hold equal groups of neighbouring columns, and these are not (act-order)"
         if form.shape[0] % PER_WORD:
             return f"{form.shape[0]} output rows are not a multiple of 8, which AWQ packing needs"
         if form.scale_bits > 11:
@@ -49,8 +50,8 @@ class Awq:
             TensorSpec(f"{linear}.scales", "F16", (form.groups, out)),
         ]
 
-    def encode(self, q: QLinear) -> dict[str, npt.NDArray[Any]]:
-        refuse(self, q)
+    def encode(self, q: QLinear, form: Form | None = None) -> dict[str, npt.NDArray[Any]]:
+        refuse(self, q, form)
         return {
             "qweight": _pack(q.codes),
             "qzeros": _pack(q.zero),
@@ -58,25 +59,37 @@ class Awq:
         }
 
     def form(self, codes: TensorSpec, arrays: Arrays, config: Mapping[str, Any]) -> Form:
-        columns, words = codes.shape
-        return Form.found((words * PER_WORD, columns), BITS, None, _unpack(arrays["qzeros"]), arrays["scales"].T)
+        columns, words = packed_shape(codes)
+        group, scale, zero = self._all_but_codes(columns, words, arrays, config)
+        return Form.found((words * PER_WORD, columns), BITS, group, zero, scale)
 
     def decode(self, arrays: Arrays, config: Mapping[str, Any], linear: str = "") -> QLinear:
-        codes, scale = _unpack(arrays["qweight"]), shipped(arrays["scales"].T)
-        columns, groups = codes.shape[1], scale.shape[1]
-        if columns % groups:
-            raise ValueError(f"{columns} columns are not in {groups} equal groups")
-        group = (np.arange(columns) // (columns // groups)).astype(np.int32)
-        return QLinear(codes, scale, _unpack(arrays["qzeros"]), group, BITS)
+        words = tensor(arrays, "qweight", ("int32",), (None, None))
+        group, scale, zero = self._all_but_codes(*words.shape, arrays, config)
+        return QLinear(_unpack(words), shipped(scale), zero, group, BITS)
+
+    def _all_but_codes(
+        self, columns: int, words: int, arrays: Arrays, config: Mapping[str, Any]
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[Any], npt.NDArray[np.uint8]]:
+        """Group map, scale and zero, both [out, groups]. A group size that is not stated is that of equal groups."""
+        bits = whole(config, "bits", "w_bit")
+        if bits not in (None, BITS):
+            raise ValueError(f"the configuration states {bits} bits, and AWQ has {BITS}")
+        scale = tensor(arrays, "scales", ("float16", "float32"), (None, words * PER_WORD)).T
+        zero = tensor(arrays, "qzeros", ("int32",), (scale.shape[1], words))
+        return runs(columns, scale.shape[1], whole(config, "group_size", "q_group_size")), scale, _unpack(zero)
 
     def config(self, forms: Mapping[str, Form], plain: tuple[str, ...], meta: Mapping[str, Any]) -> dict[str, Any]:
         """`modules_to_not_convert` is there only where a linear stays in float: null is more than readers bear.
 
-        Raises ValueError where linears differ in group size, which this format cannot say.
+        Raises RecipeError where linears differ in group size, which this format cannot say.
         """
-        sizes = {form.group_size for form in forms.values()}
+        sizes = set(group_sizes(forms).values())
         if len(sizes) != 1:
-            raise ValueError(f"AWQ has one group size for all linears, not {sorted(map(str, sizes))}")
+            several = ", ".join(sorted(map(str, sizes)))
+            raise RecipeError(
+                f"AWQ has one group size for all linears, not {several}", "export it --to compressed-tensors"
+            )
         return {
             "quant_method": "awq",
             "version": "gemm",

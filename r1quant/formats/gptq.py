@@ -4,6 +4,9 @@ Per linear: qweight int32 [in * bits / 32, out], codes packed along the input; q
 zero points packed along the output, stored minus one in version 1; scales float16 [groups, out]; g_idx int32 [in].
 The configuration stands twice with the same content, in config.json and in quantize_config.json, because readers
 differ in where they look.
+
+gptqmodel subtracts one from whole words of zero points, so that a zero point of 0 borrows from its neighbour, and adds
+it back in the same way; others do it to each zero point. Its own files are read as it reads them.
 """
 
 from __future__ import annotations
@@ -19,10 +22,12 @@ import numpy.typing as npt
 
 from r1quant import bits as packing
 from r1quant.artifact import Form
-from r1quant.formats.codec import Arrays, refuse, shipped
+from r1quant.formats.codec import Arrays, group_sizes, matches, packed_shape, refuse, runs, shipped, tensor, whole
 from r1quant.grid import BITS
 from r1quant.qlinear import QLinear
 from r1quant.tensorfile import TensorSpec
+
+HEAD = "lm_head"
 
 
 @dataclass(frozen=True)
@@ -66,8 +71,8 @@ class Gptq:
             TensorSpec(f"{linear}.g_idx", "I32", (columns,)),
         ]
 
-    def encode(self, q: QLinear) -> dict[str, npt.NDArray[Any]]:
-        refuse(self, q)
+    def encode(self, q: QLinear, form: Form | None = None) -> dict[str, npt.NDArray[Any]]:
+        refuse(self, q, form)
         zero = q.zero - np.uint8(1) if self.version == 1 else q.zero
         return {
             "qweight": np.ascontiguousarray(packing.pack(q.codes, q.bits).T),
@@ -77,62 +82,60 @@ class Gptq:
         }
 
     def form(self, codes: TensorSpec, arrays: Arrays, config: Mapping[str, Any]) -> Form:
-        words, out = codes.shape
-        bits, group = self._bits_and_groups(codes.name.rpartition(".")[0], words, arrays, config)
-        zero, scale = self._zero(arrays["qzeros"], bits, config), arrays["scales"].T
-        return Form.found((out, len(group)), bits, group, zero, scale)
+        bits, group, scale, zero = self._all_but_codes(codes, arrays, config)
+        return Form.found((codes.shape[1], len(group)), bits, group, zero, scale)
 
     def decode(self, arrays: Arrays, config: Mapping[str, Any], linear: str = "") -> QLinear:
-        bits, group = self._bits_and_groups(linear, len(arrays["qweight"]), arrays, config)
-        return QLinear(
-            codes=np.ascontiguousarray(packing.unpack(np.ascontiguousarray(arrays["qweight"].T), bits)),
-            scale=shipped(arrays["scales"].T),
-            zero=self._zero(arrays["qzeros"], bits, config),
-            group=group,
-            bits=bits,
-        )
+        words = tensor(arrays, "qweight", ("int32",), (None, None))
+        header = TensorSpec(f"{linear}.qweight", "I32", words.shape)
+        bits, group, scale, zero = self._all_but_codes(header, arrays, config)
+        codes = np.ascontiguousarray(packing.unpack(np.ascontiguousarray(words.T), bits))
+        return QLinear(codes, shipped(scale), zero, group, bits)
 
-    def _zero(self, words: npt.NDArray[np.int32], bits: int, config: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
-        zero = packing.unpack(words, bits).T
-        if version_of(config) == 1:
-            zero = (zero + np.uint8(1)) & np.uint8((1 << bits) - 1)
-        return np.ascontiguousarray(zero)
+    def _all_but_codes(
+        self, codes: TensorSpec, arrays: Arrays, config: Mapping[str, Any]
+    ) -> tuple[int, npt.NDArray[np.int32], npt.NDArray[Any], npt.NDArray[np.uint8]]:
+        """Bits, group map, scale and zero, both [out, groups].
 
-    def _bits_and_groups(
-        self, linear: str, words: int, arrays: Arrays, config: Mapping[str, Any]
-    ) -> tuple[int, npt.NDArray[np.int32]]:
-        """The group map says how many columns there are, and so how many bits a code has. Some files lack it."""
+        The group map says how many columns there are, and so how many bits a code has. Some files lack it.
+        """
+        words, out = packed_shape(codes)
+        scale = tensor(arrays, "scales", ("float16", "float32"), (None, out)).T
         if "g_idx" in arrays:
-            group = np.ascontiguousarray(arrays["g_idx"].astype(np.int32))
-            bits = words * 32 // max(1, len(group))
+            group = tensor(arrays, "g_idx", ("int32", "int64"), (None,))
+            bits = words * 32 // len(group)
+            if bits not in BITS or bits * len(group) != words * 32:
+                raise ValueError(f"qweight of {words} words a row does not fit the g_idx of {len(group)} columns")
+            if int(group.min()) < 0 or int(group.max()) >= scale.shape[1]:
+                raise ValueError(f"g_idx names a group beyond the {scale.shape[1]} that have scales")
+            group = np.ascontiguousarray(group.astype(np.int32))
         else:
-            stated = {**config, **override(config.get("dynamic") or {}, linear)}
-            bits, groups = int(stated.get("bits", 4)), len(arrays["scales"])
-            columns = words * 32 // bits
-            size = int(stated.get("group_size", -1))
-            group = (np.arange(columns) // (columns if size < 1 else size)).astype(np.int32)
-            if int(group.max(initial=0)) >= groups:
-                raise ValueError(f"there are {groups} groups of scales, fewer than groups of {size} columns need")
-        if bits * len(group) != words * 32 or bits not in BITS:
-            raise ValueError("the packed codes and the group map do not fit together")
-        return bits, group
+            stated = {**config, **override(config.get("dynamic"), codes.name.rpartition(".")[0])}
+            bits = whole(stated, "bits") or 0
+            if bits not in BITS or words * 32 % bits:
+                raise ValueError(f"qweight of {words} words a row does not hold codes of {bits} bits")
+            group = runs(words * 32 // bits, scale.shape[1], whole(stated, "group_size"))
+        packed = tensor(arrays, "qzeros", ("int32",), (scale.shape[1], -(-out * bits // 32)))
+        return bits, group, scale, _zero(packed, bits, config)[:out]
 
     def config(self, forms: Mapping[str, Form], plain: tuple[str, ...], meta: Mapping[str, Any]) -> dict[str, Any]:
         """No key is null, and `dynamic` is there only where linears differ: some readers cannot bear either."""
-        kinds = Counter((form.bits, nominal(form)) for form in forms.values())
-        bits, group_size = kinds.most_common(1)[0][0]
-        dynamic: dict[str, Any] = {}
-        for name, form in forms.items():
-            if (form.bits, nominal(form)) != (bits, group_size):
-                dynamic[f"+:^{re.escape(name)}$"] = {"bits": form.bits, "group_size": nominal(form)}
-        dynamic |= {f"-:^{re.escape(name)}$": {} for name in plain}
+        sizes = group_sizes(forms)
+        kinds = {name: (form.bits, sizes[name] or nominal(form)) for name, form in forms.items()}
+        bits, group_size = Counter(kinds.values()).most_common(1)[0][0]
+        dynamic: dict[str, Any] = {
+            f"+:^{re.escape(name)}$": {"bits": kind[0], "group_size": kind[1]}
+            for name, kind in kinds.items()
+            if kind != (bits, group_size)
+        }
+        dynamic |= {f"-:^{re.escape(name)}$": {} for name in plain if name != HEAD}
         return {
             "quant_method": "gptq",
             "bits": bits,
             "group_size": group_size,
             "desc_act": any(form.group_size is None for form in forms.values()),
             "sym": all(form.symmetric for form in forms.values()),
-            "lm_head": "lm_head" in forms,
+            "lm_head": HEAD in forms,
             "checkpoint_format": "gptq" if self.version == 1 else "gptq_v2",
             "format": "gptq" if self.version == 1 else "gptq_v2",
             "method": "gptq",
@@ -146,19 +149,36 @@ class Gptq:
 
 
 def nominal(form: Form) -> int:
-    """The group size that a configuration states, also where g_idx says which columns are in a group."""
-    return form.group_size if form.group_size is not None else -(-form.shape[1] // form.groups)
+    """The group size that a configuration states where g_idx says which columns are in a group."""
+    return -(-form.shape[1] // form.groups)
 
 
-def version_of(config: Mapping[str, Any]) -> int:
-    """The version that a quantization_config states; 1 where it says nothing."""
-    stated = config.get("checkpoint_format", config.get("format", "gptq"))
-    return 2 if stated == "gptq_v2" else 1
+def version_of(config: Mapping[str, Any]) -> int | None:
+    """The version that a quantization_config states: 1 where it says nothing, None where it is another format."""
+    stated = config.get("checkpoint_format") or config.get("format") or "gptq"
+    return {"gptq": 1, "gptq_v2": 2}.get(str(stated))
 
 
-def override(dynamic: Mapping[str, Any], linear: str) -> Mapping[str, Any]:
+def override(dynamic: Any, linear: str) -> Mapping[str, Any]:
     """What the first matching rule of `dynamic` says of a linear; nothing where none matches."""
-    for rule, values in dynamic.items():
-        if re.match(rule.removeprefix("+:").removeprefix("-:"), linear):
+    for rule, values in dynamic.items() if isinstance(dynamic, Mapping) else ():
+        if matches(rule.removeprefix("+:").removeprefix("-:"), linear):
             return values if isinstance(values, Mapping) else {}
     return {}
+
+
+def _zero(words: npt.NDArray[np.int32], bits: int, config: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
+    """uint8 [out, groups] from the packed zero points [groups, words], which may hold some more than out."""
+    if version_of(config) == 1 and 32 % bits == 0 and _by_gptqmodel(config):
+        ones = packing.pack(np.ones(32 // bits, np.uint8), bits)
+        words = (words.view(np.uint32) + ones.view(np.uint32)).view(np.int32)
+        return np.ascontiguousarray(packing.unpack(words, bits).T)
+    zero = packing.unpack(words, bits).T
+    if version_of(config) == 1:
+        zero = (zero + np.uint8(1)) & np.uint8((1 << bits) - 1)
+    return np.ascontiguousarray(zero)
+
+
+def _by_gptqmodel(config: Mapping[str, Any]) -> bool:
+    meta = config.get("meta")
+    return isinstance(meta, Mapping) and "gptqmodel" in str(meta.get("quantizer"))

@@ -16,6 +16,7 @@ def open_artifact(model: str | Path) -> Artifact:
     path = Path(model)
     try:
         is_onnx = path.name == ONNX_FILE or (path / ONNX_FILE).is_file()
+        path = _only_gguf(path) or path
         is_gguf = path.suffix.lower() == ".gguf" and path.is_file()
     except (OSError, ValueError):
         is_onnx = is_gguf = False
@@ -28,3 +29,12 @@ def open_artifact(model: str | Path) -> Artifact:
 
         return open_gguf_artifact(path)
     return table.artifact(open_model(model))
+
+
+def _only_gguf(folder: Path) -> Path | None:
+    """The model in a folder that holds GGUF and no safetensors; the first part where it is in several."""
+    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return None
+    files = sorted(path for path in folder.glob("*.gguf") if not path.name.endswith(".imatrix.gguf"))
+    alone = len(files) == 1 or all("-of-" in path.name for path in files)
+    return files[0] if files and alone else None

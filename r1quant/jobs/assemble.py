@@ -31,7 +31,6 @@ def build(run: RunDir, made: Plan, origin: Mapping[str, Any]) -> dict[str, Any]:
     contents = Contents(
         made.codec,
         frozenset(layer_of),
-        {name: info.dtype for name, info in checkpoint.tensors.items()},
         lambda name: checkpoint.chunks(checkpoint.info(name)),
         lambda linear: parts.read(run.part(layer_of[linear]), linear),
     )
@@ -41,7 +40,7 @@ def build(run: RunDir, made: Plan, origin: Mapping[str, Any]) -> dict[str, Any]:
     meta["act_order"] = recipe.act_order and recipe.calibrated
     if recipe.calibrated:
         meta["damp_percent"] = recipe.damping
-    stated = made.codec.config(made.forms, (), meta)
+    stated = made.codec.config(made.forms, (made.arch.tensors.head.removesuffix(".weight"),), meta)
     text = with_key(with_attention_factor(checkpoint.config_text), "quantization_config", stated)
     write_side_files(out, text, checkpoint.carried, made.codec.side_files(stated))
     record = _record(run, made, origin)

@@ -16,8 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from r1quant import atomic, rope
-from r1quant.artifact import Artifact, Form
-from r1quant.floats import round_to, widen
 from r1quant.formats.codec import Codec
 from r1quant.layout import INDEX, METADATA, Layout
 from r1quant.qlinear import QLinear
@@ -31,14 +29,13 @@ Step = Callable[[int], None]
 class Contents:
     """The bytes of every output tensor, made when asked for. Holds one encoded linear at a time.
 
-    chunks   the stored bytes of a tensor that is not quantized
-    dtypes   the dtype in which it is stored
+    linears  those that are stored as integers
+    chunks   the bytes of any other tensor
     qlinear  the integers of a linear
     """
 
     codec: Codec | None
     linears: frozenset[str]
-    dtypes: Mapping[str, str]
     chunks: Callable[[str], Iterable[npt.NDArray[np.uint8]]]
     qlinear: Callable[[str], QLinear]
     _held: tuple[str, Mapping[str, npt.NDArray[Any]]] = field(default=("", {}), repr=False)
@@ -47,10 +44,7 @@ class Contents:
         linear, _, suffix = spec.name.rpartition(".")
         if self.codec is not None and linear in self.linears and suffix in self.codec.suffixes:
             return lambda: (self._encoded(linear)[suffix],)
-        stored = self.dtypes[spec.name]
-        if stored == spec.dtype:
-            return lambda: self.chunks(spec.name)
-        return lambda: (round_to(widen(chunk, stored), spec.dtype) for chunk in self.chunks(spec.name))
+        return lambda: self.chunks(spec.name)
 
     def _encoded(self, linear: str) -> Mapping[str, npt.NDArray[Any]]:
         assert self.codec is not None
@@ -111,14 +105,3 @@ def with_key(text: str, key: str, value: Mapping[str, Any]) -> str:
     comma = "" if body.endswith("{") else ","
     block = json.dumps(value, indent=2).replace("\n", "\n  ")
     return f'{body}{comma}\n  "{key}": {block}\n{brace}{end}'
-
-
-def contents_of(artifact: Artifact, forms: Mapping[str, Form], codec: Codec | None) -> Contents:
-    """The contents of an artifact that is copied into another format."""
-    return Contents(
-        codec,
-        frozenset(forms),
-        {name: spec.dtype for name, spec in artifact.tensors.items()},
-        artifact.chunks,
-        artifact.qlinear,
-    )

@@ -1,0 +1,53 @@
+"""r1quant check"""
+
+from __future__ import annotations
+
+import click
+
+from r1quant.cli import console
+
+
+@click.command()
+@click.argument("a")
+@click.argument("b")
+@click.option("--logits/--no-logits", default=None, help="Also run both.  [default: where both runtimes are installed]")
+@click.option("--tokens", default=64, show_default=True, help="Tokens that both are run on.")
+@console.common
+def check(a: str, b: str, logits: bool | None, tokens: int, as_json: bool, debug: bool) -> int:
+    """Prove that A and B, of any two formats, hold the same weights: dequantized, every number equal.
+
+    Names the first tensor that differs, and exits with 1 where one does. Where both runtimes are installed, both
+    models are run on the same text, and the distance of their log-probabilities is shown beside.
+    """
+    from r1quant.jobs.agree import agree
+    from r1quant.jobs.check import check as job
+
+    with console.watching() as progress:
+        checked = job(a, b, progress)
+        ran = agree(checked.a, checked.b, tokens, logits, progress)
+    found = {**checked.as_dict(), "logits": ran}
+
+    def show() -> None:
+        first = found["first_difference"]
+        table = [
+            ["tensors compared", f"{found['tensors']:,}"],
+            ["quantized in both", f"{found['linears']:,}"],
+            ["identical", "yes, bit for bit" if checked.identical else "NO"],
+        ]
+        if first:
+            where = f"{first['tensor']}{first['index']}: {first['a']:g} and {first['b']:g}"
+            table.append(["first difference", where])
+            table.append(["", f"{first['differing']:,} numbers differ, by {first['largest']:g} at most"])
+            table.append(["tensors that differ", f"{len(found['differing']):,}"])
+        if checked.only_in_one:
+            table.append(["only in one of them", "\n".join(checked.only_in_one[:5])])
+        if "reason" in ran:
+            table.append(["logits", ran["reason"]])
+        else:
+            table.append(["run by", f"{ran['a']} and {ran['b']}, {ran['tokens']} tokens"])
+            table.append(["largest |d log-prob|", f"{ran['max_delta_log_probability']:.2e}"])
+            table.append(["mean KL (nats)", f"{ran['mean_kl']:.2e}"])
+        console.table(table, heading=False)
+
+    console.emit(found, as_json, show)
+    return 0 if checked.identical else 1

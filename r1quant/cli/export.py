@@ -1,0 +1,58 @@
+"""r1quant export"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from r1quant.cli import console
+from r1quant.registry import FORMATS
+
+
+@click.command()
+@click.argument("source", required=False)
+@click.option("--to", required=True, help=f"One or more of {', '.join(FORMATS)}, with commas between.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Output.  [default: named after SOURCE and format]")
+@click.option(
+    "--type", "kind", default="auto", show_default=True, help="GGUF: auto (exact), q4_0, q8_0, bf16, Q4_K_M …"
+)
+@click.option("--embedding", help="exact, f16 or q8_0.  [default: exact]")
+@click.option("--head", help="The output projection: exact, f16 or q8_0.  [default: exact]")
+@click.option("--dtype", help="Floats: float16, bfloat16, float32.  [default: as stored; ONNX float32]")
+@click.option("--onnx-style", "style", default="matmulnbits", show_default=True, help="matmulnbits, or qdq (standard).")
+@click.option("--accuracy-level", type=int, help="ONNX: what MatMulNBits computes in, 0 .. 4; 4 is int8, 1 float32.")
+@click.option("--split-bytes", type=int, help="GGUF: about how large a part may become.")
+@click.option("--pre", help="GGUF: the pre-tokenizer's name, where it cannot be told.")
+@click.option("--imatrix", help="K-quants: an importance matrix, or none.  [default: measured on the calibration text]")
+@click.option("--calib", help="K-quants: calibration text, as for quantize.  [default: the bundled set]")
+@click.option("--samples", default=64, show_default=True, help="K-quants: calibration windows.")
+@click.option("--seq-len", default=512, show_default=True, help="K-quants: tokens in a window.")
+@console.common
+def export(source: str | None, to: str, out: Path | None, kind: str, as_json: bool, debug: bool, **rest: Any) -> None:
+    """Write SOURCE in other formats, with the same weights bit for bit.
+
+    SOURCE is a quantized checkpoint (GPTQ, AWQ, compressed-tensors), a GGUF file, an ONNX folder, or a float model,
+    which is converted without quantizing. Left out, it is the quantized checkpoint last written into this folder. What
+    a format cannot hold exactly is refused; K-quants and rounded embeddings are named as such.
+    """
+    from r1quant.jobs.export import export as job
+    from r1quant.jobs.verify import newest_output
+    from r1quant.targets import ExportOptions
+
+    name = source if source is not None else newest_output(Path())
+    formats = [word.strip() for word in to.split(",") if word.strip()]
+    with console.watching() as progress:
+        done = job(name, formats, out, ExportOptions(type=kind, **rest), progress)
+    found = done.as_dict()
+
+    def show() -> None:
+        rows = [["format", "written", "size", "weights"]]
+        for written in done.written:
+            rounded = f"{len(written.inexact)} tensors rounded" if written.inexact else "exact"
+            rows.append([written.format, str(written.path), console.gigabytes(written.nbytes), rounded])
+        console.table(rows)
+        console.note(f"{done.seconds:.1f} s, peak memory {console.gigabytes(done.peak_rss_bytes)}")
+
+    console.emit(found, as_json, show)

@@ -1,0 +1,104 @@
+"""Targets: the formats an artifact can be exported to, with the options of each, and which of them a grid fits.
+
+Known from forms alone: no weight is read, and neither onnx nor gguf is imported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from r1quant.artifact import Form
+from r1quant.errors import RecipeError
+from r1quant.formats.gguf.options import GgufOptions
+from r1quant.formats.gguf.options import problem as gguf_problem
+from r1quant.formats.onnx.options import OnnxOptions
+from r1quant.formats.onnx.options import problem as onnx_problem
+from r1quant.formats.table import CODECS
+from r1quant.registry import FORMATS
+
+DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+TABLES = ("exact", "f16", "q8_0")
+K_QUANTS = ("Q2_K", "Q3_K_M", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "IQ4_NL", "IQ4_XS")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How it is written, beyond the format.
+
+    type              of GGUF: auto (exact), a block or float type, or a K-quant such as Q4_K_M (a requantization)
+    dtype             floats of safetensors and activations of ONNX: float16, bfloat16, float32; None keeps the stored
+                      dtype (safetensors) or takes float32 (ONNX)
+    embedding, head   exact, f16 or q8_0; None is exact, or what a float `type` of GGUF says for the whole file
+    style             of ONNX: matmulnbits or qdq
+    accuracy_level    of ONNX's MatMulNBits: 0 .. 4; None takes the default
+    split_bytes       of GGUF: about how large a part may become
+    pre               of GGUF: the pre-tokenizer's name, where it cannot be told
+    imatrix           of K-quants: an importance matrix that is there already, "none", or None to measure one
+    calib, samples, seq_len    of K-quants: the text that importance is measured on
+    """
+
+    type: str = "auto"
+    dtype: str | None = None
+    embedding: str | None = None
+    head: str | None = None
+    style: str = "matmulnbits"
+    accuracy_level: int | None = None
+    split_bytes: int | None = None
+    pre: str | None = None
+    imatrix: str | None = None
+    calib: str | None = None
+    samples: int = 64
+    seq_len: int = 512
+
+    def __post_init__(self) -> None:
+        """Raises RecipeError naming the first value that is not possible."""
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise RecipeError(f"dtype {self.dtype!r} is not supported", f"choose from {', '.join(DTYPES)}")
+        for name in ("embedding", "head"):
+            if getattr(self, name) not in (None, *TABLES):
+                raise RecipeError(
+                    f"{name} {getattr(self, name)!r} is not supported", f"choose from {', '.join(TABLES)}"
+                )
+        if self.samples < 1 or self.seq_len < 2:
+            raise RecipeError(f"samples {self.samples} x seq-len {self.seq_len} is no text", "use at least 1 x 2")
+        if self.k_quant is None:
+            self.gguf  # noqa: B018  (says what is wrong with the type)
+        self.onnx  # noqa: B018
+
+    @property
+    def k_quant(self) -> str | None:
+        """The type of llama.cpp's own that is asked for; None where ours is."""
+        return self.type.upper() if self.type.upper() in K_QUANTS else None
+
+    @property
+    def gguf(self) -> GgufOptions:
+        tables = {key: getattr(self, key) for key in ("embedding", "head") if getattr(self, key) is not None}
+        return GgufOptions(self.type.lower(), split_bytes=self.split_bytes, pre=self.pre, **tables)
+
+    @property
+    def onnx(self) -> OnnxOptions:
+        """bfloat16 is no dtype of it, and is refused when ONNX is written."""
+        chosen: dict[str, Any] = {"style": self.style}
+        if self.dtype in ("float16", "float32"):
+            chosen["dtype"] = self.dtype
+        if self.accuracy_level is not None:
+            chosen["accuracy_level"] = self.accuracy_level
+        chosen |= {key: "q8" for key in ("embedding", "head") if getattr(self, key) == "q8_0"}
+        return OnnxOptions(**chosen)
+
+
+def problem(format: str, form: Form, options: ExportOptions) -> str | None:
+    """Why a format cannot hold a quantized linear of this form exactly; None where it can."""
+    if format == "safetensors":
+        return None
+    if format == "onnx":
+        return onnx_problem(form, options.onnx)
+    if format == "gguf":
+        return None if options.k_quant else gguf_problem(form, options.type.lower())
+    return CODECS[format].problem(form)
+
+
+def fitting(form: Form, options: ExportOptions) -> list[str]:
+    """The formats that hold a linear exactly."""
+    return [name for name in FORMATS if problem(name, form, options) is None]
