@@ -48,7 +48,8 @@ def keys(
             "merges": merges(bpe),
         }
     found |= _special(tokenizer, config, metadata.generation_config(carried), len(tokens))
-    found |= _around(raw, settings, tokenizer.specials)
+    around = puts_around(raw, settings, tokenizer.specials)
+    found |= {f"add_{name}_token": value for name, value in around.items()}
     named = {f"tokenizer.ggml.{key}": value for key, value in found.items()}
     return named | ({"tokenizer.chat_template": tokenizer.template} if tokenizer.template else {})
 
@@ -107,8 +108,8 @@ def _special(
     return ids | ({"eot_token_id": turns[0]} if turns else {})
 
 
-def _around(raw: Mapping[str, Any], settings: Mapping[str, Any], specials: Mapping[str, str]) -> dict[str, bool]:
-    """Whether BOS and EOS are put around a text: a template in tokenizer.json says so, or a flag beside it."""
+def puts_around(raw: Mapping[str, Any], settings: Mapping[str, Any], specials: Mapping[str, str]) -> dict[str, bool]:
+    """By the names bos and eos: whether that token is put around a text: a template in tokenizer.json says so, or a flag beside it."""
     put = {"bos": False, "eos": False}
     post = raw.get("post_processor") or {}
     for step in post.get("processors", [post]):
@@ -120,4 +121,4 @@ def _around(raw: Mapping[str, Any], settings: Mapping[str, Any], specials: Mappi
     for name in put:
         flag = settings.get(f"add_{name}_token")
         put[name] = (flag if isinstance(flag, bool) else put[name]) and f"{name}_token" in specials
-    return {f"add_{name}_token": value for name, value in put.items()}
+    return put
