@@ -21,6 +21,7 @@ from r1quant.qlinear import QLinear
 from r1quant.tensorfile import TensorSpec
 
 BITS, PER_WORD = 4, 8
+HEAD = "lm_head"  # float in every such checkpoint, whether it is listed or not
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # nibble i of a word, from the lowest, holds column ORDER[i] of its eight
 
 
@@ -65,7 +66,7 @@ class Awq:
 
     def decode(self, arrays: Arrays, config: Mapping[str, Any], linear: str = "") -> QLinear:
         words = tensor(arrays, "qweight", ("int32",), (None, None))
-        group, scale, zero = self._all_but_codes(*words.shape, arrays, config)
+        group, scale, zero = self._all_but_codes(len(words), words.shape[1], arrays, config)
         return QLinear(_unpack(words), shipped(scale), zero, group, BITS)
 
     def _all_but_codes(
@@ -96,7 +97,7 @@ class Awq:
             "bits": BITS,
             "group_size": sizes.pop(),
             "zero_point": True,
-            **({"modules_to_not_convert": list(plain)} if plain else {}),
+            **({"modules_to_not_convert": list(plain)} if set(plain) - {HEAD} else {}),
             "meta": dict(meta),
         }
 

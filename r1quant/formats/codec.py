@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from r1quant.artifact import Form
 from r1quant.checkpoint import Checkpoint
 from r1quant.errors import CheckpointError, RecipeError
+from r1quant.floats import fits_float16
 from r1quant.qlinear import QLinear
 from r1quant.tensorfile import TensorSpec
 
@@ -45,8 +47,12 @@ class Codec(Protocol):
     def specs(self, linear: str, form: Form) -> list[TensorSpec]:
         """What will be written for a linear, in the order of encode."""
 
-    def encode(self, q: QLinear) -> dict[str, npt.NDArray[Any]]:
-        """Tensors by suffix. Raises RecipeError where the format cannot hold them exactly."""
+    def encode(self, q: QLinear, form: Form | None = None) -> dict[str, npt.NDArray[Any]]:
+        """Tensors by suffix, as specs(linear, form) has them; form is the linear's own where it is left out.
+
+        A form known before the linear may allow more than it needs. Raises RecipeError where the format cannot hold
+        the linear exactly, ValueError where the form does not cover it.
+        """
 
     def form(self, codes: TensorSpec, arrays: Arrays, config: Mapping[str, Any]) -> Form:
         """What a linear is, without its codes: `codes` says where they are, arrays has all the other suffixes."""
@@ -58,24 +64,99 @@ class Codec(Protocol):
         """
 
     def config(self, forms: Mapping[str, Form], plain: tuple[str, ...], meta: Mapping[str, Any]) -> dict[str, Any]:
-        """The quantization_config. plain: linears that stay in float; meta: how it was made."""
+        """The quantization_config. plain: linears that stay in float; meta: how it was made.
+
+        Raises RecipeError where the configuration cannot say how the linears differ.
+        """
 
     def side_files(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Further JSON files that readers look for, by name."""
 
 
-def refuse(codec: Codec, q: QLinear) -> None:
-    """Raises RecipeError where a linear cannot be stored: what every encode begins with."""
-    reason = codec.problem(Form.of(q))
+def refuse(codec: Codec, q: QLinear, form: Form | None = None) -> Form:
+    """The form that a linear is stored in. Raises RecipeError where it cannot be: what every encode begins with."""
+    own = Form.of(q)
+    reason = codec.problem(own)
     if reason:
         raise RecipeError(reason, "choose another format, or quantize with other options")
+    if form is not None and not form.covers(own):
+        raise ValueError(f"a linear of {own} is not one of {form}")
+    return form or own
 
 
 def shipped(scale: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Scales as a QLinear holds them: float16 where that is exact, else float32."""
-    halves = scale.astype(np.float16)
-    exact = bool((halves.astype(np.float32) == scale.astype(np.float32)).all())
-    return np.ascontiguousarray(halves if exact else scale.astype(np.float32))
+    return np.ascontiguousarray(scale.astype(np.float16 if fits_float16(scale) else np.float32))
+
+
+def group_sizes(forms: Mapping[str, Form]) -> dict[str, int | None]:
+    """The group size of each linear, so that they differ as little as they can.
+
+    Where a whole row is as long as the groups of other linears, it is a group of that size, and not -1.
+    """
+    sizes = {form.group_size for form in forms.values()}
+    rows = {name: form.shape[1] for name, form in forms.items() if form.group_size == -1}
+    return {name: rows[name] if rows.get(name) in sizes else form.group_size for name, form in forms.items()}
+
+
+def tensor(arrays: Arrays, suffix: str, dtypes: tuple[str, ...], shape: tuple[int | None, ...]) -> npt.NDArray[Any]:
+    """A tensor of a linear; None in the shape is any length but 0.
+
+    Raises ValueError where it has another shape or dtype, or is missing.
+    """
+    if suffix not in arrays:
+        raise ValueError(f"{suffix} is missing")
+    array = arrays[suffix]
+    fits = len(shape) == array.ndim and all(n == m or n is None for n, m in zip(shape, array.shape, strict=True))
+    if not fits or array.size == 0:
+        wanted = ", ".join("any" if n is None else str(n) for n in shape)
+        raise ValueError(f"{suffix} has the shape {list(array.shape)} where [{wanted}] is needed")
+    if array.dtype.name not in dtypes:
+        raise ValueError(f"{suffix} is {array.dtype.name}, not {' or '.join(dtypes)}")
+    return array
+
+
+def packed_shape(codes: TensorSpec) -> tuple[int, int]:
+    """The shape of a matrix of 32-bit words, known from its header. Raises ValueError where it is something else."""
+    if codes.dtype != "I32" or len(codes.shape) != 2 or 0 in codes.shape:
+        raise ValueError(f"{codes.name.rpartition('.')[2]} is {codes.dtype} {list(codes.shape)}, not a matrix of I32")
+    return codes.shape[0], codes.shape[1]
+
+
+def whole(stated: Mapping[str, Any], *keys: str) -> int | None:
+    """The integer that a configuration states under the first of the keys that is there; None where none is.
+
+    Raises ValueError where it is no integer.
+    """
+    for key in keys:
+        value = stated.get(key)
+        if value is not None:
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ValueError(f"the configuration states {key} {value!r}")
+            return value
+    return None
+
+
+def runs(columns: int, groups: int, size: int | None) -> npt.NDArray[np.int32]:
+    """int32 [columns]: the group of each column where groups are runs of `size`; below 1 one run, None equal runs.
+
+    Raises ValueError where these are not as many groups as there are.
+    """
+    if size is None and columns % groups == 0:
+        size = columns // groups
+    length = columns if size is not None and size < 1 else size
+    if length is None or -(-columns // length) != groups:
+        stated = "equal groups" if size is None else "one group" if size < 1 else f"groups of {size}"
+        raise ValueError(f"{groups} groups of scales do not fit {columns} columns in {stated}")
+    return (np.arange(columns) // length).astype(np.int32)
+
+
+def matches(pattern: str, linear: str) -> bool:
+    """Whether the name begins as a regular expression says. Raises ValueError where it is none."""
+    try:
+        return re.match(pattern, linear) is not None
+    except (re.error, OverflowError, RecursionError):
+        raise ValueError(f"the configuration has {pattern!r}, which is no regular expression") from None
 
 
 @contextmanager
@@ -83,9 +164,10 @@ def _named(linear: str) -> Iterator[None]:
     """Whatever does not fit together in foreign tensors is said with the name of the linear."""
     try:
         yield
-    except (ValueError, KeyError, IndexError, ZeroDivisionError) as error:
-        reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
-        raise CheckpointError(f"{linear}: {reason}", "the file is damaged; download it again") from None
+    except ValueError as error:
+        raise CheckpointError(
+            f"{linear}: {error}", "the checkpoint is damaged, or of a kind that is not read; use another"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -125,11 +207,16 @@ class CodecArtifact:
         """The suffixes that each quantized linear has."""
         if self.codec is None:
             return {}
-        parts = {}
+        parts: dict[str, list[str]] = {}
         for name in self.checkpoint.tensors:
             linear, _, suffix = name.rpartition(".")
             if suffix == self.codec.telling:
                 parts[linear] = [s for s in self.codec.suffixes if f"{linear}.{s}" in self.checkpoint.tensors]
+        if not parts:
+            raise CheckpointError(
+                f"config.json of {self.source} says {self.codec.name}, but no tensor is called .{self.codec.telling}",
+                "use a checkpoint whose configuration and weights belong together",
+            )
         return parts
 
     @cached_property

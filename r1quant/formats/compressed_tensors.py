@@ -19,9 +19,12 @@ import numpy.typing as npt
 from r1quant import bits as packing
 from r1quant.artifact import Form
 from r1quant.floats import round_to
-from r1quant.formats.codec import Arrays, refuse, shipped
+from r1quant.formats.codec import Arrays, group_sizes, matches, packed_shape, refuse, runs, shipped, tensor, whole
 from r1quant.qlinear import QLinear
 from r1quant.tensorfile import TensorSpec
+
+HEAD = "lm_head"
+INTEGERS = ("int8", "int16", "int32", "int64")
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,10 @@ class CompressedTensors:
 
     packed: bool = True
 
-    suffixes = ("weight_packed", "weight", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx")
+    suffixes = (
+        "weight_packed", "weight", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx",
+        "input_scale", "input_zero_point",
+    )  # fmt: skip
     telling = "weight_scale"
 
     @property
@@ -41,7 +47,7 @@ class CompressedTensors:
         if not self.packed and form.bits != 8:
             return f"int-quantized compressed-tensors hold 8 bits, not {form.bits}"
         if form.group_size is None:
-            return "compressed-tensors hold groups of neighbouring columns, not act-order"
+            return "compressed-tensors hold equal groups of neighbouring columns, and these are not (act-order)"
         if form.scale_bits > 11:
             return "the scales would be written in float16, and a scale does not fit it"
         return None
@@ -61,9 +67,8 @@ class CompressedTensors:
             TensorSpec(f"{linear}.weight_shape", "I64", (2,)),
         ]
 
-    def encode(self, q: QLinear) -> dict[str, npt.NDArray[Any]]:
-        refuse(self, q)
-        form = Form.of(q)
+    def encode(self, q: QLinear, form: Form | None = None) -> dict[str, npt.NDArray[Any]]:
+        form = refuse(self, q, form)
         dtype = _scale_dtype(form)
         stored = round_to(q.scale.astype(np.float32), dtype)
         scale = stored.view(np.uint16 if dtype == "BF16" else np.float16).reshape(q.scale.shape)
@@ -79,34 +84,29 @@ class CompressedTensors:
         }
 
     def form(self, codes: TensorSpec, arrays: Arrays, config: Mapping[str, Any]) -> Form:
-        linear = codes.name.rpartition(".")[0]
-        shape, bits = _shape_and_bits(linear, codes.shape, codes.dtype == "I32", arrays, config)
-        scale = _scale(arrays, shape[0])
-        return Form.found(shape, bits, _group(arrays), _zero(arrays, bits, scale.shape), scale)
+        found = _all_but_codes(codes, arrays, config)
+        return Form.found(found.shape, found.bits, found.group, found.zero, found.scale)
 
     def decode(self, arrays: Arrays, config: Mapping[str, Any], linear: str = "") -> QLinear:
-        packed = arrays.get("weight_packed")
-        stored = arrays["weight"] if packed is None else packed
-        shape, bits = _shape_and_bits(linear, stored.shape, packed is not None, arrays, config)
-        if packed is not None:
-            codes = np.ascontiguousarray(packing.unpack(packed, bits)[:, : shape[1]])
-        elif stored.dtype == np.int8:
-            codes = (stored.astype(np.int16) + (1 << (bits - 1))).astype(np.uint8)
+        suffix = "weight_packed" if "weight_packed" in arrays else "weight"
+        stored = tensor(arrays, suffix, ("int32",) if suffix == "weight_packed" else INTEGERS[:1], (None, None))
+        header = TensorSpec(f"{linear}.{suffix}", "I32" if suffix == "weight_packed" else "I8", stored.shape)
+        found = _all_but_codes(header, arrays, config)
+        if suffix == "weight_packed":
+            codes = np.ascontiguousarray(packing.unpack(stored, found.bits)[:, : found.shape[1]])
         else:
-            raise ValueError(f"its weight is {stored.dtype}; only integer weights are read")
-        scale = shipped(_scale(arrays, shape[0]))
-        group = _group(arrays)
-        if group is None:
-            if shape[1] % scale.shape[1]:
-                raise ValueError(f"{shape[1]} columns are not in {scale.shape[1]} equal groups")
-            group = (np.arange(shape[1]) // (shape[1] // scale.shape[1])).astype(np.int32)
-        return QLinear(codes, scale, _zero(arrays, bits, scale.shape), group, bits)
+            codes = _unsigned(stored, found.bits, "code")
+        return QLinear(codes, shipped(found.scale), found.zero, found.group, found.bits)
 
     def config(self, forms: Mapping[str, Form], plain: tuple[str, ...], meta: Mapping[str, Any]) -> dict[str, Any]:
-        """One config group for all linears, or one for each kind, which then names its linears."""
+        """One config group for all linears, or one for each kind, which then names its linears.
+
+        The head is a linear to readers even where it is the embedding, so it is ignored by name unless quantized.
+        """
+        sizes = group_sizes(forms)
         kinds: dict[tuple[int, int | None, bool], list[str]] = {}
         for name, form in forms.items():
-            kinds.setdefault((form.bits, form.group_size, form.symmetric), []).append(name)
+            kinds.setdefault((form.bits, sizes[name], form.symmetric), []).append(name)
         layout = "pack-quantized" if self.packed else "int-quantized"
         groups = {}
         for i, ((bits, size, symmetric), names) in enumerate(kinds.items()):
@@ -129,7 +129,7 @@ class CompressedTensors:
             "format": layout,
             "quantization_status": "compressed",
             "config_groups": groups,
-            "ignore": list(plain),
+            "ignore": list(dict.fromkeys((*plain, *({HEAD} - forms.keys())))),
             "kv_cache_scheme": None,
             "global_compression_ratio": None,
         }
@@ -153,65 +153,97 @@ def _pack(values: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.int32]:
     return np.ascontiguousarray(packing.pack(padded, bits)[:, : -(-n * bits // 32)])
 
 
-def _scale(arrays: Arrays, out: int) -> npt.NDArray[Any]:
-    """[out, groups]; one scale for the whole tensor is repeated for every row."""
-    scale = arrays["weight_scale"]
-    flat = scale.reshape(-1, 1) if scale.ndim != 2 else scale
-    if flat.size == 1:
-        flat = np.repeat(flat.reshape(1, 1), out, 0)
-    if flat.shape[0] != out:
-        raise ValueError(f"scales of shape {list(scale.shape)} do not fit {out} rows")
-    return flat
+def _unsigned(values: npt.NDArray[Any], bits: int, what: str) -> npt.NDArray[np.uint8]:
+    """The inverse of _signed. Raises ValueError where a value does not fit."""
+    low, high = int(values.min()), int(values.max())
+    half = 1 << (bits - 1)
+    if low < -half or high >= half:
+        raise ValueError(f"a {what} of {low if low < -half else high} does not fit {bits} bits")
+    return np.ascontiguousarray((values.astype(np.int16) + half).astype(np.uint8))
 
 
-def _zero(arrays: Arrays, bits: int, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    """uint8 [out, groups], whether stored packed, signed, or not at all."""
+@dataclass(frozen=True)
+class _Found:
+    """A linear but for its codes. scale, zero: [out, groups]"""
+
+    shape: tuple[int, int]
+    bits: int
+    group: npt.NDArray[np.int32]
+    scale: npt.NDArray[Any]
+    zero: npt.NDArray[np.uint8]
+
+
+def _all_but_codes(codes: TensorSpec, arrays: Arrays, config: Mapping[str, Any]) -> _Found:
+    linear, _, suffix = codes.name.rpartition(".")
+    weights = _weights(linear, config)
+    bits = whole(weights, "num_bits") or 0
+    if not 2 <= bits <= 8:
+        raise ValueError(f"the configuration states {bits} bits")
+    if suffix == "weight_packed":
+        packed = packed_shape(codes)
+        out, columns = (int(n) for n in tensor(arrays, "weight_shape", INTEGERS, (2,)))
+        if out < 1 or columns < 1 or packed != (out, -(-columns * bits // 32)):
+            raise ValueError(f"weight_packed {list(packed)} does not hold {out} x {columns} codes of {bits} bits")
+    elif suffix != "weight":
+        raise ValueError("weight_packed is missing")
+    elif codes.dtype != "I8" or len(codes.shape) != 2 or 0 in codes.shape:
+        raise ValueError(f"weight is {codes.dtype} {list(codes.shape)}, not a matrix of I8")
+    else:
+        out, columns = codes.shape
+    scale = _per_row(arrays, "weight_scale", ("float16", "float32"), out)
+    groups = scale.shape[1]
+    if "weight_g_idx" in arrays and int(tensor(arrays, "weight_g_idx", INTEGERS, (columns,)).min()) >= 0:
+        group = np.ascontiguousarray(arrays["weight_g_idx"].astype(np.int32))
+        if int(group.max()) >= groups:
+            raise ValueError(f"weight_g_idx names a group beyond the {groups} that have scales")
+    else:
+        group = runs(columns, groups, whole(weights, "group_size") or -1)
+    return _Found((out, columns), bits, group, scale, _zero(arrays, bits, suffix == "weight_packed", (out, groups)))
+
+
+def _per_row(arrays: Arrays, suffix: str, dtypes: tuple[str, ...], out: int) -> npt.NDArray[Any]:
+    """[out, groups]; one number for the whole tensor is repeated for every row."""
+    stored = arrays.get(suffix)
+    if stored is not None and stored.size == 1:
+        stored = np.broadcast_to(stored.reshape(1, 1), (out, 1))
+    elif stored is not None and stored.ndim == 1:
+        stored = stored.reshape(-1, 1)
+    return tensor({} if stored is None else {suffix: stored}, suffix, dtypes, (out, None))
+
+
+def _zero(arrays: Arrays, bits: int, packed: bool, shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """uint8 [out, groups], whether stored packed, signed, or not at all. Beside packed codes, I32 means packed."""
+    out, groups = shape
     stored = arrays.get("weight_zero_point")
     if stored is None:
         return np.full(shape, 1 << (bits - 1), np.uint8)
-    if stored.dtype == np.int32 and stored.shape != shape:
-        unpacked = packing.unpack(np.ascontiguousarray(stored.T), bits)[:, : shape[0]]
-        return np.ascontiguousarray(unpacked.T)
-    signed = stored.astype(np.int64).reshape(-1, 1) if stored.ndim != 2 else stored.astype(np.int64)
-    unsigned = np.broadcast_to(signed + (1 << (bits - 1)), shape)
-    if int(unsigned.min()) < 0 or int(unsigned.max()) >= 1 << bits:
-        raise ValueError("a zero point does not fit its bits")
-    return np.ascontiguousarray(unsigned.astype(np.uint8))
+    if packed and stored.dtype == np.int32 and stored.ndim == 2:
+        words = tensor(arrays, "weight_zero_point", ("int32",), (-(-out * bits // 32), groups))
+        return np.ascontiguousarray(packing.unpack(np.ascontiguousarray(words.T), bits)[:, :out].T)
+    signed = _per_row(arrays, "weight_zero_point", INTEGERS, out)
+    if signed.shape != shape:
+        raise ValueError(f"weight_zero_point {list(stored.shape)} does not fit the scales of {groups} groups")
+    return _unsigned(signed, bits, "zero point")
 
 
-def _group(arrays: Arrays) -> npt.NDArray[np.int32] | None:
-    """The group map of older files with act-order."""
-    stored = arrays.get("weight_g_idx")
-    return None if stored is None or (stored < 0).any() else np.ascontiguousarray(stored.astype(np.int32))
-
-
-def _shape_and_bits(
-    linear: str, stored: tuple[int, ...], packed: bool, arrays: Arrays, config: Mapping[str, Any]
-) -> tuple[tuple[int, int], int]:
-    bits = _stated_bits(linear, config)
-    if not packed:
-        return (stored[0], stored[1]), bits
-    out, columns = (int(n) for n in arrays["weight_shape"])
-    if stored != (out, -(-columns * bits // 32)):
-        raise ValueError(f"weight_packed {list(stored)} does not hold {out} x {columns} codes of {bits} bits")
-    return (out, columns), bits
-
-
-def _stated_bits(linear: str, config: Mapping[str, Any]) -> int:
-    """num_bits of the config group that a linear belongs to."""
-    found = None
-    for group in (config.get("config_groups") or {}).values():
-        weights = group.get("weights") if isinstance(group, Mapping) else None
-        if not isinstance(weights, Mapping):
-            continue
-        if weights.get("type", "int") != "int":
-            raise ValueError(f"its weights are of type {weights.get('type')}; only integers are read")
-        for target in group.get("targets") or []:
-            pattern = target.removeprefix("re:")
-            named = re.match(pattern, linear) if target != pattern else target == linear
-            if named:
-                return int(weights["num_bits"])
-        found = found if found is not None else int(weights["num_bits"])
-    if found is None or not 2 <= found <= 8:
-        raise ValueError(f"the configuration states {found} bits")
-    return found
+def _weights(linear: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The weight scheme of the config group that a linear belongs to: named exactly, by a pattern, or by its class."""
+    stated = config.get("config_groups")
+    groups = [group for group in stated.values() if isinstance(group, Mapping)] if isinstance(stated, Mapping) else []
+    kind = "Embedding" if linear.endswith("embed_tokens") else "Linear"
+    ranked: list[tuple[int, Mapping[str, Any]]] = []
+    for group in groups:
+        for target in group.get("targets") or ():
+            pattern = str(target).removeprefix("re:")
+            if target in (linear, kind):
+                ranked.append((0 if target == linear else 2, group))
+            elif target != pattern and matches(pattern, linear):
+                ranked.append((1, group))
+    if not ranked:
+        raise ValueError("no config group names it")
+    weights = min(ranked, key=lambda entry: entry[0])[1].get("weights")
+    if not isinstance(weights, Mapping):
+        raise ValueError("its config group has no weights")
+    if weights.get("type", "int") != "int":
+        raise ValueError(f"its weights are of type {weights.get('type')}; only integers are read")
+    return weights

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from r1quant.checkpoint import Checkpoint
+from r1quant.checkpoint import Checkpoint, read_json
 from r1quant.errors import CheckpointError
 from r1quant.formats.awq import Awq
 from r1quant.formats.codec import Codec, CodecArtifact
@@ -16,15 +17,21 @@ CODECS: Mapping[str, Codec] = {
     codec.name: codec for codec in (Gptq(1), Gptq(2), Awq(), CompressedTensors(), CompressedTensors(packed=False))
 }
 NAMES = ", ".join(CODECS)
+PACKED = (".qweight", ".weight_packed")
+SIDE_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}  # as AutoGPTQ and AutoAWQ wrote them
 
 
 def codec_of(stated: Mapping[str, Any]) -> Codec:
     """The codec of a quantization_config, ours or anybody's. Raises CheckpointError for a kind that is not read."""
     method = str(stated.get("quant_method", "")).lower()
-    if method in ("gptq", "gptq_marlin"):
-        return CODECS["gptq" if version_of(stated) == 1 else "gptq-v2"]
+    if method in ("gptq", "gptq_marlin", "auto_gptq"):
+        known = version_of(stated)
+        if known is None:
+            layout = stated.get("checkpoint_format") or stated.get("format")
+            raise CheckpointError(f"GPTQ of format {layout!r} cannot be read", "use a checkpoint of gptq or gptq_v2")
+        return CODECS["gptq" if known == 1 else "gptq-v2"]
     if method == "awq":
-        version = str(stated.get("version", "gemm")).lower()
+        version = str(stated.get("version") or stated.get("format") or "gemm").lower()
         if version != "gemm":
             raise CheckpointError(f"AWQ version {version!r} cannot be read", "use a checkpoint of version gemm")
         return CODECS["awq"]
@@ -35,18 +42,41 @@ def codec_of(stated: Mapping[str, Any]) -> Codec:
         if layout in ("int-quantized", "naive-quantized"):
             return CODECS["compressed-tensors-int"]
         raise CheckpointError(
-            f"compressed-tensors of format {layout!r} cannot be read", "use pack-quantized or int-quantized"
+            f"compressed-tensors of format {layout!r} cannot be read: only integers with scales are",
+            "use pack-quantized or int-quantized",
         )
     raise CheckpointError(
-        f"the quantization {stated.get('quant_method')!r} cannot be read", "use a GPTQ, AWQ or compressed-tensors one"
+        f"the quantization {stated.get('quant_method')!r} cannot be read: only integers with scales are",
+        "use a GPTQ, AWQ or compressed-tensors checkpoint, or the float model",
     )
 
 
 def artifact(checkpoint: Checkpoint) -> CodecArtifact:
-    """A safetensors checkpoint as an Artifact, quantized or not."""
+    """A safetensors checkpoint as an Artifact, quantized or not.
+
+    Raises CheckpointError where it is quantized in a way that is not read, or that no configuration states.
+    """
     stated = checkpoint.config.get("quantization_config")
     if stated is None:
-        return CodecArtifact(checkpoint, None)
+        stated = _stated_beside(checkpoint)
+        if stated is None:
+            return CodecArtifact(checkpoint, None)
+        checkpoint = replace(checkpoint, config={**checkpoint.config, "quantization_config": stated})
     if not isinstance(stated, dict):
-        raise CheckpointError("config.json: quantization_config is not an object", "download the file again")
+        raise CheckpointError("the quantization_config is not a JSON object", "download config.json again")
     return CodecArtifact(checkpoint, codec_of(stated))
+
+
+def _stated_beside(checkpoint: Checkpoint) -> Any:
+    """The file of its own that a quantization is stated in where config.json does not; None for a float checkpoint."""
+    telling = next((name for name in checkpoint.tensors if name.endswith(PACKED)), None)
+    if telling is None:
+        return None
+    for name, method in SIDE_FILES.items():
+        if (checkpoint.folder / name).is_file():
+            found = read_json(checkpoint.folder / name)
+            return {"quant_method": method, **found} if isinstance(found, dict) else found
+    raise CheckpointError(
+        f"{telling} is quantized, but config.json has no quantization_config",
+        f"download config.json again, or the {' or '.join(SIDE_FILES)} beside it",
+    )
