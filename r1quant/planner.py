@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from r1quant import layout as layouts
+from r1quant import preflight
 from r1quant.archs import Architecture, architecture_of, size
 from r1quant.artifact import Form
 from r1quant.checkpoint import Checkpoint
@@ -24,6 +25,7 @@ from r1quant.grid import GROUP_SIZES
 from r1quant.layout import Layout
 from r1quant.recipe import Recipe
 from r1quant.tensorfile import TensorSpec
+from r1quant.yarn import yarn
 
 PROCESS_BYTES = 700_000_000  # interpreter, torch, transformers and compiled kernels
 KEPT_LIMIT = 1 << 30  # stage inputs up to this size are kept, larger ones are computed again
@@ -69,6 +71,7 @@ class Plan:
     problems: tuple[Problem, ...]
     warnings: tuple[str, ...]
     estimate: Estimate
+    devices: int = 1
 
     @property
     def quantized_parameters(self) -> int:
@@ -87,6 +90,11 @@ class Plan:
     def forms(self) -> dict[str, Form]:
         """What each linear will be, by name."""
         return {linear.name: Form.planned(linear.shape, self.recipe.grid) for linear in self.linears}
+
+    @property
+    def runtimes(self) -> list[preflight.Verdict]:
+        """Which runtimes will load what this quantization can be exported to."""
+        return preflight.runtimes(self.arch, self.checkpoint.config, self.forms, self.devices)
 
     def require(self) -> None:
         """Raises the problems as one error."""
@@ -118,6 +126,9 @@ class Plan:
             "run_directory_bytes": self.estimate.run_bytes,
             "predicted_peak_rss_bytes": self.estimate.peak_rss_bytes,
             "predicted_seconds": self.estimate.seconds,
+            "formats": preflight.formats(self.forms),
+            "runtimes": [verdict.as_dict() for verdict in self.runtimes],
+            "devices": self.devices,
             "problems": [{"message": p.message, "hint": p.hint} for p in self.problems],
             "warnings": list(self.warnings),
         }
@@ -155,8 +166,10 @@ def layer_count(checkpoint: Checkpoint) -> int:
     return layers
 
 
-def make(checkpoint: Checkpoint, recipe: Recipe, out: Path | None = None) -> Plan:
+def make(checkpoint: Checkpoint, recipe: Recipe, out: Path | None = None, devices: int = 1) -> Plan:
     """The plan for quantizing a checkpoint; out is where its disk space is looked up.
+
+    devices is over how many the result is to be split where it is served (tensor parallelism).
 
     Raises CheckpointError where there is nothing to plan for: an unknown architecture or an unusable config.
     """
@@ -169,8 +182,10 @@ def make(checkpoint: Checkpoint, recipe: Recipe, out: Path | None = None) -> Pla
     estimate = _estimate(checkpoint, recipe, linears, layout)
     if out is not None and not problems:
         problems += _place_problems(out, estimate)
-    warnings = tuple(_warnings(checkpoint, recipe))
-    return Plan(checkpoint, arch, recipe, layers, linears, layout, tuple(problems), warnings, estimate)
+    if devices > 1 and not problems:
+        problems += _device_problems(checkpoint, arch, linears, recipe, devices)
+    warnings = tuple(_warnings(checkpoint, arch, linears, recipe))
+    return Plan(checkpoint, arch, recipe, layers, linears, layout, tuple(problems), warnings, estimate, devices)
 
 
 def _already_quantized(checkpoint: Checkpoint) -> list[Problem]:
@@ -219,6 +234,24 @@ def _grid_problems(linears: tuple[LinearPlan, ...], recipe: Recipe) -> list[Prob
                 name = next(linear.name for linear in linears if linear.shape == shape)
                 problems.append(Problem(f"{name}: {reason}", _way_out(shape, recipe)))
     return problems
+
+
+def _device_problems(
+    checkpoint: Checkpoint, arch: Architecture, linears: tuple[LinearPlan, ...], recipe: Recipe, devices: int
+) -> list[Problem]:
+    """Why no serving runtime can split this over its devices."""
+
+    def verdicts(other: Recipe) -> list[preflight.Verdict]:
+        forms = {linear.name: Form.planned(linear.shape, other.grid) for linear in linears}
+        found = preflight.runtimes(arch, checkpoint.config, forms, devices)
+        return [v for v in found if other.format in (*v.loads, *v.refuses) and v.runtime in preflight.SERVING]
+
+    mine = verdicts(recipe)
+    if not mine or any(recipe.format in verdict.loads for verdict in mine):
+        return []
+    smaller = [g for g in GROUP_SIZES if any(recipe.format in v.loads for v in verdicts(replace(recipe, group_size=g)))]
+    hint = f"use --group-size {' or '.join(map(str, smaller))}" if smaller else "use fewer devices"
+    return [Problem(f"{mine[0].runtime} cannot split this: {mine[0].refuses[recipe.format]}", hint)]
 
 
 def _text_problems(checkpoint: Checkpoint, recipe: Recipe) -> list[Problem]:
@@ -309,14 +342,17 @@ def _place_problems(out: Path, estimate: Estimate) -> list[Problem]:
     ]
 
 
-def _warnings(checkpoint: Checkpoint, recipe: Recipe) -> list[str]:
+def _warnings(checkpoint: Checkpoint, arch: Architecture, linears: tuple[LinearPlan, ...], recipe: Recipe) -> list[str]:
     warnings = []
-    if recipe.format == "gptq" and not recipe.symmetric:
-        warnings.append("vLLM and SGLang load GPTQ only with a symmetric grid; transformers loads this one")
-    if recipe.format == "gptq" and recipe.bits not in (4, 8):
-        warnings.append(f"vLLM and SGLang load GPTQ only with 4 or 8 bits; transformers loads {recipe.bits}")
-    if recipe.format == "gptq" and recipe.group_size == 16:
-        warnings.append("vLLM and SGLang kernels take group sizes 32, 64, 128 and -1")
+    forms = {linear.name: Form.planned(linear.shape, recipe.grid) for linear in linears}
+    for verdict in preflight.runtimes(arch, checkpoint.config, forms):
+        reason = verdict.refuses.get(recipe.format)
+        if reason and verdict.runtime in preflight.SERVING:
+            others = f"; it loads {' and '.join(verdict.loads)}, which export writes" if verdict.loads else ""
+            warnings.append(f"{verdict.runtime} does not load {recipe.format} on this grid: {reason}{others}")
+    stretched = yarn(checkpoint.config)
+    if stretched is not None and stretched.disagree:
+        warnings.append(stretched.explanation)
     if "tokenizer.json" not in checkpoint.carried:
         warnings.append("no tokenizer.json: the result cannot be used without a tokenizer from elsewhere")
     elif not any(b"chat_template" in text for text in checkpoint.carried.values()) and not any(

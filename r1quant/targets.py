@@ -57,9 +57,8 @@ class ExportOptions:
             raise RecipeError(f"dtype {self.dtype!r} is not supported", f"choose from {', '.join(DTYPES)}")
         for name in ("embedding", "head"):
             if getattr(self, name) not in (None, *TABLES):
-                raise RecipeError(
-                    f"{name} {getattr(self, name)!r} is not supported", f"choose from {', '.join(TABLES)}"
-                )
+                wrong = f"{name} {getattr(self, name)!r} is not supported"
+                raise RecipeError(wrong, f"choose from {', '.join(TABLES)}")
         if self.samples < 1 or self.seq_len < 2:
             raise RecipeError(f"samples {self.samples} x seq-len {self.seq_len} is no text", "use at least 1 x 2")
         if self.k_quant is None:

@@ -9,6 +9,7 @@ import click
 
 from r1quant.cli import console
 from r1quant.cli.check import check
+from r1quant.cli.doctor import doctor
 from r1quant.cli.export import export
 from r1quant.cli.inspect import inspect
 from r1quant.cli.plan import plan
@@ -27,7 +28,7 @@ def cli() -> None:
     """
 
 
-for command in (inspect, plan, quantize, export, check, verify):
+for command in (inspect, plan, quantize, export, check, verify, doctor):
     cli.add_command(command)
 
 

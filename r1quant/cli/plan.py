@@ -16,14 +16,25 @@ if TYPE_CHECKING:
 
 @click.command()
 @recipe_options
+@click.option("--tp", type=click.IntRange(1), default=1, show_default=True, help="Devices that will serve the result.")
 @console.common
 def plan(
-    model: str | None, out: Path | None, preset: str | None, bits: str | None, as_json: bool, debug: bool, **rest: Any
+    model: str | None,
+    out: Path | None,
+    preset: str | None,
+    bits: str | None,
+    as_json: bool,
+    debug: bool,
+    tp: int = 1,
+    **rest: Any,
 ) -> int:
-    """Show what quantize would do to MODEL, tensor by tensor, and what would stop it. Reads headers only."""
+    """Show what quantize would do to MODEL, what would stop it, and which runtimes will load the result.
+
+    Reads headers only.
+    """
     from r1quant.jobs.quantize import make_plan
 
-    made = make_plan(console.pick_model(model), build_recipe(preset, bits, rest), console.pick_out(out))
+    made = make_plan(console.pick_model(model), build_recipe(preset, bits, rest), console.pick_out(out), tp)
     console.emit(made.as_dict(), as_json, lambda: show(made, tensors=True))
     return made.problems[0].kind.exit_code if made.problems else 0
 
@@ -50,6 +61,15 @@ def show(made: Plan, tensors: bool) -> None:
                 ["predicted time, roughly", f"{estimate.seconds:.0f} s"],
             ],
             heading=False,
+        )
+        runtimes = [["runtime", "loads", "does not load"]]
+        for verdict in made.runtimes:
+            reasons = dict.fromkeys(verdict.refuses.values())
+            lines = [f"{', '.join(n for n, r in verdict.refuses.items() if r == why)}: {why}" for why in reasons]
+            runtimes.append([verdict.runtime, ", ".join(verdict.loads), "\n".join(lines)])
+        console.table(
+            runtimes,
+            f"this grid, exported, on {made.devices} device{'s' if made.devices > 1 else ''}",
         )
     else:
         console.note(

@@ -28,9 +28,9 @@ class Runtime(Protocol):
 def open_runtime(artifact: Artifact, count: int) -> tuple[str, Runtime]:
     """The runtime that an artifact's format is made for, with the model in it. Raises MissingDependency."""
     if artifact.format == "onnx":
-        from r1quant.backends.onnxruntime import OnnxRuntimeModel
+        from r1quant.backends.onnxruntime import OnnxRuntime
 
-        return "onnxruntime", OnnxRuntimeModel(artifact.folder)
+        return "onnxruntime", OnnxRuntime(artifact.folder)
     if artifact.format == "gguf":
         from r1quant.backends.llamacpp import LlamaCpp
 
@@ -50,6 +50,8 @@ def agree(a: Artifact, b: Artifact, count: int, wanted: bool | None, progress: P
     size = max(sum(spec.nbytes for spec in artifact.tensors.values()) for artifact in (a, b))
     if wanted is None and size > UNASKED_LIMIT:
         return {"reason": "the model is large; ask for it with --logits"}
+    if wanted is None and {a.format, b.format}.isdisjoint(("onnx", "gguf")):
+        return {"reason": "both are run by torch, from the weights that were compared"}
     try:
         tokens = _tokens(a if "tokenizer.json" in a.carried else b, count)
         progress.begin("running both", 2)

@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -117,12 +117,13 @@ class Job:
                 inexact, details = write_gguf(self, folder)
                 self.record(folder, inexact, details)
         elif self.format == "onnx":
-            from r1quant.formats.onnx.write import write
+            from r1quant.formats.onnx.writer import data_bytes, write
 
-            self.progress.begin("writing onnx", sum(spec.nbytes for spec in self.artifact.tensors.values()))
+            chosen = self.options.onnx
+            self.progress.begin("writing onnx", data_bytes(self.artifact, self.arch, chosen))
             with _folder(self.place) as folder:
-                done = write(self.artifact, self.arch, folder, self.options.onnx, self.progress.advance)
-                inexact, details = dict(done.inexact), {"options": self.options.onnx.as_dict()}
+                done = write(self.artifact, self.arch, folder, chosen, self.progress.advance)
+                inexact, details = dict(done.inexact), {"options": asdict(chosen)}
                 self.record(folder, inexact, details)
         else:
             from r1quant.jobs.export_folder import write_folder

@@ -24,6 +24,7 @@ from r1quant.jobs.export import Job, name_of
 from r1quant.tokenizer import Tokenizer
 
 FLOATS = {"BF16": "bf16", "F16": "f16"}  # what a K-quant is made from, by the dtype of the model; else f32
+K_QUANT_TABLES = {"f16": "F16", "q8_0": "Q8_0"}  # else llama.cpp chooses
 NO_IMATRIX = "none"
 
 
@@ -59,11 +60,9 @@ def _requantized(job: Job, folder: Path, name: str, stem: str | None) -> tuple[P
     job.progress.begin("writing floats", sum(spec.nbytes for spec in job.artifact.tensors.values()))
     write(job.artifact, job.arch, floats, GgufOptions(dtype, name=name, pre=job.options.pre), job.progress.advance)
     path = folder / f"{stem or f'{name}-{kind}'}.gguf"
-    tables = [
-        None if wanted in (None, "exact") else wanted.upper() for wanted in (job.options.embedding, job.options.head)
-    ]
+    embedding, head = (K_QUANT_TABLES.get(table or "") for table in (job.options.embedding, job.options.head))
     job.progress.begin(f"requantizing to {kind}", len(job.artifact.tensors))
-    done = requantize(floats, path, kind, means, *tables, step=lambda tensor: job.progress.advance(1, tensor))
+    done = requantize(floats, path, kind, means, embedding, head, step=lambda tensor: job.progress.advance(1, tensor))
     floats.unlink()
     names = {stored: name for name, stored in _names(job).items()}
     rounded = {

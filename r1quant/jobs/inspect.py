@@ -9,6 +9,7 @@ from typing import Any
 from r1quant.archs import architecture_of
 from r1quant.planner import check_tensors, layer_count
 from r1quant.sources import open_model
+from r1quant.yarn import yarn
 
 
 def inspect(model: str | Path) -> dict[str, Any]:
@@ -26,6 +27,7 @@ def inspect(model: str | Path) -> dict[str, Any]:
     for info in checkpoint.tensors.values():
         dtypes[info.dtype] = dtypes.get(info.dtype, 0) + 1
     config = checkpoint.config
+    stretched = yarn(config)
     return {
         "model": checkpoint.source,
         "architecture": arch.model_type,
@@ -41,6 +43,7 @@ def inspect(model: str | Path) -> dict[str, Any]:
         "vocabulary": config.get("vocab_size"),
         "max_positions": config.get("max_position_embeddings"),
         "rope_scaling": config.get("rope_scaling"),
+        "yarn": None if stretched is None else stretched.as_dict(),
         "chat_template": b"chat_template" in checkpoint.carried.get("tokenizer_config.json", b"")
         or any(name.startswith("chat_template") for name in checkpoint.carried),
         "quantization": stated,

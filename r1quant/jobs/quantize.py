@@ -62,12 +62,12 @@ def default_out(checkpoint: Checkpoint, recipe: Recipe, folder: Path) -> Path:
     return folder / f"{stem}-{recipe.format}-w{recipe.bits}{group}{kind}{method}"
 
 
-def make_plan(model: str | Path, recipe: Recipe, out: Path | None = None) -> Plan:
+def make_plan(model: str | Path, recipe: Recipe, out: Path | None = None, devices: int = 1) -> Plan:
     """What quantize would do, and what is wrong with it. Reads headers only."""
     if recipe.calibrated:
         calibration.check(recipe.calib)
     checkpoint = open_model(model)
-    return planner.make(checkpoint, recipe, out or default_out(checkpoint, recipe, Path.cwd()))
+    return planner.make(checkpoint, recipe, out or default_out(checkpoint, recipe, Path.cwd()), devices)
 
 
 def quantize(
