@@ -95,9 +95,8 @@ class Contrib:
             return self._linear(x, linear, "logits")
         base, blocks = self.weights.rounded(name), -(-self.sizes.hidden // Q8_BLOCK)
         self.graph.add_view(f"{base}.blocks", f"{base}.codes", (self.sizes.vocabulary, blocks, Q8_BLOCK))
-        layout = Layout(
-            "matmulnbits", (self.sizes.vocabulary, self.sizes.hidden), 8, Q8_BLOCK, 8, Q8_BLOCK, zeros=False
-        )
+        shape = self.sizes.vocabulary, self.sizes.hidden
+        layout = Layout("matmulnbits", shape, 8, Q8_BLOCK, 8, 1, Q8_BLOCK, zeros=False)
         return self._matmul(x, [f"{base}.blocks", f"{base}.scales"], layout, "logits")
 
     def _fused(self, names: tuple[str, ...]) -> bool:
@@ -121,13 +120,18 @@ class Contrib:
 
     def _matmul(self, x: str, tensors: list[str], layout: Layout, output: str) -> str:
         attributes = {
-            "N": layout.shape[0],
+            "N": layout.rows,
             "K": layout.shape[1],
             "bits": layout.width,
             "block_size": layout.block,
             "accuracy_level": self.weights.options.accuracy_level,
         }
-        return self.graph.node("MatMulNBits", [x, *tensors], output, attributes, domain=CONTRIB)
+        if layout.planes == 1:
+            return self.graph.node("MatMulNBits", [x, *tensors], output, attributes, domain=CONTRIB)
+        both = self.graph.node("MatMulNBits", [x, *tensors], f"{output}.planes", attributes, domain=CONTRIB)
+        planes, half = [f"{output}.high", f"{output}.low"], layout.shape[0]
+        self.graph.node("Split", [both, self.graph.integers(half, half)], f"{output}.split", {"axis": -1}, planes)
+        return self.graph.node("Add", planes, output)
 
     def _biased(self, x: str, names: tuple[str, ...]) -> str:
         """Adds the biases of linears, side by side; a runtime joins them once, when it loads the model."""

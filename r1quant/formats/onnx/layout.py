@@ -6,7 +6,8 @@ DequantizeLinear takes weights [in, out], scales and zero points [blocks, out], 
 low one first; without zero points the codes are signed.
 
 Codes of a width that no operator has go into the next one. On a symmetric grid they are moved so that the midpoint of
-the wider code is the zero point. It does not know the graph.
+the wider code is the zero point. A code in two planes is two rows of MatMulNBits whose results are added: with
+c = 16 h + l and z = 16 y + x, (c - z) s = (h - y) 16 s + (l - x) s. It does not know the graph.
 """
 
 from __future__ import annotations
@@ -28,24 +29,30 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class Layout:
-    """How one linear is stored. `width` is of a stored code; `zeros` says whether zero points are written."""
+    """How one linear is stored. `width` is of a stored code, in each of `planes`; `zeros`: zero points are written."""
 
     style: Style
     shape: tuple[int, int]
     bits: int
     group_size: int
     width: int
+    planes: int
     block: int
     zeros: bool
 
     @staticmethod
     def of(form: Form, options: OnnxOptions) -> Layout:
         """form must have no problem."""
-        block, group = block_size(form), form.group_size
+        block, group = block_size(form, options), form.group_size
         assert block is not None and group is not None
-        width = stored_bits(form.bits, options.style)
-        zeros = not form.symmetric or (options.zero_points and options.style == "matmulnbits")
-        return Layout(options.style, form.shape, form.bits, group, width, block, zeros)
+        width, planes = stored_bits(form.bits, options)
+        zeros = not form.symmetric or planes == 2 or (options.zero_points and options.style == "matmulnbits")
+        return Layout(options.style, form.shape, form.bits, group, width, planes, block, zeros)
+
+    @property
+    def rows(self) -> int:
+        """Of MatMulNBits: all rows of the first plane, then all of the second."""
+        return self.planes * self.shape[0]
 
     @property
     def blocks(self) -> int:
@@ -68,27 +75,30 @@ class Layout:
             shapes: dict[str, tuple[int, ...]] = {"qweight": (columns, out), "scales": (self.blocks, out)}
             zeros = (self.blocks, out)
         else:
-            shapes = {"qweight": (out, self.blocks, self.block * self.width // 8), "scales": (out, self.blocks)}
-            zeros = (out, -(-self.blocks * self.width // 8))
+            rows, row_bytes = self.rows, self.block * self.width // 8
+            shapes = {"qweight": (rows, self.blocks, row_bytes), "scales": (rows, self.blocks)}
+            zeros = (rows, -(-self.blocks * self.width // 8))
         return shapes | ({"qzeros": zeros} if self.zeros else {})
 
     def fuses_with(self, other: Layout) -> bool:
         """Whether rows of both can be one MatMulNBits."""
-        alike = (self.style, self.shape[1], self.width, self.block, self.zeros)
-        return alike == (other.style, other.shape[1], other.width, other.block, other.zeros)
+        alike = (self.style, self.shape[1], self.width, self.planes, self.block, self.zeros)
+        return alike == (other.style, other.shape[1], other.width, other.planes, other.block, other.zeros)
 
 
 def encode(q: QLinear, layout: Layout) -> Arrays:
-    """qweight and qzeros as the bytes of the file, scales as they are in q, each block with that of its group."""
+    """qweight and qzeros as the bytes of the file, scales float16 or float32, each block with those of its group."""
     codes = q.codes + np.uint8(layout.moved)
     scales = np.repeat(q.scale, layout.blocks_per_group, axis=1)
     zeros = np.repeat(q.zero, layout.blocks_per_group, axis=1) if layout.zeros else None
     if layout.style == "qdq":
         return _encode_qdq(codes, scales, zeros, layout.width)
-    out, columns = layout.shape
     padded = layout.blocks * layout.block
-    if padded != columns:
-        codes = np.concatenate([codes, np.zeros((out, padded - columns), np.uint8)], axis=1)
+    if padded != layout.shape[1]:
+        codes = np.pad(codes, ((0, 0), (0, padded - layout.shape[1])))
+    if layout.planes == 2 and zeros is not None:
+        codes, zeros = _halves(codes), _halves(zeros)
+        scales = np.concatenate([scales.astype(np.float32) * 16, scales])
     found: Arrays = {"qweight": packing.pack(codes, layout.width).view(np.uint8).reshape(layout.shapes["qweight"])}
     found["scales"] = scales
     if zeros is not None:
@@ -98,14 +108,8 @@ def encode(q: QLinear, layout: Layout) -> Arrays:
 
 def decode(arrays: Arrays, layout: Layout) -> QLinear:
     """The inverse of encode. Raises ValueError where the arrays cannot be a linear of this layout."""
-    out, columns = layout.shape
-    step = layout.blocks_per_group
-    if layout.style == "qdq":
-        codes, scales, zeros = _decode_qdq(arrays, layout)
-    else:
-        words = np.ascontiguousarray(arrays["qweight"]).reshape(out, -1).view("<i4")
-        codes, scales = packing.unpack(words, layout.width)[:, :columns], arrays["scales"].reshape(out, -1)
-        zeros = _unpack_rows(arrays["qzeros"], layout.width, layout.blocks) if layout.zeros else None
+    columns, step = layout.shape[1], layout.blocks_per_group
+    codes, scales, zeros = _decode_qdq(arrays, layout) if layout.style == "qdq" else _decode_rows(arrays, layout)
     if zeros is None:
         zeros = np.full(scales.shape, 1 << (layout.bits - 1), np.uint8)
         if layout.moved and codes.size and int(codes.min()) < layout.moved:
@@ -119,6 +123,25 @@ def decode(arrays: Arrays, layout: Layout) -> QLinear:
     group = (np.arange(columns) // run).astype(np.int32)
     codes, zero = np.ascontiguousarray(codes), np.ascontiguousarray(zero)
     return QLinear(codes, np.ascontiguousarray(scale), zero, group, layout.bits)
+
+
+def _decode_rows(arrays: Arrays, layout: Layout) -> tuple[Bytes, npt.NDArray[Any], Bytes | None]:
+    """Codes, scales and zero points out of MatMulNBits: [out, ...], a row for each output."""
+    out, columns = layout.shape
+    words = np.ascontiguousarray(arrays["qweight"]).reshape(layout.rows, -1).view("<i4")
+    codes, scales = packing.unpack(words, layout.width)[:, :columns], arrays["scales"].reshape(layout.rows, -1)
+    zeros = _unpack_rows(arrays["qzeros"], layout.width, layout.blocks) if layout.zeros else None
+    if layout.planes == 1 or zeros is None:
+        return codes, scales, zeros
+    if not np.array_equal(scales[:out].astype(np.float32), scales[out:].astype(np.float32) * 16):
+        raise ValueError("the scales of both halves of the codes do not fit together")
+    four = np.uint8(4)
+    return codes[:out] << four | codes[out:], scales[out:], zeros[:out] << four | zeros[out:]
+
+
+def _halves(values: Bytes) -> Bytes:
+    """The high four bits of all rows, then the low four."""
+    return np.concatenate([values >> np.uint8(4), values & np.uint8(15)])
 
 
 def _encode_qdq(codes: Bytes, scales: npt.NDArray[Any], zeros: Bytes | None, width: int) -> Arrays:

@@ -23,7 +23,9 @@ class OnnxOptions:
     style           `matmulnbits`: onnxruntime's own operators, the fast ones. `qdq`: standard operators only (opset
                     21); onnxruntime turns the weights into MatMulNBits when it loads the model
     dtype           of activations, scales, norms and the embedding. float32 holds every tensor exactly
-    accuracy_level  what MatMulNBits computes with: 4 is int8 activations, 1 is float32, 0 leaves it to the runtime
+    accuracy_level  what MatMulNBits computes with on a CPU: 1 is float32, 4 rounds the activations to int8, which is
+                    a little faster and costs more accuracy than 8-bit weights do; 0 leaves it to the runtime. At
+                    1, 2 and 3 codes are stored in 4 bits, 8-bit ones as two halves: only those have a fast kernel
     embedding       `exact`, or `q8`: rounded to 8 bits in blocks of 32
     head            the same for the output projection; with tied embeddings both share one tensor where they agree
     zero_points     write the zero points of symmetric grids too. onnxruntime takes them as 2**(bits-1) where they
@@ -33,7 +35,7 @@ class OnnxOptions:
 
     style: Style = "matmulnbits"
     dtype: Dtype = "float32"
-    accuracy_level: int = 4
+    accuracy_level: int = 1
     embedding: Whole = "exact"
     head: Whole = "exact"
     zero_points: bool = False
@@ -59,7 +61,7 @@ class OnnxOptions:
             )
 
 
-def block_size(form: Form) -> int | None:
+def block_size(form: Form, options: OnnxOptions) -> int | None:
     """The block in which a linear is stored: the largest that divides its groups; None where there is none.
 
     A whole row is cut into the blocks that take the fewest bytes, the last one padded. Every block repeats the scale
@@ -69,24 +71,32 @@ def block_size(form: Form) -> int | None:
         return None
     if form.group_size != -1:
         return max((size for size in BLOCK_SIZES if form.group_size % size == 0), default=None)
-    columns, stored = form.shape[1], stored_bits(form.bits)
+    columns, (width, planes) = form.shape[1], stored_bits(form.bits, options)
 
     def row_bytes(size: int) -> int:
-        return -(-columns // size) * (size * stored // 8 + 4)
+        return -(-columns // size) * planes * (size * width // 8 + 4)
 
     return min(reversed(BLOCK_SIZES), key=row_bytes)
 
 
-def stored_bits(bits: int, style: Style = "matmulnbits") -> int:
-    """The width of a stored code: the next that the operator has. opset 21 has no 2-bit integers."""
-    return next(width for width in ((2, 4, 8) if style == "matmulnbits" else (4, 8)) if bits <= width)
+def stored_bits(bits: int, options: OnnxOptions) -> tuple[int, int]:
+    """(width, planes): a code is stored in `planes` integers of `width` bits, high bits in the first.
+
+    The width is the next that the operator has, and opset 21 has no 2-bit integers. Where MatMulNBits computes in
+    float32 only the kernel for 4 bits is fast (20 times faster than that for 8), so wider codes are two of 4 bits.
+    """
+    if options.style == "qdq":
+        return (4, 1) if bits <= 4 else (8, 1)
+    if options.accuracy_level in (1, 2, 3):
+        return (4, 1) if bits <= 4 else (4, 2)
+    return next(width for width in (2, 4, 8) if bits <= width), 1
 
 
 def problem(form: Form, options: OnnxOptions) -> str | None:
     """Why a linear of this form cannot be stored exactly; None where it can."""
     if form.group_size is None:
         return "its groups are not equal runs of columns (act-order), which ONNX cannot express"
-    if block_size(form) is None:
+    if block_size(form, options) is None:
         return f"its groups of {form.group_size} columns are not a multiple of 16, the smallest block of MatMulNBits"
     if options.dtype == "float16" and form.scale_bits > FLOAT16_BITS:
         return "float16 cannot hold its scales; float32 can"

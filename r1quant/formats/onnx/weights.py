@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -78,9 +78,7 @@ class Weights:
         layouts = self.layouts(linears)
         total = sum(layout.shape[0] for layout in layouts)
         first = layouts[0]
-        whole = Layout(
-            first.style, (total, first.shape[1]), first.bits, first.group_size, first.width, first.block, first.zeros
-        )
+        whole = replace(first, shape=(total, first.shape[1]))
         base = joined(linears)
         if f"{base}.qweight" not in self.graph.outside:
             kinds = self._kinds(whole)
@@ -88,10 +86,8 @@ class Weights:
                 self.graph.add_outside(f"{base}.{suffix}", kinds[suffix], shape)
             row = 0
             for linear, layout in zip(linears, layouts, strict=True):
-                self.stored[linear] = {
-                    "in": base, "row": row, "shape": layout.shape, "bits": layout.bits, "group_size": layout.group_size
-                }  # fmt: skip
-                self.graph.contents.append(self._quantized(linear, layout, base, row))
+                self.stored[linear] = {"in": base, "row": row, **asdict(layout)}
+                self.graph.contents.append(self._quantized(linear, layout, base, (row, total)))
                 row += layout.shape[0]
         return base, whole
 
@@ -137,7 +133,10 @@ class Weights:
             raise NumericError(f"tensor {name} has values beyond the range of float16", "export with dtype float32")
         return cast
 
-    def _quantized(self, linear: str, layout: Layout, base: str, row: int) -> Content:
+    def _quantized(self, linear: str, layout: Layout, base: str, place: tuple[int, int]) -> Content:
+        """place: the first row of this linear, and the rows of all that are stored with it."""
+        row, total = place
+
         def content() -> Iterator[Piece]:
             q = self.artifact.qlinear(linear)
             if q.shape != layout.shape or q.bits != layout.bits:
@@ -148,7 +147,9 @@ class Weights:
                 raise RecipeError(f"{linear}: float16 cannot hold its scales", "export with dtype float32")
             arrays["scales"] = scales
             for suffix, array in arrays.items():
-                yield Piece(f"{base}.{suffix}", row * (array.nbytes // layout.shape[0]), array)
+                row_bytes = array.nbytes // layout.rows
+                for plane, part in enumerate(np.split(array, layout.planes)):
+                    yield Piece(f"{base}.{suffix}", (plane * total + row) * row_bytes, part)
 
         return content
 
