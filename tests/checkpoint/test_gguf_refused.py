@@ -46,7 +46,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "other scaling": ({"ARCH__rope__scaling__type": "longrope"}, "'longrope'"),
     "wrong sizes": ({"ARCH__feed_forward_length": 97}, "shape"),
     "token id": ({"tokenizer__ggml__eos_token_id": 999}, "eos_token_id is 999, beyond"),
-    "sentencepiece": ({"tokenizer__ggml__model": "llama"}, "a SentencePiece tokenizer"),
+    "no scores": ({"tokenizer__ggml__model": "llama"}, "scores is not a list"),
+    "odd scores": (
+        {"tokenizer__ggml__model": "llama", "tokenizer__ggml__scores": [float("inf")] * len(TOKENS)},
+        "scores are not all numbers",
+    ),
+    "other tokenizer": ({"tokenizer__huggingface__json": "[]"}, "json does not fit"),
     "tokenizer kind": ({"tokenizer__ggml__model": "rwkv"}, "a 'rwkv' tokenizer"),
     "rule": ({"tokenizer__ggml__pre": "martian"}, "pre is 'martian'"),
     "no rule": ({"tokenizer__ggml__pre": None}, "pre is missing"),

@@ -8,6 +8,7 @@ and nobody notices. It does not know vocabularies.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from r1quant.errors import CheckpointError, RecipeError
@@ -15,13 +16,24 @@ from r1quant.gguf_tokenizer import GPT2, PRE_TOKENIZERS
 
 R1_BOS = "<｜begin▁of▁sentence｜>"
 PREFERRED = ("gpt-2", "smollm", "qwen2", "llama-bpe", "tekken")
+# The embedded tiny-r1 joins a line break with the word after it, as no rule of llama.cpp does. On this project's
+# texts 0.4 % of its tokens come out otherwise under this name, 1.0 % under the next best one.
+NEAREST = {(r"\p{N}", r"\s?\p{L}+|\s?[^\s\p{L}\p{N}]|\s+"): "qwen2"}
 
 
-def name_of(tokenizer: Mapping[str, Any], stated: str | None = None) -> str:
-    """The value of `tokenizer.ggml.pre` for a parsed tokenizer.json of byte-level BPE.
+@dataclass(frozen=True)
+class Rule:
+    """The value of `tokenizer.ggml.pre`, and whether it cuts every text as tokenizer.json does."""
 
-    stated: the name the user gives, which then goes unchecked where the rule is not in the table. Raises
-    CheckpointError where none is given and the rule is unknown, and RecipeError where the rule is known by another.
+    name: str
+    exact: bool
+
+
+def rule_of(tokenizer: Mapping[str, Any], stated: str | None = None) -> Rule:
+    """The rule of a parsed tokenizer.json of byte-level BPE.
+
+    stated: the name the user gives, which goes unchecked where the rule is not in the table. Raises CheckpointError
+    where none is given and the rule is unknown, and RecipeError where the rule is known by another name.
     """
     rule = splits(tokenizer.get("pre_tokenizer"))
     whole = bool((tokenizer.get("model") or {}).get("ignore_merges"))
@@ -36,15 +48,17 @@ def name_of(tokenizer: Mapping[str, Any], stated: str | None = None) -> str:
             raise RecipeError(
                 f"tokenizer.json cuts text by the rule {names[0]}, not {stated}", "leave the pre-tokenizer out"
             )
-        return stated
+        return Rule(stated, bool(names))
+    if rule is not None and rule in NEAREST:
+        return Rule(NEAREST[rule], False)
     if not names:
         raise CheckpointError(
             "the pre-tokenizer rule of tokenizer.json has no name that is known in GGUF",
             f"state it with --pre NAME if llama.cpp has one; known are {', '.join(PRE_TOKENIZERS)}",
         )
     if names[0] == "qwen2" and any(token.get("content") == R1_BOS for token in tokenizer.get("added_tokens") or ()):
-        return "deepseek-r1-qwen"
-    return names[0]
+        return Rule("deepseek-r1-qwen", True)
+    return Rule(names[0], True)
 
 
 def splits(stated: Any) -> tuple[str, ...] | None:

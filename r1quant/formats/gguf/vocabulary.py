@@ -15,9 +15,9 @@ import numpy as np
 from r1quant.archs import size
 from r1quant.errors import CheckpointError
 from r1quant.formats.gguf import metadata, sentencepiece
-from r1quant.formats.gguf.pretokenizer import name_of
+from r1quant.formats.gguf.pretokenizer import rule_of
 from r1quant.gguf_config import TOKENS
-from r1quant.gguf_tokenizer import CONTROL, NORMAL, UNUSED, USER_DEFINED
+from r1quant.gguf_tokenizer import CONTROL, NORMAL, PRE_TOKENIZERS, UNUSED, USER_DEFINED, WHOLE
 from r1quant.tokenizer import Tokenizer
 
 # How a token that ends a turn is spelled, where generation_config.json names several that end a text.
@@ -40,9 +40,10 @@ def keys(
     if bpe.get("byte_fallback"):
         found = sentencepiece.keys(raw, tokens, kinds, source)
     else:
+        rule = rule_of(raw, pre)
         found = {
             "model": "gpt2",
-            "pre": name_of(raw, pre),
+            "pre": rule.name,
             "tokens": tokens,
             "token_type": np.array(kinds, np.int32),
             "merges": merges(bpe),
@@ -50,8 +51,37 @@ def keys(
     found |= _special(tokenizer, config, metadata.generation_config(carried), len(tokens))
     around = puts_around(raw, settings, tokenizer.specials)
     found |= {f"add_{name}_token": value for name, value in around.items()}
-    named = {f"tokenizer.ggml.{key}": value for key, value in found.items()}
+    named: dict[str, Any] = {f"tokenizer.ggml.{key}": value for key, value in found.items()}
+    if not faithful(raw, pre):
+        named[WHOLE] = carried["tokenizer.json"].decode()
     return named | ({"tokenizer.chat_template": tokenizer.template} if tokenizer.template else {})
+
+
+def notes(carried: Mapping[str, bytes], pre: str | None) -> tuple[str, ...]:
+    """What a user should know of the tokenizer in the file."""
+    raw = json.loads(carried["tokenizer.json"])
+    if (raw.get("model") or {}).get("byte_fallback") or (rule := rule_of(raw, pre)).exact:
+        return ()
+    return (
+        f"llama.cpp will cut text by the rule {rule.name}, which is not always this model's own: prompts given as token "
+        "ids are right, prompts given as text may become other tokens",
+    )
+
+
+def faithful(raw: Mapping[str, Any], pre: str | None) -> bool:
+    """Whether the keys say all that a parsed tokenizer.json does. Where not, the file itself goes along (WHOLE)."""
+    if (raw.get("model") or {}).get("byte_fallback"):
+        return not raw.get("pre_tokenizer")
+    rule = rule_of(raw, pre)
+    composed = [step for step in _normalizers(raw) if step.get("type") != "NFC"] == [] and bool(_normalizers(raw))
+    known = PRE_TOKENIZERS.get(rule.name)
+    return rule.exact and known is not None and known.nfc == composed and (composed or not _normalizers(raw))
+
+
+def _normalizers(raw: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    stated = raw.get("normalizer") or {}
+    steps = stated.get("normalizers", []) if stated.get("type") == "Sequence" else [stated]
+    return [step for step in steps if step]
 
 
 def _object(carried: Mapping[str, bytes], name: str) -> Mapping[str, Any]:
@@ -109,7 +139,7 @@ def _special(
 
 
 def puts_around(raw: Mapping[str, Any], settings: Mapping[str, Any], specials: Mapping[str, str]) -> dict[str, bool]:
-    """By the names bos and eos: whether that token is put around a text: a template in tokenizer.json says so, or a flag beside it."""
+    """By the names bos and eos, whether that token is put around a text: a template or a flag says so."""
     put = {"bos": False, "eos": False}
     post = raw.get("post_processor") or {}
     for step in post.get("processors", [post]):

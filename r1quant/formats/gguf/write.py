@@ -38,6 +38,7 @@ class Written:
     paths    the files; the first is the one to open
     rounded  why a tensor is not exactly what it was, by its name in the checkpoint; empty where all are
     types    how many tensors have each ggml type
+    notes    what a user should know of the file, a line each; mostly none
     nbytes   of all files
     """
 
@@ -45,6 +46,7 @@ class Written:
     rounded: Mapping[str, str] = field(repr=False)
     types: Mapping[str, int]
     nbytes: int
+    notes: tuple[str, ...] = ()
 
     @property
     def exact(self) -> bool:
@@ -87,7 +89,8 @@ def write(
     types: dict[str, int] = {}
     for target in targets:
         types[target.type] = types.get(target.type, 0) + 1
-    return Written(tuple(paths), rounded, types, nbytes)
+    notes = vocabulary.notes(artifact.carried, options.pre)
+    return Written(tuple(paths), rounded, types, nbytes, notes)
 
 
 def part_paths(path: Path, count: int) -> list[Path]:
