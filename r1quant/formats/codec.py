@@ -96,7 +96,7 @@ def group_sizes(forms: Mapping[str, Form]) -> dict[str, int | None]:
     """
     sizes = {form.group_size for form in forms.values()}
     rows = {name: form.shape[1] for name, form in forms.items() if form.group_size == -1}
-    return {name: rows[name] if rows.get(name) in sizes else form.group_size for name, form in forms.items()}
+    return {name: rows[name] if rows.get(name, 0) in sizes else form.group_size for name, form in forms.items()}
 
 
 def tensor(arrays: Arrays, suffix: str, dtypes: tuple[str, ...], shape: tuple[int | None, ...]) -> npt.NDArray[Any]:
