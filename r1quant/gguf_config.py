@@ -187,13 +187,33 @@ def _llama3(
     """The parameters of Llama 3 scaling whose factors are the given table; None where the table scales nothing."""
     factor = float(rope_freqs.max(initial=1.0))
     if rope_freqs.shape == (config["head_dim"] // 2,) and 1.0 <= factor < math.inf:
-        expected = llama3_factors(config["head_dim"], config["rope_theta"], factor)
-        if np.allclose(rope_freqs, expected, rtol=1e-4, atol=0.0):
-            return None if factor == 1.0 else {"rope_type": "llama3", "factor": factor, **LLAMA3}
+        head_dim, theta = config["head_dim"], config["rope_theta"]
+        usual = LLAMA3["original_max_position_embeddings"]
+        for context in (usual, _original_context(head_dim, theta, factor, rope_freqs)):
+            expected = llama3_factors(head_dim, theta, factor, context=context)
+            if np.allclose(rope_freqs, expected, rtol=1e-4, atol=0.0):
+                stated = {
+                    "rope_type": "llama3",
+                    "factor": factor,
+                    **LLAMA3,
+                    "original_max_position_embeddings": context,
+                }
+                return None if factor == 1.0 else stated
     raise CheckpointError(
         f"{header.path.name}: {ROPE_FREQS} does not follow the rule of Llama 3, so its parameters are unknown",
         SAFETENSORS,
     )
+
+
+def _original_context(head_dim: int, theta: float, factor: float, table: npt.NDArray[np.float32]) -> int:
+    """The original context of Llama 3 scaling, from the first frequency that is neither kept nor fully stretched."""
+    blended = np.flatnonzero((table > 1) & (table < factor))
+    if not blended.size:
+        return 1
+    kept = (1 / float(table[blended[0]]) - 1 / factor) / (1 - 1 / factor)
+    turns = LLAMA3["low_freq_factor"] + kept * (LLAMA3["high_freq_factor"] - LLAMA3["low_freq_factor"])
+    context = turns * 2 * math.pi * theta ** (2 * float(blended[0]) / head_dim)
+    return max(1, round(min(context, 2.0**31)))
 
 
 def llama3_factors(

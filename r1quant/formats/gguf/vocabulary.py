@@ -63,8 +63,8 @@ def notes(carried: Mapping[str, bytes], pre: str | None) -> tuple[str, ...]:
     if (raw.get("model") or {}).get("byte_fallback") or (rule := rule_of(raw, pre)).exact:
         return ()
     return (
-        f"llama.cpp will cut text by the rule {rule.name}, which is not always this model's own: prompts given as token "
-        "ids are right, prompts given as text may become other tokens",
+        f"llama.cpp will cut text by the rule {rule.name}, which is not always this model's own: prompts given as "
+        "token ids are right, prompts given as text may become other tokens",
     )
 
 
