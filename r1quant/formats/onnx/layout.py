@@ -108,35 +108,52 @@ def encode(q: QLinear, layout: Layout) -> Arrays:
 
 def decode(arrays: Arrays, layout: Layout) -> QLinear:
     """The inverse of encode. Raises ValueError where the arrays cannot be a linear of this layout."""
-    columns, step = layout.shape[1], layout.blocks_per_group
-    codes, scales, zeros = _decode_qdq(arrays, layout) if layout.style == "qdq" else _decode_rows(arrays, layout)
-    if zeros is None:
-        zeros = np.full(scales.shape, 1 << (layout.bits - 1), np.uint8)
-        if layout.moved and codes.size and int(codes.min()) < layout.moved:
+    columns = layout.shape[1]
+    scale, zero = decode_grid(arrays, layout)
+    codes = _decode_codes(arrays["qweight"], layout)
+    if layout.moved:
+        if codes.size and int(codes.min()) < layout.moved:
             raise ValueError(f"a code does not fit {layout.bits} bits")
         codes = codes - np.uint8(layout.moved)
-    scale, zero = scales[:, ::step], zeros[:, ::step]
-    for name, blocks, groups in (("scale", scales, scale), ("zero point", zeros, zero)):
-        if not np.array_equal(blocks, np.repeat(groups, step, axis=1)[:, : blocks.shape[1]]):
-            raise ValueError(f"the blocks of one group differ in their {name}")
     run = columns if layout.group_size == -1 else layout.group_size
     group = (np.arange(columns) // run).astype(np.int32)
-    codes, zero = np.ascontiguousarray(codes), np.ascontiguousarray(zero)
-    return QLinear(codes, np.ascontiguousarray(scale), zero, group, layout.bits)
+    return QLinear(np.ascontiguousarray(codes), scale, zero, group, layout.bits)
 
 
-def _decode_rows(arrays: Arrays, layout: Layout) -> tuple[Bytes, npt.NDArray[Any], Bytes | None]:
-    """Codes, scales and zero points out of MatMulNBits: [out, ...], a row for each output."""
+def decode_grid(arrays: Arrays, layout: Layout) -> tuple[npt.NDArray[Any], Bytes]:
+    """scale and zero [out, groups], without a look at the codes. Raises ValueError as decode does."""
+    out, step = layout.shape[0], layout.blocks_per_group
+    if layout.style == "qdq":
+        scales = arrays["scales"].reshape(layout.blocks, out).T
+        count = layout.blocks * out
+        zeros = unpack_flat(arrays["qzeros"], layout.width, count).reshape(-1, out).T if layout.zeros else None
+    else:
+        scales = arrays["scales"].reshape(layout.rows, -1)
+        zeros = _unpack_rows(arrays["qzeros"], layout.width, layout.blocks) if layout.zeros else None
+    if layout.planes == 2 and zeros is not None:
+        if not np.array_equal(scales[:out].astype(np.float32), scales[out:].astype(np.float32) * 16):
+            raise ValueError("the scales of both halves of the codes do not fit together")
+        scales, zeros = scales[out:], zeros[:out] << np.uint8(4) | zeros[out:]
+    if zeros is None:
+        zeros = np.full(scales.shape, 1 << (layout.bits - 1), np.uint8)
+    found = []
+    for name, blocks in (("scale", scales), ("zero point", zeros)):
+        groups = blocks[:, ::step]
+        if not np.array_equal(blocks, np.repeat(groups, step, axis=1)[:, : blocks.shape[1]]):
+            raise ValueError(f"the blocks of one group differ in their {name}")
+        found.append(np.ascontiguousarray(groups))
+    return found[0], found[1]
+
+
+def _decode_codes(stored: Bytes, layout: Layout) -> Bytes:
+    """uint8 [out, in], still moved."""
     out, columns = layout.shape
-    words = np.ascontiguousarray(arrays["qweight"]).reshape(layout.rows, -1).view("<i4")
-    codes, scales = packing.unpack(words, layout.width)[:, :columns], arrays["scales"].reshape(layout.rows, -1)
-    zeros = _unpack_rows(arrays["qzeros"], layout.width, layout.blocks) if layout.zeros else None
-    if layout.planes == 1 or zeros is None:
-        return codes, scales, zeros
-    if not np.array_equal(scales[:out].astype(np.float32), scales[out:].astype(np.float32) * 16):
-        raise ValueError("the scales of both halves of the codes do not fit together")
-    four = np.uint8(4)
-    return codes[:out] << four | codes[out:], scales[out:], zeros[:out] << four | zeros[out:]
+    if layout.style == "qdq":
+        codes = unpack_flat(stored, layout.width, columns * out).reshape(columns, out).T
+        return codes if layout.zeros else codes ^ np.uint8(1 << (layout.width - 1))
+    words = np.ascontiguousarray(stored).reshape(layout.rows, -1).view("<i4")
+    codes = packing.unpack(words, layout.width)[:, :columns]
+    return codes if layout.planes == 1 else codes[:out] << np.uint8(4) | codes[out:]
 
 
 def _halves(values: Bytes) -> Bytes:
@@ -149,15 +166,6 @@ def _encode_qdq(codes: Bytes, scales: npt.NDArray[Any], zeros: Bytes | None, wid
         codes = codes ^ np.uint8(1 << (width - 1))  # from an offset to two's complement
     found: Arrays = {"qweight": pack_flat(codes.T, width), "scales": np.ascontiguousarray(scales.T)}
     return found if zeros is None else found | {"qzeros": pack_flat(zeros.T, width)}
-
-
-def _decode_qdq(arrays: Arrays, layout: Layout) -> tuple[Bytes, npt.NDArray[Any], Bytes | None]:
-    out, columns = layout.shape
-    codes = unpack_flat(arrays["qweight"], layout.width, columns * out).reshape(columns, out).T
-    scales = arrays["scales"].reshape(layout.blocks, out).T
-    if not layout.zeros:
-        return codes ^ np.uint8(1 << (layout.width - 1)), scales, None
-    return codes, scales, unpack_flat(arrays["qzeros"], layout.width, layout.blocks * out).reshape(-1, out).T
 
 
 def pack_flat(values: Bytes, width: int) -> Bytes:
