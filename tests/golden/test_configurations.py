@@ -1,0 +1,158 @@
+"""Configurations written out: the keys that other programs read, and what they cannot bear."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from r1quant.artifact import Form
+from r1quant.errors import RecipeError
+from r1quant.formats.table import CODECS, codec_of
+
+META = {"quantizer": ["r1quant:0"]}
+LAYER = "model.layers.0.mlp.up_proj"
+OTHER = "model.layers.0.mlp.down_proj"
+SYMMETRIC = Form((64, 256), 4, 128, (8, 8))
+ASYMMETRIC = replace(SYMMETRIC, zeros=(1, 15))
+
+
+def stated(name: str, forms: Mapping[str, Form] | None = None, plain: tuple[str, ...] = ()) -> dict[str, Any]:
+    return CODECS[name].config(forms or {LAYER: SYMMETRIC}, plain, META)
+
+
+def without_null(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(without_null(inner) for inner in value.values())
+    return value is not None
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_a_configuration_leads_back_to_its_format(name: str) -> None:
+    forms = {LAYER: replace(SYMMETRIC, bits=8, zeros=(128, 128))} if name.endswith("-int") else None
+    assert codec_of(stated(name, forms)).name == name
+
+
+@pytest.mark.parametrize(("name", "version"), [("gptq", "gptq"), ("gptq-v2", "gptq_v2")])
+def test_gptq(name: str, version: str) -> None:
+    assert stated(name) == {
+        "quant_method": "gptq",
+        "bits": 4,
+        "group_size": 128,
+        "desc_act": False,
+        "sym": True,
+        "lm_head": False,
+        "checkpoint_format": version,
+        "format": version,
+        "method": "gptq",
+        "pack_dtype": "int32",
+        "meta": META,
+    }
+
+
+def test_gptq_stands_in_two_files_with_the_same_content() -> None:
+    for name in ("gptq", "gptq-v2"):
+        config = stated(name)
+        assert CODECS[name].side_files(config) == {"quantize_config.json": config}
+
+
+def test_gptq_says_what_differs() -> None:
+    """`dynamic` is there only then. A head in floats needs no rule: `lm_head` says it."""
+    forms = {
+        LAYER: ASYMMETRIC,
+        "model.layers.1.mlp.up_proj": SYMMETRIC,
+        OTHER: replace(SYMMETRIC, bits=8, group_size=-1),
+    }
+    config = stated("gptq", forms, ("lm_head", "model.layers.1.mlp.down_proj"))
+    assert not config["sym"] and not config["lm_head"]
+    assert config["dynamic"] == {
+        r"+:^model\.layers\.0\.mlp\.down_proj$": {"bits": 8, "group_size": -1},
+        r"-:^model\.layers\.1\.mlp\.down_proj$": {},
+    }
+    assert "dynamic" not in stated("gptq", plain=("lm_head",))
+    assert stated("gptq", {LAYER: SYMMETRIC, "lm_head": SYMMETRIC})["lm_head"]
+
+
+def test_gptq_says_act_order() -> None:
+    config = stated("gptq", {LAYER: replace(SYMMETRIC, group_size=None, scattered=2)})
+    assert config["desc_act"] and config["group_size"] == 128
+
+
+def test_a_row_as_long_as_the_groups_is_no_exception() -> None:
+    """A linear of 128 columns in groups of 128 has one group, as one with -1 has."""
+    forms = {LAYER: SYMMETRIC, OTHER: Form((64, 128), 4, -1, (8, 8))}
+    assert "dynamic" not in stated("gptq", forms) and stated("gptq", forms)["group_size"] == 128
+    assert stated("awq", forms)["group_size"] == 128
+    assert len(stated("compressed-tensors", forms)["config_groups"]) == 1
+
+
+@pytest.mark.parametrize("form", [SYMMETRIC, ASYMMETRIC])
+def test_awq(form: Form) -> None:
+    """zero_point is true also where all are 8: kernels for false are not in use."""
+    awq = {"quant_method": "awq", "version": "gemm", "bits": 4, "group_size": 128, "zero_point": True}
+    config = stated("awq", {LAYER: form})
+    assert config == {**awq, "meta": META}
+    assert stated("awq", {LAYER: form}, ("lm_head",)) == config
+    assert stated("awq", {LAYER: form}, (OTHER,)) == {**awq, "modules_to_not_convert": [OTHER], "meta": META}
+    beside = {"zero_point": True, "w_bit": 4, "q_group_size": 128, "version": "GEMM"}
+    assert CODECS["awq"].side_files(config) == {"quant_config.json": beside}
+
+
+def test_awq_has_one_group_size() -> None:
+    with pytest.raises(RecipeError, match="one group size"):
+        stated("awq", {LAYER: SYMMETRIC, OTHER: replace(SYMMETRIC, group_size=64)})
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "layout"),
+    [("compressed-tensors", 4, "pack-quantized"), ("compressed-tensors-int", 8, "int-quantized")],
+)
+@pytest.mark.parametrize(("size", "strategy"), [(128, "group"), (-1, "channel")])
+def test_compressed_tensors(name: str, bits: int, layout: str, size: int, strategy: str) -> None:
+    form = Form((64, 256), bits, size, (1, 9))
+    assert stated(name, {LAYER: form}) == {
+        "quant_method": "compressed-tensors",
+        "format": layout,
+        "quantization_status": "compressed",
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "format": layout,
+                "weights": {
+                    "num_bits": bits,
+                    "type": "int",
+                    "symmetric": False,
+                    "strategy": strategy,
+                    "group_size": None if size == -1 else size,
+                    "dynamic": False,
+                    "actorder": None,
+                    "block_structure": None,
+                    "observer": "minmax",
+                },
+                "input_activations": None,
+                "output_activations": None,
+            }
+        },
+        "ignore": ["lm_head"],
+        "kv_cache_scheme": None,
+        "global_compression_ratio": None,
+    }
+    assert CODECS[name].side_files(stated(name, {LAYER: form})) == {}
+
+
+def test_compressed_tensors_name_the_linears_that_differ() -> None:
+    config = stated("compressed-tensors", {LAYER: SYMMETRIC, OTHER: ASYMMETRIC, "lm_head": SYMMETRIC})
+    first, second = config["config_groups"].values()
+    assert first["targets"] == [r"re:^model\.layers\.0\.mlp\.up_proj$", r"re:^lm_head$"]
+    assert second["targets"] == [r"re:^model\.layers\.0\.mlp\.down_proj$"]
+    assert first["weights"]["symmetric"] and not second["weights"]["symmetric"]
+    assert config["ignore"] == []
+
+
+@pytest.mark.parametrize("name", ["gptq", "gptq-v2", "awq"])
+def test_no_key_is_null(name: str) -> None:
+    for plain in ((), ("lm_head",), (OTHER,)):
+        assert without_null(stated(name, plain=plain))
+        assert without_null(CODECS[name].side_files(stated(name, plain=plain)))
