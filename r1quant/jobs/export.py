@@ -182,16 +182,16 @@ def export(
 
 
 def name_of(artifact: Artifact) -> str:
-    """A short name for files."""
+    """A short name for files, without the format that the artifact has now."""
     path = Path(artifact.source.rstrip("/"))
-    return (path.resolve().name if path.name in ("", ".", "..") else path.name).removesuffix(".gguf")
+    name = (path.resolve().name if path.name in ("", ".", "..") else path.name).removesuffix(".gguf")
+    return name.replace(f"-{artifact.format}-", "-").removesuffix(f"-{artifact.format}")
 
 
 def _place(artifact: Artifact, format: str, out: Path | None, count: int) -> Path:
     if out is not None and count == 1:
         return out.absolute()
-    stem = name_of(artifact).replace(f"-{artifact.format}-", "-").removesuffix(f"-{artifact.format}")
-    return (out or Path()).absolute() / f"{stem}-{format}"
+    return (out or Path()).absolute() / f"{name_of(artifact)}-{format}"
 
 
 @contextmanager
