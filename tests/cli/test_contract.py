@@ -20,7 +20,10 @@ KEYS = {
     "inspect": {"architecture", "parameters", "linears", "quantizable_parameters", "tied_embeddings", "tensors"},
     "plan": {"linears", "bits_per_weight", "output_bytes", "predicted_peak_rss_bytes", "problems", "warnings"},
     "quantize": {"out", "seconds", "peak_rss_bytes", "bits_per_weight", "linears"},
+    "export": {"files", "source", "seconds", "peak_rss_bytes"},
+    "check": {"identical", "tensors", "first_difference"},
     "verify": {"perplexity", "kl", "top1"},
+    "doctor": {"packages", "machine", "advice"},
 }
 
 
@@ -29,6 +32,9 @@ def test_json_of_every_command(run: Run, llama: Path, text_file: Path) -> None:
         "inspect": [llama],
         "plan": [llama, *QUICK],
         "quantize": [llama, "-o", "out", "--calib", text_file, *QUICK],
+        "export": ["out", "--to", "awq,gguf"],
+        "check": ["out", "out-awq"],
+        "doctor": [llama],
         "verify": ["out", "--text", text_file, "--windows", "2", "--seq-len", "32"],
     }
     found = {}
@@ -43,6 +49,9 @@ def test_json_of_every_command(run: Run, llama: Path, text_file: Path) -> None:
     assert found["plan"]["bits_per_weight"] == found["quantize"]["bits_per_weight"]
     assert [x["name"] for x in found["plan"]["linears"]] == [x["name"] for x in found["quantize"]["linears"]]
     assert Path(found["quantize"]["out"]) == Path("out").absolute()
+    assert [file["format"] for file in found["export"]["files"]] == ["awq", "gguf"]
+    assert all({"path", "bytes", "exact"} <= set(file) and file["exact"] for file in found["export"]["files"])
+    assert found["check"]["identical"] and found["check"]["first_difference"] is None
     assert {"baseline", "quantized"} <= set(found["verify"]["perplexity"])
     assert {"mean", "median", "p99"} <= set(found["verify"]["kl"])
 
