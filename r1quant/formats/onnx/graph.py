@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+from r1quant import atomic
 
 ALIGNMENT = 4096
 CONTRIB = "com.microsoft"
@@ -111,6 +114,16 @@ class Graph:
             raise ValueError(f"{name} is not of the size of {of}")
         self.outside[name] = view
         return name
+
+    def write_data(self, path: Path, step: Callable[[int], None]) -> None:
+        """Streams every content to where it belongs. step is called with the number of bytes just written."""
+        with atomic.replacing(path) as file:
+            for content in self.contents:
+                for piece in content():
+                    file.seek(self.outside[piece.name].offset + piece.start)
+                    file.write(memoryview(np.ascontiguousarray(piece.data)).cast("B"))
+                    step(piece.data.nbytes)
+            file.truncate(self.size)
 
     def model(self, metadata: Mapping[str, str], producer: tuple[str, str]) -> ModelProto:
         """The whole model. metadata becomes metadata_props; producer is (name, version)."""

@@ -45,7 +45,7 @@ class Layout:
         """form must have no problem."""
         block, group = block_size(form, options), form.group_size
         assert block is not None and group is not None
-        width, planes = stored_bits(form.bits, options)
+        width, planes = stored_bits(form, options)
         zeros = not form.symmetric or planes == 2 or (options.zero_points and options.style == "matmulnbits")
         return Layout(options.style, form.shape, form.bits, group, width, planes, block, zeros)
 

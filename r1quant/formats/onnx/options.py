@@ -14,6 +14,7 @@ Whole = Literal["exact", "q8"]
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)  # of MatMulNBits; a power of two
 FLOAT16_BITS = 11
+PLANE_SCALE_BITS = 24 - 9  # a difference of codes has 9 bits
 LEVELS = range(5)
 
 
@@ -71,7 +72,7 @@ def block_size(form: Form, options: OnnxOptions) -> int | None:
         return None
     if form.group_size != -1:
         return max((size for size in BLOCK_SIZES if form.group_size % size == 0), default=None)
-    columns, (width, planes) = form.shape[1], stored_bits(form.bits, options)
+    columns, (width, planes) = form.shape[1], stored_bits(form, options)
 
     def row_bytes(size: int) -> int:
         return -(-columns // size) * planes * (size * width // 8 + 4)
@@ -79,17 +80,18 @@ def block_size(form: Form, options: OnnxOptions) -> int | None:
     return min(reversed(BLOCK_SIZES), key=row_bytes)
 
 
-def stored_bits(bits: int, options: OnnxOptions) -> tuple[int, int]:
+def stored_bits(form: Form, options: OnnxOptions) -> tuple[int, int]:
     """(width, planes): a code is stored in `planes` integers of `width` bits, high bits in the first.
 
     The width is the next that the operator has, and opset 21 has no 2-bit integers. Where MatMulNBits computes in
-    float32 only the kernel for 4 bits is fast (20 times faster than that for 8), so wider codes are two of 4 bits.
+    float32 only the kernel for 4 bits is fast (20 times faster than that for 8), so wider codes are two of 4 bits,
+    as long as float32 holds a code times a scale exactly.
     """
     if options.style == "qdq":
-        return (4, 1) if bits <= 4 else (8, 1)
-    if options.accuracy_level in (1, 2, 3):
-        return (4, 1) if bits <= 4 else (4, 2)
-    return next(width for width in (2, 4, 8) if bits <= width), 1
+        return (4, 1) if form.bits <= 4 else (8, 1)
+    if options.accuracy_level in (1, 2, 3) and (form.bits <= 4 or form.scale_bits <= PLANE_SCALE_BITS):
+        return 4, 1 if form.bits <= 4 else 2
+    return next(width for width in (2, 4, 8) if form.bits <= width), 1
 
 
 def problem(form: Form, options: OnnxOptions) -> str | None:

@@ -142,7 +142,8 @@ class Weights:
             if q.shape != layout.shape or q.bits != layout.bits:
                 raise CheckpointError(f"{linear} is not what its form says", "the file is damaged; download it again")
             arrays = encode(q, layout)
-            scales = arrays["scales"].astype(self.numpy_dtype)
+            with np.errstate(over="ignore"):
+                scales = arrays["scales"].astype(self.numpy_dtype)
             if not np.array_equal(scales.astype(np.float32), arrays["scales"].astype(np.float32)):
                 raise RecipeError(f"{linear}: float16 cannot hold its scales", "export with dtype float32")
             arrays["scales"] = scales

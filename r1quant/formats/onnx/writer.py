@@ -10,8 +10,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-
 from r1quant import atomic, provenance
 from r1quant.archs import Architecture
 from r1quant.artifact import Artifact
@@ -56,13 +54,7 @@ def write(
     cannot be stored exactly, NumericError where a number is not finite or beyond the chosen dtype.
     """
     graph, weights, sizes = _graph(artifact, arch, options)
-    with atomic.replacing(folder / DATA) as file:
-        for content in graph.contents:
-            for piece in content():
-                file.seek(graph.outside[piece.name].offset + piece.start)
-                file.write(memoryview(np.ascontiguousarray(piece.data)).cast("B"))
-                step(piece.data.nbytes)
-        file.truncate(graph.size)
+    graph.write_data(folder / DATA, step)
     about = {
         "schema": SCHEMA,
         "options": asdict(options),
