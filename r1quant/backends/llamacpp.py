@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -121,10 +122,9 @@ class LlamaCpp:
     def __init__(self, path: Path, context: int, threads: int | None = None, precise: bool = False) -> None:
         self._library = library()
         self._api = self._library.api
-        self._model: Any = None
-        self._context: Any = None
-        self._batch: Any = None
-        self.path, self.context, self.vocabulary = path, context, 0
+        self._owned = ExitStack()
+        self._finalizer = weakref.finalize(self, self._owned.close)  # for those who never close it
+        self.path, self.context, self.vocabulary, self._text = path, context, 0, 0
         if not path.is_file():
             raise CheckpointError(f"{path} is not a file", "name a GGUF file")
         try:
@@ -142,6 +142,7 @@ class LlamaCpp:
         self._model = api.llama_model_load_from_file(os.fsencode(self.path), model)
         if not self._model:
             raise self._failed("cannot load")
+        self._owned.callback(api.llama_model_free, self._model)
         settings = api.llama_context_default_params()
         settings.n_ctx = self.context
         settings.n_batch = settings.n_ubatch = TOKENS_PER_CALL
@@ -152,8 +153,10 @@ class LlamaCpp:
         self._context = api.llama_init_from_model(self._model, settings)
         if not self._context:
             raise self._failed("has no room for the context of")
+        self._owned.callback(api.llama_free, self._context)
         self.vocabulary = int(api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model)))
         self._batch = api.llama_batch_init(TOKENS_PER_CALL, 0, 1)
+        self._owned.callback(api.llama_batch_free, self._batch)
 
     def logits(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """tokens [n] -> [n, vocabulary], the logits that follow each token.
@@ -171,9 +174,12 @@ class LlamaCpp:
         return out
 
     def stream(self, tokens: npt.NDArray[np.int64] | Sequence[int]) -> Iterator[int]:
-        """The most likely next tokens, one after the other, until the context is full. Raises as `logits`."""
+        """The most likely next tokens, one after the other, until the context is full or the next text is begun.
+
+        Raises as `logits`.
+        """
         listed = self._checked(tokens)
-        self._forget()
+        text = self._forget()
         for start in range(0, len(listed), TOKENS_PER_CALL):
             self._decode(listed[start : start + TOKENS_PER_CALL], start)
         position = len(listed)
@@ -181,7 +187,7 @@ class LlamaCpp:
             found = self._api.llama_get_logits_ith(self._context, -1)
             chosen = int(np.ctypeslib.as_array(found, (self.vocabulary,)).argmax())
             yield chosen
-            if position >= self.context:
+            if position >= self.context or text != self._text:
                 return
             self._decode([chosen], position)
             position += 1
@@ -191,6 +197,8 @@ class LlamaCpp:
         return list(islice(self.stream(tokens), count))
 
     def _checked(self, tokens: npt.NDArray[np.int64] | Sequence[int]) -> list[int]:
+        if not self._finalizer.alive:
+            raise ValueError(f"{self.path.name} is closed")
         listed = [int(token) for token in tokens]
         if not 0 < len(listed) <= self.context:
             raise RecipeError(
@@ -203,8 +211,11 @@ class LlamaCpp:
             )
         return listed
 
-    def _forget(self) -> None:
+    def _forget(self) -> int:
+        """Makes room for a text, which gets a number."""
+        self._text += 1
         self._api.llama_memory_clear(self._api.llama_get_memory(self._context), True)
+        return self._text
 
     def _decode(self, tokens: list[int], position: int, every: bool = False) -> None:
         batch = self._batch
@@ -224,23 +235,14 @@ class LlamaCpp:
         )
 
     def close(self) -> None:
-        if self._batch:
-            self._api.llama_batch_free(self._batch)
-        if self._context:
-            self._api.llama_free(self._context)
-        if self._model:
-            self._api.llama_model_free(self._model)
-        self._model = self._context = self._batch = None
+        self._text += 1
+        self._finalizer()
 
     def __enter__(self) -> LlamaCpp:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
-
-    def __del__(self) -> None:
-        with suppress(Exception):
-            self.close()
 
 
 def _cores() -> int:

@@ -51,10 +51,33 @@ def test_generation_takes_the_most_likely_token_each_time(floats: Path) -> None:
         assert model.generate(prompt, 12) == text[20:]
         assert model.generate([int(token) for token in prompt], 3) == text[20:23]
         assert len(model.generate(prompt, 1000)) == 64 - 20 + 1  # the last one needs no room
-        long = LlamaCpp(floats, 400, threads=1)
-        assert len(long.generate(TOKENS, 5)) == 5
-        long.close()
-        long.close()
+
+
+@needs_llama_cpp
+def test_a_stream_ends_with_the_next_text_and_with_the_model(floats: Path) -> None:
+    model = LlamaCpp(floats, 400, threads=1)
+    first = model.stream(TOKENS)
+    assert len([next(first), next(first)]) == 2
+    second = model.stream(TOKENS[:9])
+    assert next(second) == model.generate(TOKENS[:9], 1)[0]
+    assert not list(first) and not list(second)
+    third = model.stream(TOKENS)
+    next(third)
+    model.close()
+    model.close()
+    assert not list(third)
+    with pytest.raises(ValueError, match="closed"):
+        model.logits(TOKENS)
+
+
+@needs_llama_cpp
+def test_a_model_that_nobody_closes_ends_quietly(floats: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from r1quant.backends.llamacpp import LlamaCpp\n"
+        "model = LlamaCpp(Path(sys.argv[1]), 64, threads=1); print(len(model.generate([1, 2, 3], 4)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(floats)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "4\n", "")
 
 
 @needs_llama_cpp
