@@ -209,8 +209,8 @@ class CodecArtifact:
             return {}
         parts: dict[str, list[str]] = {}
         for name in self.checkpoint.tensors:
-            linear, _, suffix = name.rpartition(".")
-            if suffix == self.codec.telling:
+            linear, dot, suffix = name.rpartition(".")
+            if dot and suffix == self.codec.telling:
                 parts[linear] = [s for s in self.codec.suffixes if f"{linear}.{s}" in self.checkpoint.tensors]
         if not parts:
             raise CheckpointError(
@@ -255,6 +255,8 @@ class CodecArtifact:
 
     def _array(self, name: str) -> npt.NDArray[Any]:
         """A tensor as numpy has it; bfloat16 is widened to float32."""
+        if 0 in self.checkpoint.info(name).shape:
+            raise CheckpointError(f"{name} is empty", "the checkpoint is damaged; download it again")
         tensor = self.checkpoint.read(name)
         return np.asarray((tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy())
 

@@ -233,11 +233,11 @@ def _weights(linear: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
     kind = "Embedding" if linear.endswith("embed_tokens") else "Linear"
     ranked: list[tuple[int, Mapping[str, Any]]] = []
     for group in groups:
-        for target in group.get("targets") or ():
-            pattern = str(target).removeprefix("re:")
+        targets = group.get("targets")
+        for target in map(str, targets if isinstance(targets, list) else ()):
             if target in (linear, kind):
                 ranked.append((0 if target == linear else 2, group))
-            elif target != pattern and matches(pattern, linear):
+            elif target.startswith("re:") and matches(target.removeprefix("re:"), linear):
                 ranked.append((1, group))
     if not ranked:
         raise ValueError("no config group names it")

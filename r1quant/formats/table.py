@@ -16,8 +16,7 @@ from r1quant.formats.gptq import Gptq, version_of
 CODECS: Mapping[str, Codec] = {
     codec.name: codec for codec in (Gptq(1), Gptq(2), Awq(), CompressedTensors(), CompressedTensors(packed=False))
 }
-NAMES = ", ".join(CODECS)
-PACKED = (".qweight", ".weight_packed")
+PACKED = (".qweight", ".weight_packed", ".weight_scale")
 SIDE_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}  # as AutoGPTQ and AutoAWQ wrote them
 
 
@@ -67,7 +66,7 @@ def artifact(checkpoint: Checkpoint) -> CodecArtifact:
     return CodecArtifact(checkpoint, codec_of(stated))
 
 
-def _stated_beside(checkpoint: Checkpoint) -> Any:
+def _stated_beside(checkpoint: Checkpoint) -> dict[str, Any] | None:
     """The file of its own that a quantization is stated in where config.json does not; None for a float checkpoint."""
     telling = next((name for name in checkpoint.tensors if name.endswith(PACKED)), None)
     if telling is None:
@@ -75,7 +74,9 @@ def _stated_beside(checkpoint: Checkpoint) -> Any:
     for name, method in SIDE_FILES.items():
         if (checkpoint.folder / name).is_file():
             found = read_json(checkpoint.folder / name)
-            return {"quant_method": method, **found} if isinstance(found, dict) else found
+            if not isinstance(found, dict):
+                raise CheckpointError(f"{name} of {checkpoint.source} is not a JSON object", "download it again")
+            return {"quant_method": method, **found}
     raise CheckpointError(
         f"{telling} is quantized, but config.json has no quantization_config",
         f"download config.json again, or the {' or '.join(SIDE_FILES)} beside it",
