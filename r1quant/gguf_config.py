@@ -212,7 +212,7 @@ def _original_context(head_dim: int, theta: float, factor: float, table: npt.NDA
         return 1
     kept = (1 / float(table[blended[0]]) - 1 / factor) / (1 - 1 / factor)
     turns = LLAMA3["low_freq_factor"] + kept * (LLAMA3["high_freq_factor"] - LLAMA3["low_freq_factor"])
-    context = turns * 2 * math.pi * theta ** (2 * float(blended[0]) / head_dim)
+    context = float(turns * 2 * math.pi * theta ** (2 * int(blended[0]) / head_dim))
     return max(1, round(min(context, 2.0**31)))
 
 

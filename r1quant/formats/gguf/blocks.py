@@ -58,7 +58,7 @@ def encode(q: QLinear, kind: str) -> Bytes:
 def _encode_rows(q: QLinear, rows: slice, kind: str, offsets: npt.NDArray[np.float16] | None, target: Bytes) -> None:
     """target: uint8 [rows, blocks, block bytes]."""
     per_group = target.shape[1] // q.groups
-    target[..., :2] = _halves(np.repeat(q.scale[rows], per_group, axis=1))
+    target[..., :2] = _halves(np.repeat(q.scale[rows].astype(np.float16), per_group, axis=1))
     codes = q.codes[rows]
     if offsets is not None:
         target[..., 2:4] = _halves(np.repeat(offsets[rows], per_group, axis=1))
