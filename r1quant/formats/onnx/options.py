@@ -49,9 +49,9 @@ class OnnxOptions:
             allowed, value = get_args(hints[field.name]), getattr(self, field.name)
             if allowed and value not in allowed:
                 raise _refused(field.name, value, " or ".join(allowed))
-        if isinstance(self.accuracy_level, bool) or self.accuracy_level not in LEVELS:
+        if type(self.accuracy_level) is not int or self.accuracy_level not in LEVELS:
             raise _refused("accuracy_level", self.accuracy_level, "0, 1, 2, 3 or 4")
-        if isinstance(self.threads, bool) or not isinstance(self.threads, int) or not 0 <= self.threads < 1 << 16:
+        if type(self.threads) is not int or not 0 <= self.threads < 1 << 16:
             raise _refused("threads", self.threads, "0 or a number of threads")
         if not isinstance(self.zero_points, bool):
             raise _refused("zero_points", self.zero_points, "true or false")
