@@ -13,6 +13,7 @@ import click
 HERE = Path(__file__).resolve().parent
 VENVS = HERE.parent.parent / ".venvs"
 STAMP = "complete"
+NOTES = {"llamacpp": "llama.cpp is compiled where pip has no wheel of it: about 13 minutes on two cores"}
 
 
 def interpreter(name: str) -> Path:
@@ -29,7 +30,8 @@ def interpreter(name: str) -> Path:
     stamp = folder / STAMP
     if stamp.is_file() and stamp.read_text("utf-8") == wanted:
         return python
-    click.echo(f"building the environment {folder.name}: {', '.join(path.name for path in lists)}", err=True)
+    note = f" ({NOTES[name]})" if name in NOTES else ""
+    click.echo(f"building the environment {folder.name}: {', '.join(path.name for path in lists)}{note}", err=True)
     shutil.rmtree(folder, ignore_errors=True)
     _run([sys.executable, "-m", "venv", str(folder)])
     for path in lists:
