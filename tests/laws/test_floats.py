@@ -30,7 +30,7 @@ def same(ours: npt.NDArray[np.float32], theirs: torch.Tensor) -> bool:
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES)
 @given(words)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_as_torch_casts(dtype: str, drawn: list[int]) -> None:
     values = np.array(drawn + EDGES, np.uint32).view(np.float32)
     there = torch.from_numpy(values).to(TORCH[dtype])
@@ -49,7 +49,7 @@ def test_every_number_of_16_bits_comes_back(dtype: str) -> None:
 
 
 @given(words)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_significant_bits_say_what_holds_the_values(drawn: list[int]) -> None:
     """Normal numbers: 8 bits are what bfloat16 has, 11 what float16 has within its range."""
     values = np.array([word & 0x807FFFFF | 0x3C000000 for word in drawn], np.uint32).view(np.float32)

@@ -61,7 +61,7 @@ def written(name: str, q: QLinear) -> tuple[dict[str, Any], dict[str, Any]]:
 
 @each_codec
 @given(data=st.data())
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_a_linear_comes_back_bit_for_bit_or_is_refused(name: str, data: st.DataObject) -> None:
     q = data.draw(drawn(name))
     q.validate()
@@ -82,7 +82,7 @@ def test_a_linear_comes_back_bit_for_bit_or_is_refused(name: str, data: st.DataO
 
 @each_codec
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_what_is_written_and_what_its_header_says_is_known_before(name: str, data: st.DataObject) -> None:
     """Also where the form was planned without the linear, and allows more than it turns out to need."""
     q = data.draw(held(name))
@@ -108,7 +108,7 @@ def test_what_is_written_and_what_its_header_says_is_known_before(name: str, dat
 
 
 @given(linears())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_a_form_that_does_not_cover_a_linear_is_not_taken(q: QLinear) -> None:
     form = Form.of(q)
     assert form.covers(form)
@@ -206,7 +206,7 @@ def test_awq_read_bit_by_bit(q: QLinear) -> None:
 
 
 @given(held(PACKED))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_packed_compressed_tensors_read_bit_by_bit(q: QLinear) -> None:
     """Code k of output n is at bit b * k of row n, zero point n of group g at bit b * n of column g."""
     assume(holds("compressed-tensors", q))
@@ -264,7 +264,7 @@ def test_linears_that_turn_out_symmetric_keep_the_form_of_the_run() -> None:
 
 
 @given(st.integers(2, 8), st.integers(1, 5), st.integers(0, 2**32))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_packing_is_a_dense_little_endian_stream(bits: int, blocks: int, seed: int) -> None:
     n = packing.values_per_block(bits) * blocks
     values = np.random.default_rng(seed).integers(0, 2**bits, (3, n), dtype=np.uint8)
