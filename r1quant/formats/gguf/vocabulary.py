@@ -23,6 +23,10 @@ from r1quant.tokenizer import Tokenizer
 # How a token that ends a turn is spelled, where generation_config.json names several that end a text.
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<|end_of_turn|>", "<end_of_turn>")
 UNSUPPORTED = "run this model from safetensors"
+SPACES = (
+    "llama.cpp puts a space before a text that begins with one, and after special tokens, as this model's tokenizer "
+    "does not: prompts given as token ids are right, prompts given as text may become other tokens"
+)
 
 
 def keys(
@@ -60,7 +64,10 @@ def keys(
 def notes(carried: Mapping[str, bytes], pre: str | None) -> tuple[str, ...]:
     """What a user should know of the tokenizer in the file."""
     raw = json.loads(carried["tokenizer.json"])
-    if (raw.get("model") or {}).get("byte_fallback") or (rule := rule_of(raw, pre)).exact:
+    if (raw.get("model") or {}).get("byte_fallback"):
+        return () if faithful(raw, pre) else (SPACES,)
+    rule = rule_of(raw, pre)
+    if rule.exact:
         return ()
     return (
         f"llama.cpp will cut text by the rule {rule.name}, which is not always this model's own: prompts given as "

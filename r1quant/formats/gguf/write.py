@@ -7,27 +7,27 @@ get their names at the end, the first one last, so that a model that can be open
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from r1quant.archs import Architecture
-from r1quant.artifact import Artifact, rows
+from r1quant.artifact import Artifact
 from r1quant.atomic import replacing
-from r1quant.errors import NumericError, RecipeError
-from r1quant.floats import round_to, widen
-from r1quant.formats.gguf import blocks, container, metadata, vocabulary
+from r1quant.formats.gguf import container, metadata, vocabulary
 from r1quant.formats.gguf.container import Entry
-from r1quant.formats.gguf.options import BLOCK_TYPES, GgufOptions
+from r1quant.formats.gguf.content import pieces
+from r1quant.formats.gguf.options import GgufOptions
 from r1quant.formats.gguf.targets import KINDS, Target, main_type, parts, plan
 from r1quant.gguf_config import ROPE_FREQS
 
-Bytes = npt.NDArray[np.uint8]
+Item = TypeVar("Item")
+
 PART_NAME = "{stem}-{number:05d}-of-{count:05d}.gguf"
 
 
@@ -84,8 +84,7 @@ def write(
                 raw = table.tobytes()
                 file.write(raw + bytes(container.aligned(len(raw)) - len(raw)))
                 nbytes += container.aligned(len(raw))
-            for target in part:
-                nbytes += _tensor(artifact, target, file.write, rounded, step)
+            nbytes += _tensors(artifact, part, file.write, rounded, step)
     types: dict[str, int] = {}
     for target in targets:
         types[target.type] = types.get(target.type, 0) + 1
@@ -117,72 +116,32 @@ def _split_keys(number: int, count: int, tensors: int) -> dict[str, Any]:
     }
 
 
-def _tensor(
+def _tensors(
     artifact: Artifact,
-    target: Target,
+    part: Sequence[Target],
     put: Callable[[Any], Any],
     rounded: dict[str, str],
     step: Callable[[int], None],
 ) -> int:
-    """Writes one tensor and its padding; returns how many bytes that were."""
-    done = 0
-    for piece in _pieces(artifact, target, rounded):
-        put(memoryview(piece).cast("B"))
-        done += piece.nbytes
-        step(piece.nbytes)
-    if done != target.entry.nbytes:
-        raise ValueError(f"{target.name}: {done} bytes instead of {target.entry.nbytes}")
-    put(bytes(target.entry.padded - done))
-    return target.entry.padded
+    """Writes the tensors of a file, each padded; returns how many bytes that were."""
+    stream = ((target, piece) for target in part for piece in pieces(artifact, target, rounded))
+    left = {target.name: target.entry.nbytes for target in part}
+    with closing(ahead(stream)) as prepared:
+        for target, piece in prepared:
+            put(memoryview(piece).cast("B"))
+            left[target.name] -= piece.nbytes
+            if left[target.name] == 0:
+                put(bytes(target.entry.padded - target.entry.nbytes))
+            step(piece.nbytes)
+    if any(left.values()):
+        raise ValueError(f"{next(name for name in left if left[name])} does not have the bytes that its header says")
+    return sum(target.entry.padded for target in part)
 
 
-def _pieces(artifact: Artifact, target: Target, rounded: dict[str, str]) -> Iterator[npt.NDArray[Any]]:
-    """The bytes of a tensor in the order of the file."""
-    if target.linear is not None:
-        yield _linear(artifact, target, target.linear)
-        return
-    if target.stored.lower() == target.type and target.heads is None:
-        yield from artifact.chunks(target.name)
-        return
-    unit = target.entry.shape[0] // target.heads if target.heads else 1
-    for values in rows(artifact, target.name, unit):
-        ordered = interleaved(values, len(values) // unit) if target.heads else values
-        raw, exact = _rounded(ordered, target.type, target.name)
-        if not exact:
-            rounded[target.name] = f"rounded from {target.stored} to {target.type.upper()}"
-        yield raw
-
-
-def _linear(artifact: Artifact, target: Target, linear: str) -> Bytes:
-    q = artifact.qlinear(linear)
-    if target.type in BLOCK_TYPES:
-        raw = blocks.encode(q, target.type)
-        return interleaved(raw, target.heads) if target.heads else raw
-    values = q.dequantize()
-    raw, exact = _rounded(interleaved(values, target.heads) if target.heads else values, target.type, target.name)
-    if not exact:
-        raise RecipeError(f"{linear}: its weights are not exact in {target.type.upper()}", "take f32, or auto")
-    return raw
-
-
-def interleaved(array: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
-    """The rows of q or k in llama.cpp's order, where the two that are rotated together are neighbours."""
-    halves = array.reshape(heads, 2, len(array) // heads // 2, *array.shape[1:])
-    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(array.shape)
-
-
-def _rounded(values: npt.NDArray[np.float32], kind: str, name: str) -> tuple[Bytes, bool]:
-    """The values in a type, and whether they are still the same. Raises NumericError where one becomes infinite."""
-    if kind in BLOCK_TYPES:
-        from gguf import GGMLQuantizationType
-        from gguf.quants import quantize
-
-        return np.asarray(quantize(values, GGMLQuantizationType[kind.upper()]), np.uint8), False
-    raw = round_to(values, kind.upper())
-    back = widen(raw, kind.upper())
-    flat = values.reshape(-1)
-    if bool((back == flat).all()):
-        return raw, True
-    if not bool(np.isfinite(back[np.isfinite(flat)]).all()):
-        raise NumericError(f"{name} holds numbers that are too large for {kind.upper()}", "choose bf16 or f32")
-    return raw, bool(((back == flat) | np.isnan(flat)).all())
+def ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
+    """The same items; the next one is made in a thread while the last one is used."""
+    with ThreadPoolExecutor(1) as thread:
+        upcoming = thread.submit(next, items, None)
+        while (item := upcoming.result()) is not None:
+            upcoming = thread.submit(next, items, None)
+            yield item
