@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -155,12 +156,12 @@ def check_tensors(checkpoint: Checkpoint, arch: Architecture) -> list[Problem]:
     return [Problem(message, again, CheckpointError) for message in problems]
 
 
-def layer_count(checkpoint: Checkpoint) -> int:
+def layer_count(config: Mapping[str, Any], tensors: int) -> int:
     """How many decoder layers there are. Raises CheckpointError where config.json names more than can be there."""
-    layers = size(checkpoint.config, "num_hidden_layers")
-    if layers > len(checkpoint.tensors):
+    layers = size(config, "num_hidden_layers")
+    if layers > tensors:
         raise CheckpointError(
-            f"config.json: num_hidden_layers is {layers}, but there are only {len(checkpoint.tensors)} tensors",
+            f"config.json: num_hidden_layers is {layers}, but there are only {tensors} tensors",
             "restore the model's own config.json",
         )
     return layers
@@ -173,7 +174,7 @@ def make(checkpoint: Checkpoint, recipe: Recipe, out: Path | None = None, device
 
     Raises CheckpointError where there is nothing to plan for: an unknown architecture or an unusable config.
     """
-    arch, layers = architecture_of(checkpoint.config), layer_count(checkpoint)
+    arch, layers = architecture_of(checkpoint.config), layer_count(checkpoint.config, len(checkpoint.tensors))
     problems = _already_quantized(checkpoint) or check_tensors(checkpoint, arch)
     linears = tuple(_linears(checkpoint, arch, layers))
     problems += _grid_problems(linears, recipe)
@@ -189,7 +190,7 @@ def make(checkpoint: Checkpoint, recipe: Recipe, out: Path | None = None, device
 
 
 def _already_quantized(checkpoint: Checkpoint) -> list[Problem]:
-    if "quantization_config" not in checkpoint.config:
+    if checkpoint.config.get("quantization_config") is None:
         return []
     return [
         Problem(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from r1quant.artifact import Artifact
 from r1quant.formats import table
+from r1quant.planner import layer_count
 from r1quant.sources import open_model
 
 ONNX_FILE = "model.onnx"
@@ -28,7 +29,9 @@ def open_artifact(model: str | Path) -> Artifact:
         from r1quant.formats.gguf.read import open_gguf_artifact
 
         return open_gguf_artifact(path)
-    return table.artifact(open_model(model))
+    checkpoint = open_model(model)
+    layer_count(checkpoint.config, len(checkpoint.tensors))
+    return table.artifact(checkpoint)
 
 
 def _only_gguf(folder: Path) -> Path | None:

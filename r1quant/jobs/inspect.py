@@ -1,51 +1,72 @@
-"""inspect: what a checkpoint is, from its headers."""
+"""inspect: what a model on disk is, whatever its format, without reading its weights."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from r1quant.archs import architecture_of
-from r1quant.planner import check_tensors, layer_count
-from r1quant.sources import open_model
+from r1quant import preflight
+from r1quant.archs import architecture_of, linears
+from r1quant.artifact import Artifact, Form, quantized
+from r1quant.checkpoint import Checkpoint
+from r1quant.formats.codec import CodecArtifact
+from r1quant.jobs.artifacts import open_artifact
+from r1quant.planner import check_tensors
 from r1quant.yarn import yarn
+
+WEIGHTS = ("*.safetensors", "*.gguf", "model.onnx", "model.onnx.data")
 
 
 def inspect(model: str | Path) -> dict[str, Any]:
-    """Reads headers only. Works on float and on quantized checkpoints."""
-    checkpoint = open_model(model)
-    arch = architecture_of(checkpoint.config)
-    stated, layers = checkpoint.config.get("quantization_config"), layer_count(checkpoint)
-    names = {f"{arch.layer_prefix(i)}{n}" for i in range(layers) for n in arch.layer.linears}
-    shapes = arch.shapes(checkpoint.config)
-    packed = {n.rpartition(".")[0] for n in checkpoint.tensors if n.endswith(".qweight")}
-    linears = {n for n in names if f"{n}.weight" in checkpoint.tensors or n in packed}
-    plain = [info for name, info in checkpoint.tensors.items() if name.rpartition(".")[0] not in packed]
-    parameters = sum(math.prod(i.shape) for i in plain) + sum(math.prod(shapes[f"{n}.weight"]) for n in packed & names)
-    dtypes: dict[str, int] = {}
-    for info in checkpoint.tensors.values():
-        dtypes[info.dtype] = dtypes.get(info.dtype, 0) + 1
-    config = checkpoint.config
+    """Reads headers and, of quantized models, scales and zero points."""
+    artifact = open_artifact(model)
+    config, arch = artifact.config, architecture_of(artifact.config)
+    inner = linears(config, arch)[:-1]  # without the head
+    weights = [f"{name}.weight" for name in inner if f"{name}.weight" in artifact.tensors]
+    checkpoint = artifact.checkpoint if isinstance(artifact, CodecArtifact) else None
+    grids = Counter(describe(form) for form in artifact.forms.values())
+    plain = [spec for name, spec in artifact.tensors.items() if quantized(artifact, name) is None]
     stretched = yarn(config)
     return {
-        "model": checkpoint.source,
+        "model": artifact.source,
+        "format": artifact.format,
         "architecture": arch.model_type,
-        "parameters": parameters,
-        "quantizable_parameters": sum(math.prod(shapes[f"{n}.weight"]) for n in linears),
-        "linears": len(linears),
-        "layers": layers,
-        "tensors": len(checkpoint.tensors),
-        "dtypes": dtypes,
-        "bytes": sum(info.nbytes for info in checkpoint.tensors.values()),
-        "files": len(checkpoint.files),
+        "parameters": sum(math.prod(spec.shape) for spec in artifact.tensors.values()),
+        "quantizable_parameters": sum(math.prod(artifact.tensors[name].shape) for name in weights),
+        "linears": len(weights),
+        "layers": config["num_hidden_layers"],
+        "tensors": len(artifact.tensors if checkpoint is None else checkpoint.tensors),
+        "dtypes": dict(Counter(spec.dtype for spec in plain)) | dict(grids),
+        "bytes": sum(path.stat().st_size for path in weight_files(artifact, checkpoint)),
+        "files": len(weight_files(artifact, checkpoint)),
         "tied_embeddings": bool(config.get("tie_word_embeddings")),
         "vocabulary": config.get("vocab_size"),
         "max_positions": config.get("max_position_embeddings"),
         "rope_scaling": config.get("rope_scaling"),
         "yarn": None if stretched is None else stretched.as_dict(),
-        "chat_template": b"chat_template" in checkpoint.carried.get("tokenizer_config.json", b"")
-        or any(name.startswith("chat_template") for name in checkpoint.carried),
-        "quantization": stated,
-        "problems": [p.message for p in check_tensors(checkpoint, arch)] if stated is None else [],
+        "chat_template": b"chat_template" in artifact.carried.get("tokenizer_config.json", b"")
+        or any(name.startswith("chat_template") for name in artifact.carried),
+        "quantization": checkpoint.config.get("quantization_config") if checkpoint else (dict(grids) or None),
+        "exports": [name for name, reason in preflight.formats(artifact.forms).items() if reason is None]
+        if artifact.forms
+        else [],
+        "problems": [p.message for p in check_tensors(checkpoint, arch)] if checkpoint and not artifact.forms else [],
     }
+
+
+def describe(form: Form) -> str:
+    """A grid in a few words."""
+    size = {None: "act-order", -1: "whole rows"}.get(form.group_size, f"groups of {form.group_size}")
+    return f"{form.bits} bits, {size}, {'symmetric' if form.symmetric else 'asymmetric'}"
+
+
+def weight_files(artifact: Artifact, checkpoint: Checkpoint | None) -> list[Path]:
+    """The files that hold the tensors."""
+    if checkpoint is not None:
+        return list(checkpoint.files)
+    path = Path(artifact.source)
+    if path.is_file() and path.suffix == ".gguf":
+        return [path]
+    return [found for pattern in WEIGHTS for found in sorted(artifact.folder.glob(pattern))]

@@ -73,7 +73,7 @@ def verify(
 
     if dtype not in DTYPES:
         raise RecipeError(f"dtype {dtype!r} is not supported", f"choose from {', '.join(DTYPES)}")
-    progress.begin("verifying", 2 * layer_count(base))
+    progress.begin("verifying", 2 * layer_count(base.config, len(base.tensors)))
     scores = backend.compare(
         base, weights, arch, tokens.tokens, pick_device(device), DTYPES[dtype], lambda: progress.advance(1)
     )
@@ -106,9 +106,9 @@ def _source_of(quantized: Artifact) -> str:
 
 def _same_model(base: Checkpoint, quantized: Artifact) -> Architecture:
     """Raises CheckpointError where the two cannot be the same model before and after."""
-    if "quantization_config" in base.config:
+    if base.config.get("quantization_config") is not None:
         raise CheckpointError(f"the baseline {base.source} is quantized itself", "name the float model")
-    arch, _ = architecture_of(base.config), layer_count(base)
+    arch, _ = architecture_of(base.config), layer_count(base.config, len(base.tensors))
     for problem in check_tensors(base, arch):
         raise problem.kind(f"{base.source}: {problem.message}", problem.hint)
     keys = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size")
