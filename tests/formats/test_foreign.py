@@ -89,6 +89,15 @@ def test_gptq_with_a_shorter_last_group(mapped: bool, tmp_path: Path) -> None:
     assert reads(ours, LAYER, weights(codes, zero, scale, runs(96, 64)))
 
 
+@pytest.mark.parametrize(("bits", "out"), [(3, 36), (4, 33), (8, 5)])
+def test_gptq_with_zero_points_that_do_not_fill_the_last_word(bits: int, out: int, tmp_path: Path) -> None:
+    """They can be read, but are not written: other readers do not expect them."""
+    codes, zero, scale = numbers(out, 64, 2, bits)
+    ours = folder_of(tmp_path / "m", gptq(LAYER, codes, zero, scale, runs(64, 32), bits), GPTQ)
+    assert reads(ours, LAYER, weights(codes, zero, scale, runs(64, 32)))
+    assert ours.codec is not None and f"{out} output rows" in str(ours.codec.problem(ours.forms[LAYER]))
+
+
 @pytest.mark.parametrize("key", ["checkpoint_format", "format"])
 def test_gptq_version_2(key: str, tmp_path: Path) -> None:
     codes, zero, scale = numbers(32, 64, 2, 4, smallest=0)

@@ -291,3 +291,42 @@ def test_every_suffix_is_listed_with_the_codes_first(name: str) -> None:
     first = next(suffix for suffix in codec.suffixes if suffix in sizes)
     assert first == max(sizes, key=lambda suffix: sizes[suffix])
     assert all(isinstance(spec, TensorSpec) and spec.name.startswith("a.b.") for spec in specs)
+
+
+def plain(out: int, columns: int, bits: int) -> QLinear:
+    rng = np.random.default_rng(out * columns)
+    return QLinear(
+        codes=rng.integers(0, 2**bits, (out, columns), dtype=np.uint8),
+        scale=np.ones((out, 1), np.float16),
+        zero=rng.integers(1, 2**bits, (out, 1), dtype=np.uint8),
+        group=np.zeros(columns, np.int32),
+        bits=bits,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "rows", "columns"),
+    [
+        ("gptq", 2, 16, 16),
+        ("gptq", 3, 32, 32),
+        ("gptq", 4, 8, 8),
+        ("gptq", 8, 4, 4),
+        ("awq", 4, 8, 1),
+        ("compressed-tensors", 3, 1, 1),
+        ("compressed-tensors-int", 8, 1, 1),
+    ],
+)
+def test_the_shapes_that_a_format_packs(name: str, bits: int, rows: int, columns: int) -> None:
+    """Every multiple of these, and nothing between."""
+    codec = CODECS[name]
+    for out, n in (
+        (rows, columns),
+        (3 * rows, 5 * columns),
+        (rows + rows // 2, columns),
+        (rows, columns + columns // 2),
+    ):
+        q = plain(out, n, bits)
+        if out % rows == 0 and n % columns == 0:
+            assert same(codec.decode(*written(name, q), "x"), q)
+        else:
+            assert f"are not a multiple of {rows if out % rows else columns}" in str(codec.problem(Form.of(q)))
