@@ -26,7 +26,7 @@ format: .venv/ready-dev
 docs: .venv/ready-dev
 	$(BIN)/python scripts/make_docs.py
 
-# Loads what we write in foreign readers, each in an environment of its own under .venvs/.
+# Loads what we write in foreign readers, each in an environment of its own under .venvs/, and reads what peers write.
 conformance: .venv/ready-dev
 	$(BIN)/python scripts/conformance.py
 
