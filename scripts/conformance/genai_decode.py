@@ -40,14 +40,19 @@ def decode(model: og.Model, prompt: list[int], count: int) -> dict[str, Any]:
     return {"tokens": tokens, "prompt_seconds": read - begun, "decode_seconds": ended - read}
 
 
+def order(names: list[str], first: int) -> list[str]:
+    turned = names[first:] + names[:first]
+    return turned if first % 2 else turned[::-1]
+
+
 def main(request: dict[str, Any]) -> dict[str, Any]:
     models = {name: load(folder, request["threads"]) for name, folder in request["folders"].items()}
     for model in models.values():
         decode(model, request["prompt"], 4)
-    rounds = [
-        {name: decode(model, request["prompt"], request["count"]) for name, model in models.items()}
-        for _ in range(request["rounds"])
-    ]
+    names, rounds = list(models), []
+    for number in range(request["rounds"]):
+        first = number % len(names)  # nobody is always the first, or always after the same one
+        rounds.append({name: decode(models[name], request["prompt"], request["count"]) for name in order(names, first)})
     return {
         name: {
             "tokens": rounds[0][name]["tokens"],
