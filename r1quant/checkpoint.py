@@ -94,10 +94,12 @@ class Checkpoint:
         import torch
 
         info = self.info(name)
-        raw = torch.from_numpy(self.read_bytes(info))
         if info.dtype not in TORCH_NAMES:
             raise CheckpointError(f"{name}: dtype {info.dtype} cannot be read", "use a BF16, F16 or F32 checkpoint")
-        return raw.view(getattr(torch, TORCH_NAMES[info.dtype])).reshape(info.shape)
+        dtype = getattr(torch, TORCH_NAMES[info.dtype])
+        if info.nbytes == 0:
+            return torch.empty(info.shape, dtype=dtype)
+        return torch.from_numpy(self.read_bytes(info)).view(dtype).reshape(info.shape)
 
     def info(self, name: str) -> TensorInfo:
         if name not in self.tensors:

@@ -18,7 +18,9 @@ import numpy.typing as npt
 from r1quant.atomic import replacing
 from r1quant.checkpoint import ITEM_SIZE
 
-NUMPY_NAMES = {"float16": "F16", "float32": "F32", "int32": "I32", "int64": "I64", "uint8": "U8", "uint16": "BF16"}
+NUMPY_NAMES = {
+    "float16": "F16", "float32": "F32", "int32": "I32", "int64": "I64", "int8": "I8", "uint8": "U8", "uint16": "BF16",
+}  # fmt: skip
 
 Content = Callable[[], Iterable[npt.NDArray[Any]]]  # the tensor's bytes, as one or more contiguous arrays
 

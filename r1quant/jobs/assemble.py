@@ -30,7 +30,7 @@ def build(run: RunDir, made: Plan, origin: Mapping[str, Any]) -> dict[str, Any]:
     layer_of = {linear.name: linear.layer for linear in made.linears}
     contents = Contents(
         made.codec,
-        frozenset(layer_of),
+        made.forms,
         lambda name: checkpoint.chunks(checkpoint.info(name)),
         lambda linear: parts.read(run.part(layer_of[linear]), linear),
     )

@@ -31,7 +31,7 @@ def write_folder(job: Job, folder: Path) -> dict[str, str]:
     specs = floats.specs()
     made = layout.make(specs, job.arch, forms, codec)
     job.progress.begin(f"writing {job.format}", made.nbytes)
-    contents = Contents(codec, frozenset(forms), floats.chunks, artifact.qlinear)
+    contents = Contents(codec, forms, floats.chunks, artifact.qlinear)
     write_weights(folder, made, contents, job.progress.advance)
     text, sides = with_attention_factor(_config_text(artifact, job.options.dtype)), {}
     if codec is not None:

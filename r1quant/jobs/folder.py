@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from r1quant import atomic, rope
+from r1quant.artifact import Form
 from r1quant.formats.codec import Codec
 from r1quant.layout import INDEX, METADATA, Layout
 from r1quant.qlinear import QLinear
@@ -29,27 +30,27 @@ Step = Callable[[int], None]
 class Contents:
     """The bytes of every output tensor, made when asked for. Holds one encoded linear at a time.
 
-    linears  those that are stored as integers
+    forms    the linears that are stored as integers, each in the form that the layout was made for
     chunks   the bytes of any other tensor
     qlinear  the integers of a linear
     """
 
     codec: Codec | None
-    linears: frozenset[str]
+    forms: Mapping[str, Form]
     chunks: Callable[[str], Iterable[npt.NDArray[np.uint8]]]
     qlinear: Callable[[str], QLinear]
     _held: tuple[str, Mapping[str, npt.NDArray[Any]]] = field(default=("", {}), repr=False)
 
     def of(self, spec: TensorSpec) -> Content:
         linear, _, suffix = spec.name.rpartition(".")
-        if self.codec is not None and linear in self.linears and suffix in self.codec.suffixes:
+        if self.codec is not None and linear in self.forms and suffix in self.codec.suffixes:
             return lambda: (self._encoded(linear)[suffix],)
         return lambda: self.chunks(spec.name)
 
     def _encoded(self, linear: str) -> Mapping[str, npt.NDArray[Any]]:
         assert self.codec is not None
         if self._held[0] != linear:
-            self._held = (linear, self.codec.encode(self.qlinear(linear)))
+            self._held = (linear, self.codec.encode(self.qlinear(linear), self.forms[linear]))
         return self._held[1]
 
 

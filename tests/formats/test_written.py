@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import r1quant
 from r1quant import artifact as artifacts
@@ -113,3 +115,22 @@ def test_the_configuration_stands_where_readers_look(name: str, model: Path, tmp
         assert (beside["w_bit"], beside["q_group_size"]) == (stated["bits"], stated["group_size"])
     else:
         assert json.loads((tmp_path / "out" / "quantize_config.json").read_text()) == stated
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_linear_that_needs_less_than_the_others_is_stored_as_they_are(symmetric: bool, tmp_path: Path) -> None:
+    """Scales of few bits in a run with float16 scales, and zero points all in the middle in an asymmetric one."""
+    folder = write_model(tmp_path / "model", "llama", dtype="float32")
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors[name] = (torch.arange(tensors[name].numel()) % 16 - 8).float().reshape(tensors[name].shape)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    for kind in ("compressed-tensors", "gptq-v2"):
+        out = tmp_path / kind
+        r1quant.quantize(
+            folder, out, group_size=32, symmetric=symmetric, scale_dtype="float16", method="rtn", format=kind
+        )
+        ours = artifact(open_folder(out))
+        q = ours.qlinear(name.removesuffix(".weight"))
+        assert q.symmetric and np.array_equal(np.unique(q.scale), [1.0])
+        assert np.array_equal(q.dequantize(), tensors[name].numpy())
