@@ -1,9 +1,11 @@
-"""Proves that other programs read our checkpoints as we do: same weights bit for bit, same log-probabilities.
+"""Proves that other programs read our checkpoints as we do, and that we read theirs: same weights bit for bit, same
+log-probabilities, same greedy text.
 
     python scripts/conformance.py
 
-Models are quantized with r1quant, loaded by each reader in an environment of its own, and scored there on the same
-tokens in float32. Writes reports/conformance.json; exits 1 where a reader and r1quant do not agree.
+Models are quantized once and exported to every format; `check` compares every two of the results, and each reader
+loads them in an environment of its own. Then other programs make checkpoints, which r1quant reads. Writes
+reports/conformance.json; exits 1 where anything does not agree.
 """
 
 from __future__ import annotations
@@ -11,129 +13,235 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, replace
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 import smollm2
-import torch
+from conformance.comparison import NEW_TOKENS, Expected, compare, expect
 from conformance.environments import HERE, interpreter
-from conformance.foreign import digest, log_softmax
-from conformance.readers import LIMIT, READERS, Expected, read
+from conformance.peers import LAYERS, MAKERS, WINDOWS, Maker, make
+from conformance.readers import FLOAT32, READERS, Job, Limit, Reader, ask
+from conformance.runs import REFUSED, VARIANTS, Run, Variant, runs_of
 
 import r1quant
 from r1quant import calibration, provenance
-from r1quant.archs import architecture_of
-from r1quant.backends.torch import final_hidden
 from r1quant.cli import console
 from r1quant.errors import R1QuantError
-from r1quant.formats import gptq
-from r1quant.forward import Decoder
-from r1quant.sources import open_model
+from r1quant.jobs.artifacts import open_artifact
+from r1quant.sources import EMBEDDED, open_model
+from r1quant.tinyr1 import problems
 from r1quant.tokenizer import Tokenizer
 
 REPORT = HERE.parent.parent / "reports" / "conformance.json"
+HELD_OUT, QUESTIONS = "heldout.jsonl", 4
+Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Case:
-    """One checkpoint to make: options are those of r1quant.quantize."""
+@dataclass(frozen=True, eq=False)
+class Made:
+    """A run that was made: the folder of each variant that its grid allows."""
 
-    model: str
-    bits: int
-    group_size: int
-    symmetric: bool = True
-    method: str = "gptq"
-    format: str = "gptq"
+    run: Run
+    expected: Expected
+    folders: Mapping[str, Path]
+
+
+@dataclass
+class Record:
+    """What the report holds. Any row that did not pass fails the whole."""
+
+    exports: list[Row] = field(default_factory=list)
+    checks: list[Row] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    peers: list[Row] = field(default_factory=list)
 
     @property
-    def name(self) -> str:
-        kind = "" if self.symmetric else "-asym"
-        return f"{Path(self.model).name}-{self.format}-w{self.bits}g{self.group_size}{kind}"
-
-    def options(self) -> dict[str, Any]:
-        chosen = {key: value for key, value in asdict(self).items() if key != "model"}
-        return chosen | ({"samples": 4, "seq_len": 256} if self.method == "gptq" else {})
+    def passed(self) -> bool:
+        everything = self.exports + self.checks + self.rows + self.peers
+        return bool(everything) and all(row["passed"] for row in everything)
 
 
-SMALL = (Case("", 4, 32), Case("", 4, 32, symmetric=False), Case("", 8, 32), Case("", 8, 32, symmetric=False))
-CASES = (
-    Case("smollm2", 4, 64),
-    Case("smollm2", 8, 64, method="rtn"),
-    *(replace(case, model="tiny-r1") for case in SMALL),
-)
+def questions() -> list[str]:
+    text = Path(problems.__file__).with_name(HELD_OUT).read_text("utf-8")
+    return [json.loads(line)["problem"] for line in islice(text.splitlines(), QUESTIONS)]
 
 
-def prepare(case: Case, work: Path, count: int) -> Expected:
-    """Quantizes, and reads the result back with r1quant."""
-    folder, path = work / case.name, work / f"{case.name}.npy"
-    r1quant.quantize(smollm2.gguf() if case.model == "smollm2" else case.model, folder, **case.options())
-    checkpoint = open_model(folder)
-    config, weights = checkpoint.config, gptq.open_weights(checkpoint)
-    text = calibration.evaluation_text(None, Tokenizer.of(checkpoint), 1, count, vocabulary=config["vocab_size"])
-    np.save(path, text.tokens[0])
-    decoder = Decoder(weights, architecture_of(config), torch.device("cpu"), torch.float32, count)
-    hidden = final_hidden(decoder, text.tokens, lambda: None)[0]
-    with torch.inference_mode():
-        logits = decoder.head().logits(hidden).numpy()
-    linears = filter(None, weights.tensors.values())
-    hashes = {name: digest(weights.qlinear(name).dequantize()) for name in linears}
-    return Expected(case.name, case.format, case.symmetric, folder, path, hashes, log_softmax(logits))
+def prepare(run: Run, work: Path, count: int, record: Record) -> Made:
+    """Quantizes, exports to every format that can hold the result, and reads it back."""
+    console.note(f"quantizing {run.name}")
+    place = work / run.name
+    place.mkdir()
+    source = place / run.format
+    r1quant.quantize(smollm2.gguf() if run.model == "smollm2" else run.model, source, **run.options)
+    folders = {run.format: source}
+    for variant in VARIANTS:
+        if variant.name != run.format:
+            row = export(run, variant, source, place / variant.name)
+            record.exports.append(row)
+            if "bytes" in row:
+                folders[variant.name] = place / variant.name
+    asked = questions() if run.model == EMBEDDED else []
+    return Made(run, expect(open_artifact(source), place, "tokens", count, asked), folders)
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    lines = [["reader", "checkpoint", "equal weights", "max |dlogp|", "mean KL", "same top-1", ""]]
-    for row in rows:
-        if "error" in row:
-            cells = [*[""] * 4, "refused, as known" if row["passed"] else "FAILED"]
-            console.note(f"{row['reader']}, {row['checkpoint']}: {row['error'].strip().splitlines()[-1]}")
-        else:
-            equal = f"{row['linears'] - len(row['differing_linears'])} of {row['linears']}"
-            numbers = (f"{row[key]:.2e}" for key in ("max_delta_log_probability", "mean_kl"))
-            cells = [equal, *numbers, f"{row['same_top1']:.4f}", "ok" if row["passed"] else "FAILED"]
-        lines.append([row["reader"], row["checkpoint"], *cells])
+def export(run: Run, variant: Variant, source: Path, out: Path) -> Row:
+    """One export, or the refusal that is right for it."""
+    row: Row = {"run": run.name, "variant": variant.name}
+    words = next((refused.words for refused in REFUSED if refused.holds(run, variant.name)), "")
+    try:
+        written = r1quant.export(source, variant.format, out, **variant.options).written[0]
+    except R1QuantError as error:
+        return row | {"passed": bool(words) and words in error.message, "refused": error.message, "hint": error.hint}
+    exact = not written.inexact
+    return row | {"passed": not words and exact >= variant.exact, "bytes": written.nbytes, "exact": exact}
+
+
+def check_all(made: Made, record: Record) -> None:
+    """Every two exact variants of a run hold the same tensors."""
+    exact = [variant.name for variant in VARIANTS if variant.exact and variant.name in made.folders]
+    for a, b in combinations(exact, 2):
+        found = r1quant.check(made.folders[a], made.folders[b]).as_dict()
+        kept = {key: found[key] for key in ("identical", "tensors", "linears", "first_difference", "only_in_one")}
+        record.checks.append({"run": made.run.name, "a": a, "b": b, "passed": found["identical"], **kept})
+
+
+def read_all(reader: Reader, python: Path, made: list[Made], work: Path) -> list[Row]:
+    """What a reader makes of every variant that it reads: a row each."""
+    pairs = [(each, variant) for each in made for variant in reader.variants if variant in each.folders]
+    jobs = [Job(f"{e.run.name}-{v}", e.folders[v], e.expected.tokens, e.expected.prompts, NEW_TOKENS) for e, v in pairs]
+    rows = []
+    for (each, variant), answer in zip(pairs, ask(reader, python, jobs, work), strict=True):
+        refusal = reader.refusal(variant, each.run.symmetric)
+        compared = compare(each.expected, answer, reader.variants[variant], refusal)
+        rows.append({"reader": reader.name, "run": each.run.name, "variant": variant, **compared})
+    return rows
+
+
+def read_peers(maker: Maker, work: Path, count: int, pythons: Mapping[str, str]) -> list[Row]:
+    """Checkpoints of another program as we read them, held against how it reads them itself."""
+    checkpoint = open_model(EMBEDDED)
+    model = smollm2.export(checkpoint, work / "model", layers=LAYERS)
+
+    def tokens() -> np.ndarray:
+        vocabulary = checkpoint.config["vocab_size"]
+        return calibration.evaluation_text(None, Tokenizer.of(checkpoint), *WINDOWS, vocabulary=vocabulary).tokens
+
+    console.note(f"making checkpoints with {maker.name}")
+    folders = make(maker, python_of(maker.environment, pythons), model, work, tokens)
+    rows, jobs = [], {}
+    for name, folder in folders.items():
+        error = folder / "error.txt"
+        if error.is_file():
+            rows.append({"maker": maker.name, "checkpoint": name, "passed": False, "error": error.read_text("utf-8")})
+            continue
+        for path in (*model.glob("tokenizer*"), *model.glob("*.jinja")):  # not all makers copy them
+            if not (folder / path.name).exists():
+                (folder / path.name).write_bytes(path.read_bytes())
+        try:
+            jobs[name] = expect(open_artifact(folder), work, f"{maker.name}-{name}-tokens", count, [])
+        except R1QuantError as failed:
+            rows.append({"maker": maker.name, "checkpoint": name, "passed": False, "error": failed.message})
+    for reader in READERS:
+        mine = [name for name in jobs if reader.name in maker.readers[name]]
+        listed = [Job(f"{maker.name}-{name}", folders[name], jobs[name].tokens, [], 0) for name in mine]
+        answers = ask(reader, python_of(reader.environment, pythons), listed, work) if mine else []
+        for name, answer in zip(mine, answers, strict=True):
+            compared = compare(jobs[name], answer, limit_of(reader, name), "")
+            rows.append({"maker": maker.name, "checkpoint": name, "reader": reader.name, **compared})
+    return rows
+
+
+def limit_of(reader: Reader, name: str) -> Limit:
+    return next((limit for variant, limit in reader.variants.items() if name.startswith(variant)), FLOAT32)
+
+
+def python_of(environment: str, pythons: Mapping[str, str]) -> Path:
+    return Path(pythons.get(environment) or interpreter(environment))
+
+
+def show(record: Record) -> None:
+    for row in record.exports:
+        if "refused" in row or not row["passed"]:
+            verdict = "refused, as it should be" if row["passed"] else "FAILED"
+            console.note(f"{row['run']} to {row['variant']}: {verdict}: {row.get('refused', 'was not to be exact')}")
+    same = sum(row["identical"] for row in record.checks)
+    console.note(f"check: {same} of {len(record.checks)} pairs of exports are identical")
+    for row in record.checks:
+        if not row["passed"]:
+            console.note(f"{row['run']}: {row['a']} and {row['b']} differ: {row['first_difference']}")
+    lines = [["reader", "checkpoint", "equal weights", "max |dlogp|", "mean KL", "same text", ""]]
+    lines += [_line(row, row["reader"], f"{row['run']} {row['variant']}") for row in record.rows]
+    lines += [_line(row, row.get("reader", "r1quant"), f"{row['maker']} {row['checkpoint']}") for row in record.peers]
     console.table(lines)
+
+
+def _line(row: Row, reader: str, checkpoint: str) -> list[str]:
+    if "error" in row:
+        console.note(f"{reader}, {checkpoint}: {row['error'].strip().splitlines()[-1]}")
+        return [reader, checkpoint, *[""] * 4, "refused, as known" if row["passed"] else "FAILED"]
+    equal = f"{row['linears'] - len(row['differing_linears'])} of {row['linears']}" if "linears" in row else ""
+    numbers = [f"{row[key]:.1e}" if key in row else "" for key in ("max_delta_log_probability", "mean_kl")]
+    text = f"{row['same_generation']} of {row['prompts']}" if "prompts" in row else ""
+    return [reader, checkpoint, equal, *numbers, text, "ok" if row["passed"] else "FAILED"]
 
 
 @click.command(help=__doc__)
 @click.option("--reader", "readers", multiple=True, type=click.Choice([r.name for r in READERS]), help="Only these.")
 @click.option("--model", "models", multiple=True, help="Only these: smollm2, tiny-r1, or any folder or GGUF file.")
-@click.option("--python", multiple=True, metavar="[ENVIRONMENT=]PATH", help="An interpreter that is there already.")
+@click.option("--python", multiple=True, metavar="ENVIRONMENT=PATH", help="An interpreter that is there already.")
 @click.option("--tokens", default=256, show_default=True, help="How many tokens are scored.")
+@click.option("--peers/--no-peers", default=True, help="Whether other programs' checkpoints are read.")
 @click.option("--report", type=click.Path(path_type=Path), default=REPORT, help="Where the record goes.")
-def main(readers: tuple[str, ...], models: tuple[str, ...], python: tuple[str, ...], tokens: int, report: Path) -> None:
-    pythons = {name or READERS[0].environment: path for name, _, path in (entry.rpartition("=") for entry in python)}
-    cases = [case for case in CASES if not models or case.model in models]
-    known = {case.model for case in CASES}
-    cases += [replace(case, model=model) for model in models if model not in known for case in SMALL]
-    rows: list[dict[str, Any]] = []
+def main(
+    readers: tuple[str, ...],
+    models: tuple[str, ...],
+    python: tuple[str, ...],
+    tokens: int,
+    peers: bool,
+    report: Path,
+) -> None:
+    begun, record = time.monotonic(), Record()
+    pythons = {name: path for name, _, path in (entry.partition("=") for entry in python)}
     with tempfile.TemporaryDirectory() as folder:
-        work, expected = Path(folder), []
-        for case in cases:
-            console.note(f"quantizing {case.name}")
+        work, made = Path(folder), []
+        for run in runs_of(models):
             try:
-                expected.append(prepare(case, work, tokens))
+                made.append(prepare(run, work, tokens, record))
             except R1QuantError as error:
-                rows.append({"reader": "r1quant", "checkpoint": case.name, "passed": False, "error": error.message})
+                record.exports.append({"run": run.name, "variant": "-", "passed": False, "refused": error.message})
+                continue
+            console.note(f"checking every two of {len(made[-1].folders)} exports of {run.name}")
+            check_all(made[-1], record)
         for reader in (reader for reader in READERS if not readers or reader.name in readers):
             console.note(f"reading with {reader.name}")
-            place = pythons.get(reader.environment) or interpreter(reader.environment)
-            rows += read(reader, Path(place), expected, work)
-    passed = bool(rows) and all(row["passed"] for row in rows)
-    record = {
-        "schema": "r1quant.conformance/1",
-        "passed": passed,
-        "limit": LIMIT,
+            record.rows += read_all(reader, python_of(reader.environment, pythons), made, work)
+        if peers and not readers and not models:
+            for maker in MAKERS:
+                place = work / maker.name
+                place.mkdir()
+                record.peers += read_peers(maker, place, tokens, pythons)
+    written = {
+        "schema": "r1quant.conformance/2",
+        "passed": record.passed,
         "tokens": tokens,
+        "new_tokens": NEW_TOKENS,
+        "seconds": round(time.monotonic() - begun, 1),
         "environment": provenance.environment(),
-        "rows": rows,
+        "exports": record.exports,
+        "checks": record.checks,
+        "rows": record.rows,
+        "peers": record.peers,
     }
     report.parent.mkdir(parents=True, exist_ok=True)
-    report.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-    show(rows)
-    sys.exit(0 if passed else 1)
+    report.write_text(json.dumps(written, indent=1) + "\n", "utf-8")
+    show(record)
+    sys.exit(0 if record.passed else 1)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def whole_model(folder: Path) -> Any:
 
 
 def restore_embedding(model: Any, folder: Path) -> None:
-    """A tied embedding that stands in the file once, as it should, is lost: it gets tied to a head that was not read."""
+    """A tied embedding of which the file has no second copy is lost: it is tied to a head that was not read."""
     from safetensors import safe_open
 
     name = "model.embed_tokens"

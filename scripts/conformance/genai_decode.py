@@ -3,7 +3,8 @@
     python genai_decode.py REQUEST.json
 
 The request has `folders` (by name), `prompt` (token ids), `count`, `threads` and `rounds`. Prints one JSON object:
-for each folder the tokens that were made, and the seconds that prompt and decoding took in each round.
+for each folder the tokens that were made, and the seconds of each round: of the prompt, of decoding, and of all
+processors while decoding.
 """
 
 from __future__ import annotations
@@ -32,12 +33,13 @@ def decode(model: og.Model, prompt: list[int], count: int) -> dict[str, Any]:
     begun = time.perf_counter()
     generator.append_tokens(prompt)
     generator.generate_next_token()
-    read = time.perf_counter()
+    read, used = time.perf_counter(), time.process_time()
     for _ in range(count - 1):
         generator.generate_next_token()
-    ended = time.perf_counter()
+    ended, spent = time.perf_counter(), time.process_time()
     tokens = [int(token) for token in generator.get_sequence(0)][len(prompt) :]
-    return {"tokens": tokens, "prompt_seconds": read - begun, "decode_seconds": ended - read}
+    seconds = {"prompt": read - begun, "decode": ended - read, "processor": spent - used}
+    return {"tokens": tokens, "seconds": seconds}
 
 
 def order(names: list[str], first: int) -> list[str]:
@@ -54,12 +56,8 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
         first = number % len(names)  # nobody is always the first, or always after the same one
         rounds.append({name: decode(models[name], request["prompt"], request["count"]) for name in order(names, first)})
     return {
-        name: {
-            "tokens": rounds[0][name]["tokens"],
-            "prompt_seconds": [found[name]["prompt_seconds"] for found in rounds],
-            "decode_seconds": [found[name]["decode_seconds"] for found in rounds],
-        }
-        for name in models
+        name: {"tokens": rounds[0][name]["tokens"], "seconds": [found[name]["seconds"] for found in rounds]}
+        for name in names
     }
 
 

@@ -1,6 +1,6 @@
 """Reads GGUF files with the gguf package: weights only, by its own dequantization.
 
-    python gguf_reader.py JOBS
+python gguf_reader.py JOBS
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Runs GGUF files with llama.cpp's own quantized kernels, which round activations to 8 bits: logits only.
 
-    python llamacpp_kernels_reader.py JOBS
+python llamacpp_kernels_reader.py JOBS
 """
 
 from __future__ import annotations

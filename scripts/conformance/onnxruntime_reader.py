@@ -1,6 +1,6 @@
 """Runs ONNX folders with plain onnxruntime.
 
-    python onnxruntime_reader.py JOBS
+python onnxruntime_reader.py JOBS
 """
 
 from __future__ import annotations

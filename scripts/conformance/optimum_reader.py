@@ -1,6 +1,6 @@
 """Loads ONNX folders with optimum-onnx, whose ORTModelForCausalLM drives onnxruntime.
 
-    python optimum_reader.py JOBS
+python optimum_reader.py JOBS
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Readers: other programs that load our checkpoints. A new one is an entry in READERS, a script and a list of packages.
 
-It knows how to run them and how to hold their answers against r1quant's own; it does not know how a checkpoint is made.
+It knows how to run them; it does not know how a checkpoint is made or what a good answer is.
 """
 
 from __future__ import annotations
@@ -12,104 +12,148 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from conformance.environments import HERE
 from conformance.foreign import LOG_PROBABILITIES, RESULT
 
-LIMIT = 1e-2  # nats, on the log-probability of any token at any position
 TIMEOUT = 1800.0  # seconds, for all jobs of one reader
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How far a reader's log-probabilities may be from ours: `what` (a key of the comparison), below `nats`."""
+
+    what: str
+    nats: float
+    because: str
+
+
+FLOAT32 = Limit("max_delta_log_probability", 1e-2, "it computes in float32")
+HALF = Limit("mean_kl", 1e-3, "it computes, or rounds weights, in 16 bits")
+INT8 = Limit("mean_kl", 1e-2, "its kernels round the activations of every linear to 8 bits")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Words of the error with which a reader is known to refuse checkpoints that it should read, or might.
+
+    variants   which ones
+    symmetric  of which kind of grid; None for both
+    """
+
+    words: str
+    variants: tuple[str, ...]
+    symmetric: bool | None = None
 
 
 @dataclass(frozen=True)
 class Reader:
     """One way in which another program loads a checkpoint: `script`, run with `arguments` in `environment`.
 
-    formats   what it reads
-    refusal   words of the error with which it is known to refuse asymmetric grids; empty where it reads them
+    variants  what it reads, each with the limit that holds there
     """
 
     name: str
     environment: str
     script: str
     arguments: tuple[str, ...]
-    formats: tuple[str, ...]
-    refusal: str = ""
+    variants: Mapping[str, Limit]
+    refusals: tuple[Refusal, ...] = ()
 
+    def refusal(self, variant: str, symmetric: bool) -> str:
+        """The words of a known refusal, empty where it reads the checkpoint."""
+        mine = (r for r in self.refusals if variant in r.variants and r.symmetric in (None, symmetric))
+        return next((refusal.words for refusal in mine), "")
+
+
+GPTQ = {"gptq": FLOAT32, "gptq-v2": FLOAT32, "awq": HALF}
+PACKED = ("compressed-tensors", "compressed-tensors-int")
+ONNX = {"onnx": FLOAT32, "onnx-qdq": FLOAT32, "onnx-int8": INT8, "onnx-float16": HALF}
+NEWER = Refusal("only supported if produced by gptqmodel version", ("gptq",), symmetric=False)
 
 READERS = (
-    Reader("transformers", "gptqmodel", "gptqmodel_reader.py", ("transformers",), ("gptq",)),
-    Reader("gptqmodel", "gptqmodel", "gptqmodel_reader.py", ("gptqmodel",), ("gptq",), "only supported if produced by"),
+    Reader("transformers", "gptqmodel", "gptqmodel_reader.py", ("transformers",), GPTQ),
+    Reader("gptqmodel", "gptqmodel", "gptqmodel_reader.py", ("gptqmodel",), GPTQ, (NEWER,)),
+    Reader("auto-gptq", "auto-gptq", "auto_gptq_reader.py", (), {"gptq": FLOAT32}),
+    Reader(
+        "compressed-tensors",
+        "compressed-tensors",
+        "compressed_tensors_reader.py",
+        ("float32",),
+        dict.fromkeys(PACKED, FLOAT32),
+    ),
+    Reader(
+        "transformers + compressed-tensors",
+        "compressed-tensors",
+        "compressed_tensors_reader.py",
+        ("transformers",),
+        dict.fromkeys(PACKED, HALF),
+    ),
+    Reader("onnxruntime", "genai", "onnxruntime_reader.py", (), ONNX),
+    Reader("onnxruntime-genai", "genai", "genai_reader.py", (), ONNX),
+    Reader("optimum-onnx", "optimum", "optimum_reader.py", (), ONNX),
+    Reader("gguf", "gguf", "gguf_reader.py", (), {"gguf": FLOAT32}),
+    Reader("llama.cpp", "llamacpp", "llamacpp_reader.py", (), {"gguf": FLOAT32}),
+    Reader("llama.cpp kernels", "llamacpp", "llamacpp_kernels_reader.py", (), {"gguf": INT8}),
 )
 
 
-@dataclass(frozen=True, eq=False)
-class Expected:
-    """A checkpoint as r1quant itself reads it.
+@dataclass(frozen=True)
+class Job:
+    """A checkpoint for a reader, and what is asked of it.
 
-    folder             the checkpoint
-    format, symmetric  what it is written in, and on which kind of grid
-    tokens             an .npy file, int64 [n]
-    weights            the hash of every dequantized weight, by the name of its linear
-    log_probabilities  float32 [n, vocabulary]
+    tokens   an .npy file, int64 [n], to be scored
+    prompts  token ids to go on from
     """
 
     name: str
-    format: str
-    symmetric: bool
     folder: Path
     tokens: Path
-    weights: Mapping[str, str]
-    log_probabilities: np.ndarray
+    prompts: Sequence[Sequence[int]]
+    new_tokens: int
 
 
-def read(reader: Reader, python: Path, expected: Sequence[Expected], work: Path) -> list[dict[str, Any]]:
-    """What a reader makes of the checkpoints that are in one of its formats: a row of the report each."""
-    mine = [checkpoint for checkpoint in expected if checkpoint.format in reader.formats]
-    outs = [work / f"{checkpoint.name}-{reader.name}" for checkpoint in mine]
+@dataclass(frozen=True)
+class Answer:
+    """result.json of a job (`error` in it where it failed), and where its log-probabilities are if it gave any."""
+
+    result: Mapping[str, Any]
+    log_probabilities: Path
+
+
+def ask(reader: Reader, python: Path, jobs: Sequence[Job], work: Path) -> list[Answer]:
+    """Has a reader do the jobs, one after the other in one process, and in one more where it died."""
+    outs = [work / f"{job.name}-by-{reader.name.replace(' ', '')}" for job in jobs]
     for out in outs:
         out.mkdir()
-    jobs = [
-        {"checkpoint": str(checkpoint.folder), "tokens": str(checkpoint.tokens), "out": str(out)}
-        for checkpoint, out in zip(mine, outs, strict=True)
+    left, ended = list(zip(jobs, outs, strict=True)), ""
+    while left:
+        ended = _run(reader, python, left, work)
+        undone = [(job, out) for job, out in left if not (out / RESULT).is_file()]
+        if undone:  # the first of them killed it; the others were not begun
+            (undone[0][1] / RESULT).write_text(json.dumps({"error": ended}), "utf-8")
+        left = undone[1:]
+    return [Answer(json.loads((out / RESULT).read_text("utf-8")), out / LOG_PROBABILITIES) for out in outs]
+
+
+def _run(reader: Reader, python: Path, jobs: Sequence[tuple[Job, Path]], work: Path) -> str:
+    """Runs a reader. Returns how it ended, for the job that it has not done."""
+    listed, log = work / "jobs.json", work / "reader.log"
+    entries = [
+        {
+            "checkpoint": str(job.folder),
+            "tokens": str(job.tokens),
+            "out": str(out),
+            "prompts": job.prompts,
+            "new_tokens": job.new_tokens,
+        }
+        for job, out in jobs
     ]
-    listed, log = work / f"{reader.name}.json", work / f"{reader.name}.log"
-    listed.write_text(json.dumps(jobs), "utf-8")
-    died = _run([str(python), str(HERE / reader.script), *reader.arguments, str(listed)], log)
-    rows = []
-    for checkpoint, out in zip(mine, outs, strict=True):
-        result = json.loads((out / RESULT).read_text("utf-8")) if (out / RESULT).is_file() else {"error": died}
-        row = compare(checkpoint, result, out / LOG_PROBABILITIES, "" if checkpoint.symmetric else reader.refusal)
-        rows.append({"reader": reader.name, "checkpoint": checkpoint.name, **row})
-    return rows
-
-
-def _run(command: list[str], log: Path) -> str:
-    """Runs a reader. Returns how it ended, for jobs that it has not done."""
+    listed.write_text(json.dumps(entries), "utf-8")
+    command = [str(python), str(HERE / reader.script), *reader.arguments, str(listed)]
     with log.open("w") as file:
         try:
-            ended = str(subprocess.run(command, check=False, timeout=TIMEOUT, stdout=file, stderr=file).returncode)
+            done = subprocess.run(command, check=False, timeout=TIMEOUT, stdout=file, stderr=file, cwd=work)
+            ended = str(done.returncode)
         except subprocess.TimeoutExpired as error:
             ended = str(error)
     return f"{log.read_text('utf-8', 'replace')[-2000:]}\nthe reader ended with {ended}"
-
-
-def compare(mine: Expected, result: Mapping[str, Any], log_probabilities: Path, refusal: str) -> dict[str, Any]:
-    """What the verdict rests on, and `passed`. A known refusal is as it should be; anything else would be news."""
-    if "error" in result:
-        return {"passed": bool(refusal) and refusal in result["error"], **result}
-    hashes, kept = result["weights"], {key: value for key, value in result.items() if key != "weights"}
-    differing = [name for name in sorted(mine.weights.keys() | hashes) if mine.weights.get(name) != hashes.get(name)]
-    p, q = mine.log_probabilities, np.load(log_probabilities)
-    if p.shape != q.shape:
-        return {"passed": False, **kept, "error": f"log-probabilities of shape {q.shape} instead of {p.shape}"}
-    worst = float(np.abs(p - q).max())
-    return {
-        "passed": not refusal and not differing and worst < LIMIT,
-        **kept,
-        "linears": len(mine.weights),
-        "differing_linears": differing,
-        "max_delta_log_probability": worst,
-        "mean_kl": float((np.exp(p) * (p - q.astype(np.float64))).sum(-1).mean()),
-        "same_top1": float((p.argmax(-1) == q.argmax(-1)).mean()),
-    }
