@@ -39,7 +39,9 @@ def unpack(words: npt.NDArray[np.int32], bits: int) -> npt.NDArray[np.uint8]:
     n = m * 32 // bits
     if 8 % bits == 0:
         mask = np.uint8((1 << bits) - 1)
-        parts = [(stream >> np.uint8(i * bits)) & mask for i in range(8 // bits)]
-        return np.stack(parts, axis=-1).reshape(*lead, n)
+        values = np.empty((*stream.shape, 8 // bits), np.uint8)
+        for i in range(8 // bits):
+            np.bitwise_and(stream >> np.uint8(i * bits), mask, out=values[..., i])
+        return values.reshape(*lead, n)
     flat = np.unpackbits(stream, axis=-1, bitorder="little")[..., : n * bits]
     return np.packbits(flat.reshape(*lead, n, bits), axis=-1, bitorder="little").reshape(*lead, n)

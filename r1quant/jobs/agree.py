@@ -77,7 +77,7 @@ def agree(a: Artifact, b: Artifact, count: int, wanted: bool | None, progress: P
 
 def _file(artifact: Artifact) -> Path:
     path = Path(artifact.source)
-    return path if path.is_file() else next(iter(sorted(path.glob("*.gguf"))))
+    return path if path.is_file() else artifact.folder / path
 
 
 def _tokens(artifact: Artifact, count: int) -> npt.NDArray[np.int64]:

@@ -42,6 +42,8 @@ def _exact(job: Job, folder: Path, name: str, stem: str | None) -> tuple[Path, d
     job.progress.begin("writing gguf", sum(spec.nbytes for spec in job.artifact.tensors.values()))
     options = replace(job.options.gguf, name=name)
     done = write(job.artifact, job.arch, folder / f"{name}.gguf", options, job.progress.advance)
+    for note in done.notes:
+        job.progress.note(note)
     label = max(done.types, key=lambda kind: (kind != "f32", done.types[kind])).upper()
     paths = done.paths
     if stem is None:  # the type of most tensors is part of the name, as is usual for GGUF files

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -40,18 +41,19 @@ def child(request: dict[str, Any], out: str, err: str) -> NoReturn:
 
     signal.alarm(SECONDS)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is begun with it ignored
     os.chdir(request["folder"])
     for name, descriptor in ((out, 1), (err, 2)):
         os.dup2(os.open(name, os.O_WRONLY), descriptor)
     layout.SHARD_LIMIT = request["shard_limit"]
-    if request["point"] is not None:
-        points.arm(points.Point(**request["point"]), points.ACTIONS[request["action"]])
     code: Any = 70
     try:
+        if request["point"] is not None:
+            points.arm(points.Point(**request["point"]), points.ACTIONS[request["action"]])
         main(request["words"])
     except SystemExit as ended:
         code = ended.code
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -167,7 +167,7 @@ def test_out_is_taken_while_the_run_goes_on(place: Place, straight: Bytes) -> No
     [
         Point("os:fsync", 1),
         Point("r1quant.tensorfile:header", 2),
-        Point("r1quant.jobs.assemble:_Contents._encoded", 30),
+        Point("r1quant.jobs.folder:Contents._encoded", 30),
         Point("os:mkdir"),
     ],
     ids=["weights.json", "first part", "a shard", "the run directory itself"],
