@@ -58,6 +58,11 @@ class Recipe:
         _one_of("bits", self.bits, BITS)
         _one_of("group size", self.group_size, GROUP_SIZES)
         _one_of("scale dtype", self.scale_dtype, SCALE_DTYPES)
+        if self.format in FORMATS and not FORMATS[self.format].quantized:
+            raise RecipeError(
+                f"quantize does not write {self.format}",
+                f"quantize without --format first, then: r1quant export OUT --to {self.format}",
+            )
         _one_of("format", self.format, [name for name, format in FORMATS.items() if format.quantized])
         _one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         for name, flag in (

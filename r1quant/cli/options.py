@@ -13,6 +13,7 @@ from r1quant.registry import FORMATS, METHODS, PRESETS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+WRITTEN = [name for name, format in FORMATS.items() if format.quantized]  # the others are for export
 OPTIONS = (
     click.argument("model", required=False),
     click.option(
@@ -40,7 +41,7 @@ OPTIONS = (
     click.option("--samples", type=int, help="Calibration windows.  [default: 128]"),
     click.option("--seq-len", type=int, help="Tokens in a window.  [default: 1024]"),
     click.option("--seed", type=int, help="Seed of the calibration's shuffle.  [default: 0]"),
-    click.option("--format", help=f"Output format: {', '.join(FORMATS)}.  [default: gptq]"),
+    click.option("--format", help=f"Output format: {', '.join(WRITTEN)}.  [default: gptq]"),
     click.option("--device", help="cpu, cuda, or auto.  [default: auto]"),
     click.option("--dtype", help="Precision of the calibration run: float32, bfloat16, auto.  [default: auto]"),
 )

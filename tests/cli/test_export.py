@@ -81,6 +81,20 @@ def test_nothing_is_left_of_an_export_that_fails(
     assert {path.name for path in in_tmp.iterdir()} == before
 
 
+def test_what_a_killed_export_left_is_swept_away(run: Run, out: Path, in_tmp: Path) -> None:
+    left = in_tmp / ".model-w4-awq.partial"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half of it")
+    assert run("export", out, "--to", "awq").code == 0
+    assert not left.exists() and run("check", out, "model-w4-awq").code == 0
+
+
+def test_quantize_sends_export_formats_to_export(run: Run, copied: Path) -> None:
+    for name in ("gguf", "onnx"):
+        ran = run("quantize", copied, "--format", name)
+        assert ran.code == 2 and f"r1quant export OUT --to {name}" in ran.error[1]
+
+
 def test_check_says_where_two_differ(run: Run, out: Path, copied: Path) -> None:
     assert run("quantize", copied, *RTN, "--min-max", "-o", "other").code == 0
     ran = run("check", out, "other", "--json")
