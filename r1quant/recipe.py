@@ -58,7 +58,7 @@ class Recipe:
         _one_of("bits", self.bits, BITS)
         _one_of("group size", self.group_size, GROUP_SIZES)
         _one_of("scale dtype", self.scale_dtype, SCALE_DTYPES)
-        if self.format in FORMATS and not FORMATS[self.format].quantized:
+        if isinstance(self.format, str) and self.format in FORMATS and not FORMATS[self.format].quantized:
             raise RecipeError(
                 f"quantize does not write {self.format}",
                 f"quantize without --format first, then: r1quant export OUT --to {self.format}",
