@@ -36,7 +36,7 @@ class OnnxRuntime:
             raise MissingDependency("onnxruntime is not installed", INSTALL) from None
         path = model / "model.onnx" if model.is_dir() else model
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+        options.intra_op_num_threads = threads or _processors()
         options.log_severity_level = QUIET
         level = _level(path) if accuracy_level is None else accuracy_level
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(level))
@@ -80,6 +80,12 @@ class OnnxRuntime:
 
     def _nothing(self) -> dict[str, Any]:
         return dict.fromkeys(self._past, self._empty)
+
+
+def _processors() -> int:
+    """How many this process may use, where the system says so."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def _level(path: Path) -> int:
