@@ -32,6 +32,8 @@ class ExportOptions:
     embedding, head   exact, f16 or q8_0; None is exact, or what a float `type` of GGUF says for the whole file
     style             of ONNX: matmulnbits or qdq
     accuracy_level    of ONNX's MatMulNBits: 0 .. 4; None takes the default
+    zero_points       of ONNX: write those of symmetric grids too, which DirectML wants
+    threads           of onnxruntime-genai; 0 leaves it to the runtime
     split_bytes       of GGUF: about how large a part may become
     pre               of GGUF: the pre-tokenizer's name, where it cannot be told
     imatrix           of K-quants: an importance matrix that is there already, "none", or None to measure one
@@ -44,6 +46,8 @@ class ExportOptions:
     head: str | None = None
     style: str = "matmulnbits"
     accuracy_level: int | None = None
+    zero_points: bool = False
+    threads: int = 0
     split_bytes: int | None = None
     pre: str | None = None
     imatrix: str | None = None
@@ -78,7 +82,7 @@ class ExportOptions:
     @property
     def onnx(self) -> OnnxOptions:
         """bfloat16 is no dtype of it, and is refused when ONNX is written."""
-        chosen: dict[str, Any] = {"style": self.style}
+        chosen: dict[str, Any] = {"style": self.style, "zero_points": self.zero_points, "threads": self.threads}
         if self.dtype in ("float16", "float32"):
             chosen["dtype"] = self.dtype
         if self.accuracy_level is not None:
