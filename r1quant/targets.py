@@ -5,6 +5,7 @@ Known from forms alone: no weight is read, and neither onnx nor gguf is imported
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,13 @@ from r1quant.registry import FORMATS
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 TABLES = ("exact", "f16", "q8_0")
 K_QUANTS = ("Q2_K", "Q3_K_M", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "IQ4_NL", "IQ4_XS")
+# Which formats an option is for; the others do not know it.
+ONLY_FOR: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("type", "split_bytes", "pre", "imatrix", "calib"), ("gguf",)),
+    **dict.fromkeys(("style", "accuracy_level", "zero_points", "threads"), ("onnx",)),
+    **dict.fromkeys(("embedding", "head"), ("gguf", "onnx")),
+    "dtype": ("safetensors", *CODECS, "onnx"),
+}
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,18 @@ class ExportOptions:
         if self.k_quant is None:
             self.gguf  # noqa: B018  (says what is wrong with the type)
         self.onnx  # noqa: B018
+
+    def require(self, formats: Iterable[str]) -> None:
+        """Raises RecipeError for an option that says nothing to any of the formats, or that one cannot follow."""
+        formats, plain = list(formats), ExportOptions()
+        for name, those in ONLY_FOR.items():
+            if getattr(self, name) != getattr(plain, name) and not set(those) & set(formats):
+                wrong = f"{name.replace('_', '-')} is an option of {', '.join(those)}, not of {', '.join(formats)}"
+                raise RecipeError(wrong, "leave it out")
+        if "onnx" in formats and self.dtype == "bfloat16":
+            raise RecipeError("ONNX is not written in bfloat16", "use --dtype float32 or float16")
+        if "onnx" in formats and "f16" in (self.embedding, self.head):
+            raise RecipeError("ONNX has embedding and head exact or as q8_0", "use --dtype float16 for all floats")
 
     @property
     def k_quant(self) -> str | None:

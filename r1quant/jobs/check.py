@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from r1quant.archs import Architecture, architecture_of
+from r1quant.archs import Architecture, architecture_of, linears
 from r1quant.artifact import ROWS_LIMIT, Artifact, quantized, rows
 from r1quant.errors import CheckpointError
 from r1quant.jobs.artifacts import open_artifact
@@ -60,8 +60,8 @@ class Checked:
         return not self.differences and not self.only_in_one
 
     def as_dict(self) -> dict[str, Any]:
-        linears = self.a.forms.keys() | self.b.forms.keys()
-        apart = [d.tensor for d in self.differences if d.tensor.removesuffix(".weight") in linears]
+        names = set(linears(self.a.config, architecture_of(self.a.config)))
+        apart = [d.tensor for d in self.differences if d.tensor.removesuffix(".weight") in names]
         return {
             "identical": self.identical,
             "linears_identical": not apart,

@@ -93,8 +93,6 @@ class Job:
         if self.format in CODECS and not self.forms:
             hint = f"quantize it first: r1quant quantize {source} --format {self.format}"
             raise RecipeError(f"{source} holds floats, and {self.format} holds quantized weights", hint)
-        if self.format == "onnx" and self.options.dtype == "bfloat16":
-            raise RecipeError("ONNX is not written in bfloat16", "use --dtype float32 or float16")
         for name, form in self.forms.items():
             reason = problem(self.format, form, self.options)
             if reason:
@@ -170,6 +168,7 @@ def export(
     unknown = [name for name in to if name not in FORMATS]
     if unknown or not to:
         raise RecipeError(f"there is no format {', '.join(unknown) or 'named'}", f"choose from {', '.join(FORMATS)}")
+    options.require(to)
     artifact = open_artifact(source)
     arch = architecture_of(artifact.config)
     jobs = [

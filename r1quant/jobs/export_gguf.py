@@ -21,6 +21,7 @@ from r1quant.formats.gguf.options import GgufOptions
 from r1quant.formats.gguf.write import write
 from r1quant.gguf_source import gguf_names
 from r1quant.jobs.export import Job, name_of
+from r1quant.jobs.quantize import default_text
 from r1quant.tokenizer import Tokenizer
 
 FLOATS = {"BF16": "bf16", "F16": "f16"}  # what a K-quant is made from, by the dtype of the model; else f32
@@ -56,7 +57,7 @@ def _requantized(job: Job, folder: Path, name: str, stem: str | None) -> tuple[P
 
     kind = job.options.k_quant
     assert kind is not None
-    means, source = _importance(job, folder, name)
+    means, origin = _importance(job, folder, name)
     floats = folder / "floats.gguf"
     dtype = "f32" if job.forms else FLOATS.get(job.artifact.tensors[job.arch.tensors.embedding].dtype, "f32")
     job.progress.begin("writing floats", sum(spec.nbytes for spec in job.artifact.tensors.values()))
@@ -72,33 +73,37 @@ def _requantized(job: Job, folder: Path, name: str, stem: str | None) -> tuple[P
         for stored, type in done.tensors.items()
         if type not in ("F32", "F16", "BF16") and stored in names
     }
-    details = {"type": kind, "types": done.types, "fallbacks": dict(done.fallbacks), "imatrix": source}
+    details = {"type": kind, "types": done.types, "fallbacks": dict(done.fallbacks), "imatrix": origin}
     return path, rounded, {"requantized": True, **details}
 
 
-def _importance(job: Job, folder: Path, name: str) -> tuple[Mapping[str, npt.NDArray[np.float32]] | None, str]:
+def _importance(
+    job: Job, folder: Path, name: str
+) -> tuple[Mapping[str, npt.NDArray[np.float32]] | None, dict[str, Any] | None]:
     """The mean of x**2 of every input, by the GGUF name of the weight, and where it is from."""
     from r1quant.formats.gguf import imatrix
 
     options = job.options
     if options.imatrix == NO_IMATRIX:
-        return None, "none"
+        return None, None
     if options.imatrix is not None:
-        return imatrix.read(Path(options.imatrix)).means(), Path(options.imatrix).name
+        return imatrix.read(Path(options.imatrix)).means(), {"file": Path(options.imatrix).name}
     from r1quant.forward import pick_device, pick_dtype
     from r1quant.jobs.importance import importance
 
     artifact, config = job.artifact, job.artifact.config
     tokenizer = Tokenizer.from_files(artifact.carried, artifact.source)
     vocabulary = size(config, "vocab_size")
-    text = calibration.load(options.calib, tokenizer, options.samples, options.seq_len, 0, vocabulary=vocabulary)
+    spec = options.calib or default_text(artifact)
+    text = calibration.load(spec, tokenizer, options.samples, options.seq_len, 0, vocabulary=vocabulary)
     device = pick_device("auto")
     found = importance(artifact, job.arch, text.tokens, device, pick_dtype("auto", device), job.progress)
     names = _names(job)
     sums = {names[f"{linear}.weight"]: sums for linear, sums in found.sums.items()}
     path = folder / f"{name}.imatrix.gguf"
     imatrix.write(path, sums, dict.fromkeys(sums, found.tokens), [text.source], *text.tokens.shape)
-    return imatrix.read(path).means(), path.name
+    origin = {"file": path.name, "source": text.source, "sha256": text.sha256}
+    return imatrix.read(path).means(), {**origin, "samples": len(text.tokens), "seq_len": options.seq_len}
 
 
 def _names(job: Job) -> dict[str, str]:

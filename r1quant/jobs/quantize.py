@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from r1quant import atomic, calibration, planner, provenance
+from r1quant.artifact import Artifact
 from r1quant.checkpoint import Checkpoint
 from r1quant.errors import OutOfSpaceError, ResumeError
 from r1quant.jobs import assemble
@@ -135,7 +136,7 @@ def _calibration(made: Plan) -> calibration.Calibration | None:
     return calibration.load(text, tokenizer, recipe.samples, recipe.seq_len, recipe.seed, vocabulary=vocabulary)
 
 
-def default_text(model: Checkpoint) -> str | None:
+def default_text(model: Checkpoint | Artifact) -> str | None:
     """The text to calibrate and measure with where none is named: the embedded model knows only its own problems."""
     embedded = model.source == EMBEDDED and model.folder == embedded_folder()
     return calibration.CHAINS if embedded else None
