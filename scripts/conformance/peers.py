@@ -48,7 +48,7 @@ MAKERS = (
             "gptq-sym": GROUPED,
             "gptq-asym": GROUPED | {"sym": False},
             "gptq-act-order": GROUPED | {"desc_act": True, "act_group_aware": False},
-            "gptq-w8": GROUPED | {"bits": 8, "group_size": -1},
+            "gptq-w8": GROUPED | {"bits": 8, "group_size": -1, "act_group_aware": False},
             "gptq-v2-asym": GROUPED | {"sym": False, "format": "gptq_v2"},
             "awq": {"bits": 4, "group_size": 32, "sym": False, "quant_method": "awq", "format": "gemm"},
         },
@@ -69,7 +69,7 @@ MAKERS = (
         {
             "w4a16": {"scheme": "W4A16", "group_size": 32},
             "w4a16-asym": {"scheme": "W4A16_ASYM", "group_size": 32},
-            "w8a16": {"scheme": "W8A16", "group_size": None},
+            "w8a16": {"scheme": "W8A16", "group_size": 32},
             "w8a8": {"scheme": "W8A8", "group_size": None},
         },
         dict.fromkeys(("w4a16", "w4a16-asym", "w8a16", "w8a8"), ("compressed-tensors",)),
