@@ -60,7 +60,7 @@ class Checked:
         return not self.differences and not self.only_in_one
 
     def as_dict(self) -> dict[str, Any]:
-        names = set(linears(self.a.config, architecture_of(self.a.config)))
+        names = {*linears(self.a.config, architecture_of(self.a.config))[:-1], *self.a.forms}  # the head, if quantized
         apart = [d.tensor for d in self.differences if d.tensor.removesuffix(".weight") in names]
         return {
             "identical": self.identical,
