@@ -46,7 +46,7 @@ def load(weights: Weights) -> Any:
 def main(bits: tuple[int, ...], method: tuple[str, ...], group_size: int, problems: int, record: Path | None) -> None:
     from tokenizers import Tokenizer
 
-    from r1quant.formats.gptq import open_weights
+    from r1quant.jobs.artifacts import open_artifact
 
     tokenizer = Tokenizer.from_file(str(embedded_folder() / "tokenizer.json"))
     chosen = held_out()[:problems]
@@ -58,7 +58,7 @@ def main(bits: tuple[int, ...], method: tuple[str, ...], group_size: int, proble
                 out = Path(work) / f"{name}-{width}"
                 options = {"scale_search": False} if name == "rtn" else {}
                 r1quant.quantize("tiny-r1", out, method=name, bits=width, group_size=group_size, **options)
-                model = load(open_weights(open_model(out)))
+                model = load(open_artifact(out))
                 row = {"model": f"{name} {width} bits g{group_size}", "accuracy": accuracy(model, tokenizer, chosen)}
                 rows.append(row)
                 print(row, flush=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import r1quant
-from r1quant.formats.gptq import open_weights
+from r1quant.jobs.artifacts import open_artifact
 from r1quant.sources import embedded_folder, open_model
 from r1quant.tinyr1.problems import problems
 
@@ -84,6 +84,6 @@ def test_config_is_carried_over_byte_for_byte(out: Path) -> None:
 
 
 def test_the_quantized_head_and_embedding_stay_float(out: Path) -> None:
-    before, after = open_model("tiny-r1"), open_weights(open_model(out))
+    before, after = open_model("tiny-r1"), open_artifact(out)
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         assert before.read(name).equal(after.read(name))
