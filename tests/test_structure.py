@@ -21,8 +21,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "atomic", "tinyr1"),
     ("grid", "bits", "qlinear", "floats", "registry"),
     (
-        "archs", "rope", "yarn", "artifact", "checkpoint", "recipe", "tensorfile", "provenance", "hub", "sources", "tokenizer",
-        "gguf_header", "gguf_config", "gguf_tokenizer", "gguf_source",
+        "archs", "rope", "yarn", "artifact", "checkpoint", "recipe", "tensorfile", "provenance", "hub", "sources",
+        "tokenizer", "gguf_header", "gguf_config", "gguf_tokenizer", "gguf_source",
     ),
     ("rundir", "calibration", "stats", "progress"),
     ("methods", "formats", "forward", "backends", "metrics"),
