@@ -122,11 +122,12 @@ def from_values(values: Mapping[str, Any], preset: str | None = None) -> Recipe:
 
 @dataclass(frozen=True)
 class Settings:
-    """r1quant.toml: `model` and `out` at the top, recipe values under [quantize]."""
+    """r1quant.toml: `model`, `out` and `gates` (of verify) at the top, recipe values under [quantize]."""
 
     model: str | None
     out: str | None
     quantize: Mapping[str, Any]
+    gates: tuple[str, ...] = ()
 
 
 def read_settings(folder: Path) -> Settings:
@@ -138,14 +139,17 @@ def read_settings(folder: Path) -> Settings:
         raw = tomllib.loads(path.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise RecipeError(f"r1quant.toml cannot be read: {error}", "mend the file or remove it") from None
-    unknown = set(raw) - {"model", "out", "quantize"}
+    unknown = set(raw) - {"model", "out", "gates", "quantize"}
     table = raw.get("quantize", {})
     if unknown or not isinstance(table, dict):
         raise RecipeError(
             f"r1quant.toml: {', '.join(sorted(unknown)) or 'quantize'} is not understood",
-            "keys are model, out and the table [quantize]",
+            "keys are model, out, gates and the table [quantize]",
         )
     for key in ("model", "out"):
         if not (isinstance(raw.get(key, "a name"), str) and raw.get(key, "a name")):
             raise RecipeError(f"r1quant.toml: {key} is {raw[key]!r}", "give a name or a path, in quotes")
-    return Settings(raw.get("model"), raw.get("out"), table)
+    gates = raw.get("gates", [])
+    if not isinstance(gates, list) or not all(isinstance(gate, str) for gate in gates):
+        raise RecipeError(f"r1quant.toml: gates is {gates!r}", 'give a list of strings: gates = ["kl.mean<0.05"]')
+    return Settings(raw.get("model"), raw.get("out"), table, tuple(gates))

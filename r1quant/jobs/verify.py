@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from r1quant import calibration, provenance
 from r1quant.archs import Architecture, architecture_of
@@ -16,10 +18,14 @@ from r1quant.errors import CheckpointError, RecipeError
 from r1quant.jobs.artifacts import open_artifact
 from r1quant.jobs.folder import RECORD
 from r1quant.jobs.quantize import default_text
+from r1quant.metrics.divergence import TokenScores, summary
+from r1quant.metrics.gates import judge, parse
 from r1quant.planner import check_tensors, layer_count
 from r1quant.progress import Progress, Silent
 from r1quant.sources import open_model
 from r1quant.tokenizer import Tokenizer
+
+NOTHING = TokenScores(np.zeros(8), np.zeros(8), np.zeros(8), np.zeros(8, np.bool_))  # shows what a record has
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,11 @@ class Verified:
     """The measurement as a record: metrics, and everything needed to repeat it."""
 
     record: Mapping[str, Any]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate holds."""
+        return all(verdict["passed"] for verdict in self.record["gates"])
 
     def as_dict(self) -> dict[str, Any]:
         return dict(self.record)
@@ -51,16 +62,20 @@ def verify(
     device: str = "auto",
     dtype: str = "float32",
     progress: Progress | None = None,
+    gate: Sequence[str] = (),
 ) -> Verified:
     """Perplexity of both models and KL(baseline || quantized) in nats on windows x seq_len tokens of a text.
 
     out       a quantized model in any format that is read; the newest one in the current folder where it is left out
     baseline  the model it was made from; looked up in the checkpoint's record where it is left out
     text      a text or JSONL file; the bundled held-out text where it is left out
+    gate      conditions on the record, such as "kl.mean<0.05" or "perplexity.ratio_ci95.high<1.05"
     """
     begun, progress = time.monotonic(), progress or Silent()
     if windows < 1 or seq_len < 2:
         raise RecipeError(f"windows {windows} x seq-len {seq_len} is no text", "use at least 1 x 2")
+    gates = [parse(text) for text in gate]
+    judge(gates, summary(NOTHING, 2))  # a gate on a key that is not there is refused before the run
     weights = open_artifact(out if out is not None else newest_output(Path()))
     base = open_model(baseline if baseline is not None else _source_of(weights))
     arch = _same_model(base, weights)
@@ -69,7 +84,6 @@ def verify(
     )
     from r1quant.backends import torch as backend
     from r1quant.forward import DTYPES, pick_device
-    from r1quant.metrics.divergence import summary
 
     if dtype not in DTYPES:
         raise RecipeError(f"dtype {dtype!r} is not supported", f"choose from {', '.join(DTYPES)}")
@@ -81,7 +95,8 @@ def verify(
         "schema": "r1quant.verification/1",
         "model": base.name,
         "out": weights.source,
-        **summary(scores),
+        **(measured := summary(scores, tokens.windows)),
+        "gates": judge(gates, measured),
         "text": {"source": tokens.source, "sha256": tokens.sha256, "windows": tokens.windows, "seq_len": seq_len},
         "dtype": dtype,
         "environment": provenance.environment(),

@@ -90,3 +90,28 @@ def test_the_output_is_a_checkpoint_again(run: Run, copied: Path) -> None:
     for key in ("architecture", "parameters", "linears", "quantizable_parameters", "layers", "chat_template"):
         assert found[key] == original[key], key
     assert found["quantization"]["bits"] == 4 and original["quantization"] is None
+
+
+def test_gates_decide_the_exit_code(run: Run, copied: Path, text_file: Path) -> None:
+    assert run("quantize", copied, "--group-size", "32", "--method", "rtn", "-o", "out").code == 0
+    words = ("verify", "out", "--text", text_file, "--windows", "3", "--seq-len", "32")
+    kept = run(*words, "--gate", "kl.mean<5", "--gate", "top1>0.01", "--json")
+    assert kept.code == 0 and [verdict["passed"] for verdict in kept.json["gates"]] == [True, True]
+    low, high = kept.json["kl"]["mean_ci95"]
+    assert low < kept.json["kl"]["mean"] < high
+    assert [part["from"] for part in kept.json["kl"]["by_position"]] == [1, 9, 17, 25]
+    broken = run(*words, "--gate", "kl.mean<0.000001")
+    assert broken.code == 1 and "FAILED: kl.mean<1e-06" in broken.err and "95 % interval" in broken.out
+    assert run(*words, "--gate", "kl.meen<1").code == 2
+    Path("r1quant.toml").write_text('gates = ["top1>2"]\n')
+    assert run(*words).code == 1
+    assert run(*words, "--gate", "kl.mean<5").code == 0, "what is asked for goes before the settings"
+    Path("r1quant.toml").write_text("gates = 3\n")
+    assert run(*words).code == 2
+
+
+def test_one_window_has_no_interval(run: Run, copied: Path, text_file: Path) -> None:
+    assert run("quantize", copied, "--group-size", "32", "--method", "rtn", "-o", "out").code == 0
+    ran = run("verify", "out", "--text", text_file, "--windows", "1", "--seq-len", "32", "--json")
+    assert ran.json["kl"]["mean_ci95"] is None and ran.json["perplexity"]["ratio_ci95"] is None
+    assert run("verify", "out", "--text", text_file, "--windows", "1", "--seq-len", "32").code == 0
