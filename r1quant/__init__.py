@@ -84,8 +84,9 @@ def verify(
     dtype: str = "float32",
     progress: Progress | None = None,
     gate: Sequence[str] = (),
+    backend: str = "torch",
 ) -> Verified:
     """Perplexity of both models and KL(baseline || quantized) in nats; see r1quant.jobs.verify."""
     from r1quant.jobs.verify import verify as job
 
-    return job(out, baseline, text, windows, seq_len, device, dtype, progress, gate)
+    return job(out, baseline, text, windows, seq_len, device, dtype, progress, gate, backend)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -25,6 +25,7 @@ TOKENS_PER_CHUNK = 4096
 ROWS_PER_SLICE = 16384
 
 
+@runtime_checkable
 class Weights(Protocol):
     """Tensors by name: a checkpoint, or a quantized one seen through its dequantized values."""
 

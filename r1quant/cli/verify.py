@@ -17,6 +17,7 @@ from r1quant.cli import console
 @click.option("--seq-len", default=512, show_default=True, help="Tokens in a window.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto.")
 @click.option("--dtype", default="float32", show_default=True, help="Precision of both models: float32, bfloat16.")
+@click.option("--backend", default="torch", show_default=True, help="Runs OUT: torch, onnxruntime, llamacpp, or auto.")
 @click.option("--gate", "gates", multiple=True, help="Exit with 1 unless this holds: kl.mean<0.05. Repeatable.")
 @click.option("--record", type=click.Path(path_type=Path), help="Also write the JSON record to this file.")
 @console.common
@@ -28,6 +29,7 @@ def verify(
     seq_len: int,
     device: str,
     dtype: str,
+    backend: str,
     gates: tuple[str, ...],
     record: Path | None,
     as_json: bool,
@@ -42,7 +44,7 @@ def verify(
 
     with console.watching() as progress:
         stated = read_settings(Path.cwd()).gates
-        done = job(out, baseline, text, windows, seq_len, device, dtype, progress, gates or stated)
+        done = job(out, baseline, text, windows, seq_len, device, dtype, progress, gates or stated, backend)
     found = done.as_dict()
     if record is not None:
         import json

@@ -2,42 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from r1quant import calibration
-from r1quant.archs import architecture_of
 from r1quant.artifact import Artifact
 from r1quant.errors import CalibrationError, CheckpointError, MissingDependency
+from r1quant.jobs.runtimes import open_runtime
 from r1quant.progress import Progress
 from r1quant.tokenizer import Tokenizer
 
 UNASKED_LIMIT = 2 * 10**9  # bytes of float32 weights up to which models are run without being asked to
-
-
-class Runtime(Protocol):
-    """A loaded model."""
-
-    def logits(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """int64 [n] -> float32 [n, vocabulary]."""
-
-
-def open_runtime(artifact: Artifact, count: int) -> tuple[str, Runtime]:
-    """The runtime that an artifact's format is made for, with the model in it. Raises MissingDependency."""
-    if artifact.format == "onnx":
-        from r1quant.backends.onnxruntime import OnnxRuntime
-
-        return "onnxruntime", OnnxRuntime(artifact.folder)
-    if artifact.format == "gguf":
-        from r1quant.backends.llamacpp import LlamaCpp
-
-        return "llama.cpp", LlamaCpp(_file(artifact), count)
-    from r1quant.backends.torch import TorchModel
-
-    return "torch", TorchModel(artifact, architecture_of(artifact.config))
 
 
 def agree(a: Artifact, b: Artifact, count: int, wanted: bool | None, progress: Progress) -> dict[str, Any]:
@@ -73,11 +50,6 @@ def agree(a: Artifact, b: Artifact, count: int, wanted: bool | None, progress: P
         "mean_kl": float((np.exp(p) * (p - q)).sum(-1).mean()),
         "same_top1": float((p.argmax(-1) == q.argmax(-1)).mean()),
     }
-
-
-def _file(artifact: Artifact) -> Path:
-    path = Path(artifact.source)
-    return path if path.is_file() else artifact.folder / path
 
 
 def _tokens(artifact: Artifact, count: int) -> npt.NDArray[np.int64]:

@@ -18,6 +18,7 @@ from r1quant.errors import CheckpointError, RecipeError
 from r1quant.jobs.artifacts import open_artifact
 from r1quant.jobs.folder import RECORD
 from r1quant.jobs.quantize import default_text
+from r1quant.jobs.runtimes import backend_of, open_runtime
 from r1quant.metrics.divergence import TokenScores, summary
 from r1quant.metrics.gates import judge, parse
 from r1quant.planner import check_tensors, layer_count
@@ -63,12 +64,15 @@ def verify(
     dtype: str = "float32",
     progress: Progress | None = None,
     gate: Sequence[str] = (),
+    backend: str = "torch",
 ) -> Verified:
     """Perplexity of both models and KL(baseline || quantized) in nats on windows x seq_len tokens of a text.
 
     out       a quantized model in any format that is read; the newest one in the current folder where it is left out
     baseline  the model it was made from; looked up in the checkpoint's record where it is left out
     text      a text or JSONL file; the bundled held-out text where it is left out
+    backend   what runs the quantized model: torch, from its weights; onnxruntime or llamacpp, which a format is made
+              for; or auto, which takes that one. The baseline runs in torch
     gate      conditions on the record, such as "kl.mean<0.05" or "perplexity.ratio_ci95.high<1.05"
     """
     begun, progress = time.monotonic(), progress or Silent()
@@ -82,14 +86,16 @@ def verify(
     tokens = calibration.evaluation_text(
         text or default_text(base), Tokenizer.of(base), windows, seq_len, vocabulary=int(base.config["vocab_size"])
     )
-    from r1quant.backends import torch as backend
+    from r1quant.backends.torch import compare
     from r1quant.forward import DTYPES, pick_device
 
     if dtype not in DTYPES:
         raise RecipeError(f"dtype {dtype!r} is not supported", f"choose from {', '.join(DTYPES)}")
-    progress.begin("verifying", 2 * layer_count(base.config, len(base.tensors)))
-    scores = backend.compare(
-        base, weights, arch, tokens.tokens, pick_device(device), DTYPES[dtype], lambda: progress.advance(1)
+    ran, layers = backend_of(weights, backend), layer_count(base.config, len(base.tensors))
+    quantized = weights if ran == "torch" else open_runtime(weights, seq_len)[1]
+    progress.begin("verifying", layers + (layers if ran == "torch" else tokens.windows))
+    scores = compare(
+        base, quantized, arch, tokens.tokens, pick_device(device), DTYPES[dtype], lambda: progress.advance(1)
     )
     record = {
         "schema": "r1quant.verification/1",
@@ -99,6 +105,7 @@ def verify(
         "gates": judge(gates, measured),
         "text": {"source": tokens.source, "sha256": tokens.sha256, "windows": tokens.windows, "seq_len": seq_len},
         "dtype": dtype,
+        "backend": ran,
         "environment": provenance.environment(),
         "seconds": time.monotonic() - begun,
         "peak_rss_bytes": provenance.peak_rss_bytes(),

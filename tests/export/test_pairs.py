@@ -148,3 +148,33 @@ def test_what_was_exported_can_be_verified(tmp_path: Path, text_file: Path, name
         r1quant.verify(place, text=str(text_file), windows=2, seq_len=32).record for place in (source, path)
     )
     assert found["kl"] == expected["kl"] and found["perplexity"] == expected["perplexity"]
+
+
+@pytest.mark.parametrize(("name", "backend"), [("onnx", "onnxruntime"), ("gguf", "llamacpp")])
+def test_backends_agree_and_catch_a_wrong_scale(tmp_path: Path, text_file: Path, name: str, backend: str) -> None:
+    """Run by its own runtime an export measures what torch measures; one linear with doubled scales does not."""
+    if backend == "llamacpp":
+        pytest.importorskip("llama_cpp", reason="llama-cpp-python takes long to build, so it is not needed here")
+    source = quantized(tmp_path, "llama", bits=8)
+    weights = load_file(source / "model.safetensors")
+    measured: dict[str, Any] = {"text": str(text_file), "windows": 3, "seq_len": 48, "gate": ["kl.mean<0.005"]}
+    expected = r1quant.verify(source, **measured)
+    path = r1quant.export(source, name, tmp_path / name).written[0].path
+    found = r1quant.verify(path, backend="auto", **measured)
+    assert found.record["backend"] == backend and expected.passed and found.passed
+    assert found.record["kl"]["mean"] == pytest.approx(expected.record["kl"]["mean"], abs=1e-3)
+    weights["model.layers.1.self_attn.o_proj.scales"] *= 2
+    save_file(weights, source / "model.safetensors", {"format": "pt"})
+    damaged = r1quant.export(source, name, tmp_path / "damaged").written[0].path
+    for place, ran in ((source, "torch"), (damaged, backend)):
+        assert not r1quant.verify(place, backend=ran, **measured).passed
+
+
+def test_a_backend_for_another_format(tmp_path: Path) -> None:
+    source = quantized(tmp_path, "llama")
+    for backend, to in (("onnxruntime", "onnx"), ("llamacpp", "gguf")):
+        with pytest.raises(RecipeError, match=f"{backend} does not run gptq") as refused:
+            r1quant.verify(source, backend=backend, windows=1, seq_len=16)
+        assert f"--to {to}" in refused.value.hint
+    with pytest.raises(RecipeError, match="backend 'cuda' is not supported"):
+        r1quant.verify(source, backend="cuda", windows=1, seq_len=16)
