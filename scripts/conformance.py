@@ -54,12 +54,13 @@ class Made:
 
 @dataclass
 class Record:
-    """What the report holds. Any row that did not pass fails the whole."""
+    """What the report holds. Any row that did not pass fails the whole. seconds: by reader."""
 
     exports: list[Row] = field(default_factory=list)
     checks: list[Row] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     peers: list[Row] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -175,20 +176,20 @@ def show(record: Record) -> None:
     for row in record.checks:
         if not row["passed"]:
             console.note(f"{row['run']}: {row['a']} and {row['b']} differ: {row['first_difference']}")
-    lines = [["reader", "checkpoint", "equal weights", "max |dlogp|", "mean KL", "same text", ""]]
-    lines += [_line(row, row["reader"], f"{row['run']} {row['variant']}") for row in record.rows]
-    lines += [_line(row, row.get("reader", "r1quant"), f"{row['maker']} {row['checkpoint']}") for row in record.peers]
+    lines = [["reader", "made", "as", "weights", "|dlogp|", "KL", "text", ""]]
+    lines += [_line(row, row["reader"], row["run"], row["variant"]) for row in record.rows]
+    lines += [_line(row, row.get("reader", "r1quant"), row["maker"], row["checkpoint"]) for row in record.peers]
     console.table(lines)
 
 
-def _line(row: Row, reader: str, checkpoint: str) -> list[str]:
+def _line(row: Row, *names: str) -> list[str]:
     if "error" in row:
-        console.note(f"{reader}, {checkpoint}: {row['error'].strip().splitlines()[-1]}")
-        return [reader, checkpoint, *[""] * 4, "refused, as known" if row["passed"] else "FAILED"]
-    equal = f"{row['linears'] - len(row['differing_linears'])} of {row['linears']}" if "linears" in row else ""
-    numbers = [f"{row[key]:.1e}" if key in row else "" for key in ("max_delta_log_probability", "mean_kl")]
-    text = f"{row['same_generation']} of {row['prompts']}" if "prompts" in row else ""
-    return [reader, checkpoint, equal, *numbers, text, "ok" if row["passed"] else "FAILED"]
+        console.note(f"{', '.join(names)}: {row['error'].strip().splitlines()[-1]}")
+        return [*names, *[""] * 4, "refused" if row["passed"] else "FAILED"]
+    equal = f"{row['linears'] - len(row['differing_linears'])}/{row['linears']}" if "linears" in row else ""
+    numbers = [f"{row[key]:.0e}" if key in row else "" for key in ("max_delta_log_probability", "mean_kl")]
+    text = f"{row['same_generation']}/{row['prompts']}" if "prompts" in row else ""
+    return [*names, equal, *numbers, text, "ok" if row["passed"] else "FAILED"]
 
 
 @click.command(help=__doc__)
@@ -219,8 +220,11 @@ def main(
             console.note(f"checking every two of {len(made[-1].folders)} exports of {run.name}")
             check_all(made[-1], record)
         for reader in (reader for reader in READERS if not readers or reader.name in readers):
+            place = python_of(reader.environment, pythons)
             console.note(f"reading with {reader.name}")
-            record.rows += read_all(reader, python_of(reader.environment, pythons), made, work)
+            started = time.monotonic()
+            record.rows += read_all(reader, place, made, work)
+            record.seconds[reader.name] = round(time.monotonic() - started, 1)
         if peers and not readers and not models:
             for maker in MAKERS:
                 place = work / maker.name
@@ -232,6 +236,7 @@ def main(
         "tokens": tokens,
         "new_tokens": NEW_TOKENS,
         "seconds": round(time.monotonic() - begun, 1),
+        "seconds_by_reader": record.seconds,
         "environment": provenance.environment(),
         "exports": record.exports,
         "checks": record.checks,

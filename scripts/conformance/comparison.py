@@ -83,9 +83,9 @@ def compare(mine: Expected, answer: Answer, limit: Limit, refusal: str) -> dict[
 
 
 def distance(p: np.ndarray, q: np.ndarray) -> dict[str, float]:
-    """Of two tables of log-probabilities [n, vocabulary]."""
+    """Of two tables of log-probabilities [n, vocabulary]. A mean KL below 0 is rounding, and given as 0."""
     return {
         "max_delta_log_probability": float(np.abs(p - q).max()),
-        "mean_kl": float((np.exp(p) * (p - q.astype(np.float64))).sum(-1).mean()),
+        "mean_kl": max(0.0, float((np.exp(p) * (p - q.astype(np.float64))).sum(-1).mean())),
         "same_top1": float((p.argmax(-1) == q.argmax(-1)).mean()),
     }

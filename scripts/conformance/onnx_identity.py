@@ -75,9 +75,9 @@ def _run(
 ) -> np.ndarray:
     import onnx
     import onnxruntime
-    from onnx import external_data_helper, helper
+    from onnx import helper
 
-    own, dtype = [], onnx.TensorProto.FLOAT
+    own = []
     for node in nodes:
         copied = onnx.NodeProto()
         copied.CopyFrom(node)
@@ -85,33 +85,34 @@ def _run(
             if attribute.name == "accuracy_level":
                 attribute.i = int(FLOAT32_LEVEL)
         own.append(copied)
-    for tensor in tensors:
-        if tensor.external_data:
-            external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
-        if tensor.data_type == onnx.TensorProto.FLOAT16:
-            dtype = onnx.TensorProto.FLOAT16
+    shape = [columns, columns]
     graph = helper.make_graph(
         own,
         "linear",
-        [helper.make_tensor_value_info(activation, dtype, [columns, columns])],
-        [helper.make_tensor_value_info(output, dtype, None)],
-        [_inside(tensor) for tensor in tensors],
+        [helper.make_tensor_value_info(activation, onnx.TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None)],
+        [_inside(tensor, path.parent) for tensor in tensors],
     )
     small = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", FLOAT32_LEVEL)
     session = onnxruntime.InferenceSession(small.SerializeToString(), options, ["CPUExecutionProvider"])
-    eye = np.eye(columns, dtype=np.float16 if dtype == onnx.TensorProto.FLOAT16 else np.float32)
-    return session.run(None, {activation: eye})[0].astype(np.float32)
+    return session.run(None, {activation: np.eye(columns, dtype=np.float32)})[0]
 
 
-def _inside(tensor: Any) -> Any:
-    """The same tensor with its bytes in it."""
+def _inside(tensor: Any, folder: Path) -> Any:
+    """The same tensor with its bytes in it; float16 ones widened, so that no product is rounded."""
     import onnx
+    from onnx import numpy_helper
 
+    if tensor.data_type == onnx.TensorProto.FLOAT16:
+        wide = numpy_helper.to_array(tensor, str(folder)).astype(np.float32)
+        return numpy_helper.from_array(wide, tensor.name)
     copied = onnx.TensorProto()
     copied.CopyFrom(tensor)
+    if copied.external_data:
+        onnx.external_data_helper.load_external_data_for_tensor(copied, str(folder))
     del copied.external_data[:]
     copied.data_location = onnx.TensorProto.DEFAULT
     return copied

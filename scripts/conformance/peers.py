@@ -58,8 +58,16 @@ MAKERS = (
             "gptq-act-order": ("transformers", "auto-gptq"),
             "gptq-w8": ("transformers", "auto-gptq"),
             "gptq-v2-asym": ("transformers",),
-            "awq": ("transformers",),
+            "awq": ("transformers", "autoawq"),
         },
+    ),
+    Maker(
+        "autoawq",
+        "autoawq",
+        "autoawq_make.py",
+        False,
+        {"awq": {"group_size": 32}},
+        {"awq": ("autoawq", "transformers")},
     ),
     Maker(
         "llmcompressor",

@@ -23,6 +23,7 @@ MADE = {
     "gptqmodel-gptq-w8": "gptq",
     "gptqmodel-gptq-v2-asym": "gptq-v2",
     "gptqmodel-awq": "awq",
+    "autoawq-awq": "awq",
     "llmcompressor-w4a16-asym": "compressed-tensors",
     "llmcompressor-w8a8": "compressed-tensors-int",
 }
