@@ -24,8 +24,10 @@ def load(folder: Path) -> Loaded:
     from safetensors.torch import load_file
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    stated = json.loads((folder / "config.json").read_text("utf-8"))["quantization_config"]
+    written = json.loads((folder / "config.json").read_text("utf-8"))
+    stated, rope = written["quantization_config"], written.get("rope_parameters") or {}
     config = AutoConfig.from_pretrained(folder)
+    config.rope_theta = rope.get("rope_theta", config.rope_theta)  # where transformers 5 writes it, 4 does not look
     del config.quantization_config
     model = AutoModelForCausalLM.from_config(config, torch_dtype=torch.float32).eval()
     state = {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}

@@ -61,7 +61,9 @@ def compare(mine: Expected, answer: Answer, limit: Limit, refusal: str) -> dict[
     """What the verdict rests on, and `passed`. A known refusal is as it should be; anything else would be news."""
     result = answer.result
     if "error" in result:
-        return {"passed": bool(refusal) and refusal in result["error"], "refusal": refusal, **result}
+        if refusal and refusal in result["error"]:
+            return {"passed": True, **result, "error": result["error"].strip().splitlines()[-1]}
+        return {"passed": False, **result}
     row: dict[str, Any] = {k: v for k, v in result.items() if k not in ("weights", "generated")}
     passed = [not refusal]
     if "weights" in result:
