@@ -80,8 +80,7 @@ class Architecture:
         """
         hidden, vocabulary = size(config, "hidden_size"), size(config, "vocab_size")
         inner, heads = size(config, "intermediate_size"), size(config, "num_attention_heads")
-        kv_heads = size(config, "num_key_value_heads", heads)
-        head = size(config, "head_dim", max(1, hidden // heads))
+        kv_heads, head = size(config, "num_key_value_heads", heads), head_dim(config)
         within: dict[str, tuple[int, ...]] = {
             f"{self.layer.attention_norm}.weight": (hidden,),
             f"{self.layer.mlp_norm}.weight": (hidden,),
@@ -122,6 +121,22 @@ def size(config: Mapping[str, Any], key: str, default: int | None = None) -> int
             f"config.json: {key} is {value!r}, not a positive integer", "restore the model's own config.json"
         )
     return value
+
+
+def head_dim(config: Mapping[str, Any]) -> int:
+    """Columns of an attention head."""
+    return size(config, "head_dim", max(1, size(config, "hidden_size") // size(config, "num_attention_heads")))
+
+
+def rms_epsilon(config: Mapping[str, Any]) -> float:
+    """What is added to the mean square in a norm. Raises CheckpointError where it is no small positive number."""
+    value = config.get("rms_norm_eps", 1e-6)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+        raise CheckpointError(
+            f"config.json: rms_norm_eps is {value!r}, not a small positive number",
+            "restore the model's own config.json",
+        )
+    return float(value)
 
 
 def _strict(kind: type, table: Any, where: str) -> Any:

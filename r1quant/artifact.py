@@ -7,6 +7,7 @@ look like.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -134,6 +135,20 @@ class Artifact(Protocol):
 
     def chunks(self, name: str) -> Iterator[npt.NDArray[np.uint8]]:
         """The stored bytes of a tensor that is not quantized, piece by piece."""
+
+
+def generation_config(carried: Mapping[str, bytes]) -> Mapping[str, Any]:
+    """generation_config.json of the carried files; empty where there is none or it is no JSON object."""
+    try:
+        found = json.loads(carried.get("generation_config.json", b"{}"))
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def has_chat_template(carried: Mapping[str, bytes]) -> bool:
+    """Whether one of the carried files is a chat template or holds one."""
+    return any(name.startswith("chat_template") or b"chat_template" in text for name, text in carried.items())
 
 
 def quantized(artifact: Artifact, name: str) -> str | None:

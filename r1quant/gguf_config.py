@@ -16,9 +16,11 @@ import numpy.typing as npt
 from r1quant.archs import Architecture, architectures
 from r1quant.errors import CheckpointError
 from r1quant.gguf_header import GgufHeader, StoredTensor, shown
+from r1quant.rope import llama3_factors, magnitude
 
 ROPE_FREQS = "rope_freqs.weight"
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+TURNS = LLAMA3["low_freq_factor"], LLAMA3["high_freq_factor"]
 FILE_TYPES = {0: "F32", 1: "F16"}
 TORCH_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # The name of a special token in Hugging Face files, and in the keys of GGUF.
@@ -172,7 +174,7 @@ def _rope_scaling(
                 scaling[name] = header.real(f"{key}.yarn_{name}")
         # llama.cpp multiplies YaRN's own attention factor by attn_factor, and only stores yarn_attn_factor.
         if f"{key}.attn_factor" in header.metadata:
-            product = header.real(f"{key}.attn_factor") * (0.1 * math.log(max(factor, 1.0)) + 1.0)
+            product = header.real(f"{key}.attn_factor") * magnitude(factor)
             scaling["attention_factor"] = float(str(np.float32(product)))
         elif f"{key}.yarn_attn_factor" in header.metadata:
             scaling["attn_factor"] = header.real(f"{key}.yarn_attn_factor")
@@ -190,7 +192,7 @@ def _llama3(
         head_dim, theta = config["head_dim"], config["rope_theta"]
         usual = LLAMA3["original_max_position_embeddings"]
         for context in (usual, _original_context(head_dim, theta, factor, rope_freqs)):
-            expected = llama3_factors(head_dim, theta, factor, context=context)
+            expected = llama3_factors(head_dim, theta, factor, (*TURNS, context))
             if np.allclose(rope_freqs, expected, rtol=1e-4, atol=0.0):
                 stated = {
                     "rope_type": "llama3",
@@ -211,23 +213,6 @@ def _original_context(head_dim: int, theta: float, factor: float, table: npt.NDA
     if not blended.size:
         return 1
     kept = (1 / float(table[blended[0]]) - 1 / factor) / (1 - 1 / factor)
-    turns = LLAMA3["low_freq_factor"] + kept * (LLAMA3["high_freq_factor"] - LLAMA3["low_freq_factor"])
+    turns = TURNS[0] + kept * (TURNS[1] - TURNS[0])
     context = float(turns * 2 * math.pi * theta ** (2 * int(blended[0]) / head_dim))
     return max(1, round(min(context, 2.0**31)))
-
-
-def llama3_factors(
-    head_dim: int,
-    theta: float,
-    factor: float,
-    low: float = LLAMA3["low_freq_factor"],
-    high: float = LLAMA3["high_freq_factor"],
-    context: float = LLAMA3["original_max_position_embeddings"],
-) -> npt.NDArray[np.float64]:
-    """By what Llama 3 scaling divides each rotary frequency, [head_dim / 2].
-
-    Short waves are left alone, long ones stretched by `factor`, and those between get a mean of both frequencies.
-    """
-    turns = context / (2 * math.pi * theta ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim))
-    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return np.asarray(1.0 / (kept + (1.0 - kept) / factor))

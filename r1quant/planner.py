@@ -16,7 +16,7 @@ from typing import Any
 from r1quant import layout as layouts
 from r1quant import preflight
 from r1quant.archs import Architecture, architecture_of, size
-from r1quant.artifact import Form
+from r1quant.artifact import Form, has_chat_template
 from r1quant.checkpoint import Checkpoint
 from r1quant.errors import CheckpointError, OutOfSpaceError, R1QuantError, RecipeError
 from r1quant.floats import FLOAT_DTYPES
@@ -356,9 +356,7 @@ def _warnings(checkpoint: Checkpoint, arch: Architecture, linears: tuple[LinearP
         warnings.append(stretched.explanation)
     if "tokenizer.json" not in checkpoint.carried:
         warnings.append("no tokenizer.json: the result cannot be used without a tokenizer from elsewhere")
-    elif not any(b"chat_template" in text for text in checkpoint.carried.values()) and not any(
-        name.startswith("chat_template") for name in checkpoint.carried
-    ):
+    elif not has_chat_template(checkpoint.carried):
         warnings.append("no chat template: chat prompts will have to be formatted by hand")
     if checkpoint.config.get("tie_word_embeddings"):
         warnings.append("embedding and head are tied: they stay in float, as one tensor")

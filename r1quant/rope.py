@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from r1quant.archs import size
+from r1quant.archs import head_dim, size
 from r1quant.errors import CheckpointError
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
@@ -58,10 +58,10 @@ def attention_factor(config: Mapping[str, Any]) -> float:
         return _number(rope, "attention_factor")
     factor = _factor(config, rope)
     if "attn_factor" in rope:
-        return _number(rope, "attn_factor") * _magnitude(factor, 1.0)
+        return _number(rope, "attn_factor") * magnitude(factor)
     if rope.get("mscale") and rope.get("mscale_all_dim"):
-        return _magnitude(factor, _number(rope, "mscale")) / _magnitude(factor, _number(rope, "mscale_all_dim"))
-    return _magnitude(factor, 1.0)
+        return magnitude(factor, _number(rope, "mscale")) / magnitude(factor, _number(rope, "mscale_all_dim"))
+    return magnitude(factor)
 
 
 def explicit(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def inverse_frequencies(config: Mapping[str, Any]) -> npt.NDArray[np.float32]:
     if kind == "linear":
         plain = plain / _number(rope, "factor")
     elif kind == "llama3":
-        plain = _llama3(config, rope, plain)
+        plain = plain / llama3_table(config)
     elif kind == "yarn":
         plain = _yarn(config, rope, plain)
     return plain.astype(np.float32)
@@ -102,17 +102,28 @@ def cos_sin(
     return (np.cos(wide) * factor).astype(np.float32), (np.sin(wide) * factor).astype(np.float32)
 
 
-def _llama3(
-    config: Mapping[str, Any], rope: Mapping[str, Any], plain: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    """Long waves are stretched by the factor, short ones kept, and those between blended."""
+def llama3_table(config: Mapping[str, Any]) -> npt.NDArray[np.float64]:
+    """By what Llama 3 scaling divides each frequency, float64 [head_dim / 2]."""
+    rope = parameters(config)
     factor, low, high = (_number(rope, key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
     if low == high:
         raise _invalid("high_freq_factor", high)
-    turns = _original_positions(config, rope) * plain / (2 * math.pi)
-    share = np.clip((turns - low) / (high - low), 0, 1)
-    blended: npt.NDArray[np.float64] = (1 - share) * plain / factor + share * plain
-    return blended
+    turning = low, high, _original_positions(config, rope)
+    return llama3_factors(_head_dim(config), _number(rope, "rope_theta"), factor, turning)
+
+
+def llama3_factors(
+    columns: int, theta: float, factor: float, turning: tuple[float, float, float]
+) -> npt.NDArray[np.float64]:
+    """By what Llama 3 scaling divides the frequency of each pair of a head of `columns`, float64 [columns / 2].
+
+    Short waves are kept, long ones stretched by the factor, and those between get a mean of both frequencies. turning:
+    how often within the original context, its third number, a wave turns at most and at least where that begins.
+    """
+    low, high, context = turning
+    turns = context * theta ** -(np.arange(0, columns, 2) / columns) / (2 * math.pi)
+    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return np.asarray(1.0 / (kept + (1.0 - kept) / factor))
 
 
 def _yarn(
@@ -135,7 +146,8 @@ def _yarn(
     return blended
 
 
-def _magnitude(factor: float, scale: float) -> float:
+def magnitude(factor: float, scale: float = 1.0) -> float:
+    """What YaRN multiplies cosine and sine with where nothing else is stated: 0.1 ln(factor) + 1."""
     return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
 
 
@@ -153,7 +165,7 @@ def _original_positions(config: Mapping[str, Any], rope: Mapping[str, Any]) -> f
 
 
 def _head_dim(config: Mapping[str, Any]) -> int:
-    head = size(config, "head_dim", max(1, size(config, "hidden_size") // size(config, "num_attention_heads")))
+    head = head_dim(config)
     if head % 2:
         raise _invalid("head_dim", head)
     return head

@@ -7,7 +7,6 @@ loaders of transformers 5.23, vLLM 0.33, SGLang 0.5.23, llama.cpp (llama-cpp-pyt
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -51,7 +50,7 @@ def yarn(config: Mapping[str, Any]) -> Yarn | None:
     if found["rope_type"] != "yarn":
         return None
     plain = rope.attention_factor(_without(config, "attention_factor", "attn_factor"))
-    magnitude = 0.1 * math.log(max(1.0, float(found.get("factor", 1.0)))) + 1.0
+    magnitude = rope.magnitude(float(found.get("factor", 1.0)))
     stated = float(found["attention_factor"]) if "attention_factor" in found else None
     multiplied = float(found.get("attn_factor", 1.0)) * magnitude
     unstated = {

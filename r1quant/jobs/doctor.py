@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from r1quant.artifact import has_chat_template
 from r1quant.sources import open_model
 from r1quant.yarn import yarn
 
@@ -67,8 +68,7 @@ def _model(model: str | Path) -> tuple[dict[str, Any], list[str]]:
     stretched = yarn(checkpoint.config)
     if stretched is not None and stretched.disagree:
         advice.append(stretched.explanation)
-    templates = [name for name, text in checkpoint.carried.items() if b"chat_template" in text]
-    if not templates and not any(name.startswith("chat_template") for name in checkpoint.carried):
+    if not has_chat_template(checkpoint.carried):
         advice.append("the model has no chat template: chat prompts must be formatted by hand")
     if "tokenizer.json" not in checkpoint.carried:
         advice.append("the model has no tokenizer.json, which calibration, measuring and GGUF need")

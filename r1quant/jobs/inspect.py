@@ -9,7 +9,7 @@ from typing import Any
 
 from r1quant import preflight
 from r1quant.archs import architecture_of, linears
-from r1quant.artifact import Artifact, Form, quantized
+from r1quant.artifact import Artifact, Form, has_chat_template, quantized
 from r1quant.checkpoint import Checkpoint
 from r1quant.formats.codec import CodecArtifact
 from r1quant.jobs.artifacts import open_artifact
@@ -46,8 +46,7 @@ def inspect(model: str | Path) -> dict[str, Any]:
         "max_positions": config.get("max_position_embeddings"),
         "rope_scaling": config.get("rope_scaling"),
         "yarn": None if stretched is None else stretched.as_dict(),
-        "chat_template": b"chat_template" in artifact.carried.get("tokenizer_config.json", b"")
-        or any(name.startswith("chat_template") for name in artifact.carried),
+        "chat_template": has_chat_template(artifact.carried),
         "quantization": checkpoint.config.get("quantization_config") if checkpoint else (dict(grids) or None),
         "exports": [name for name, reason in preflight.formats(artifact.forms).items() if reason is None]
         if artifact.forms

@@ -19,9 +19,9 @@ from r1quant.archs import architectures
 from r1quant.checkpoint import Checkpoint
 from r1quant.errors import CheckpointError, NumericError
 from r1quant.floats import round_to
-from r1quant.gguf_config import llama3_factors
 from r1quant.gguf_header import read_gguf_header
 from r1quant.gguf_source import gguf_names, open_gguf
+from r1quant.rope import llama3_factors
 
 from .gguf_files import HEADS, HIDDEN, KV_HEADS, LAYERS, metadata, smollm_path, tensors, write
 
@@ -277,7 +277,7 @@ def test_llama3_scaling_is_recovered_from_its_table(tmp_path: Path, factor: floa
     plain = theta ** (-np.arange(0, head_dim, 2) / head_dim)
     table = (plain / scaled).astype(np.float32)
     table[table.argmax() :] = factor  # as the converter has it: exact where the stretch is whole
-    np.testing.assert_allclose(llama3_factors(head_dim, theta, factor), table, rtol=1e-5)
+    np.testing.assert_allclose(llama3_factors(head_dim, theta, factor, (1.0, 4.0, 8192)), table, rtol=1e-5)
     arrays = tensors("llama", head_dim) | {"rope_freqs.weight": table}
     values = metadata("llama", ARCH__rope__freq_base=theta, ARCH__attention__key_length=head_dim)
     checkpoint = open_gguf(write(tmp_path / "m.gguf", "llama", values, arrays))

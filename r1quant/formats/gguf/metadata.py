@@ -8,7 +8,6 @@ frequencies among the tensors. It does not know tokenizers or blocks.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -17,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from r1quant import rope
-from r1quant.archs import Architecture, size
+from r1quant.archs import Architecture, head_dim, rms_epsilon, size
+from r1quant.artifact import generation_config
 from r1quant.errors import CheckpointError
-from r1quant.gguf_config import SAMPLING, llama3_factors
+from r1quant.gguf_config import SAMPLING
 
 QUANTIZATION_VERSION = 2
 # llama_ftype by the type that most weights have. It tells people; programs read each tensor's own type.
@@ -52,15 +52,6 @@ def _sampling(carried: Mapping[str, bytes]) -> dict[str, Any]:
     return keys
 
 
-def generation_config(carried: Mapping[str, bytes]) -> Mapping[str, Any]:
-    """generation_config.json; empty where there is none or it is no JSON object."""
-    try:
-        found = json.loads(carried.get("generation_config.json", b"{}"))
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def model(config: Mapping[str, Any], arch: Architecture, file_type: int) -> dict[str, Any]:
     """Sizes and rotary embeddings. Raises CheckpointError where GGUF or llama.cpp has no place for what config says."""
     prefix = arch.gguf.architecture
@@ -74,28 +65,13 @@ def model(config: Mapping[str, Any], arch: Architecture, file_type: int) -> dict
         "attention.head_count_kv": size(config, "num_key_value_heads", heads),
     }
     keys |= _rotary(config)
-    keys["attention.layer_norm_rms_epsilon"] = _epsilon(config)
-    head_dim = head_size(config)
-    keys |= {"attention.key_length": head_dim, "attention.value_length": head_dim}
+    keys["attention.layer_norm_rms_epsilon"] = rms_epsilon(config)
+    columns = head_dim(config)
+    keys |= {"attention.key_length": columns, "attention.value_length": columns}
     if prefix == "llama":
-        keys |= {"vocab_size": size(config, "vocab_size"), "rope.dimension_count": head_dim}
+        keys |= {"vocab_size": size(config, "vocab_size"), "rope.dimension_count": columns}
     named = {f"{prefix}.{key}": value for key, value in keys.items()}
     return named | {"general.file_type": file_type, "general.quantization_version": QUANTIZATION_VERSION}
-
-
-def head_size(config: Mapping[str, Any]) -> int:
-    """Columns of an attention head."""
-    return size(config, "head_dim", max(1, size(config, "hidden_size") // size(config, "num_attention_heads")))
-
-
-def _epsilon(config: Mapping[str, Any]) -> float:
-    value = config.get("rms_norm_eps", 1e-6)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
-        raise CheckpointError(
-            f"config.json: rms_norm_eps is {value!r}, not a small positive number",
-            "restore the model's own config.json",
-        )
-    return float(value)
 
 
 def _rotary(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,10 +89,8 @@ def _rotary(config: Mapping[str, Any]) -> dict[str, Any]:
         raise CheckpointError(
             "config.json: YaRN with truncate = false cannot be said in GGUF", "run this model from safetensors"
         )
-    # What llama.cpp multiplies with of its own accord.
-    own = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
     keys["rope.scaling.original_context_length"] = original
-    keys["rope.scaling.attn_factor"] = rope.attention_factor(config) / own
+    keys["rope.scaling.attn_factor"] = rope.attention_factor(config) / rope.magnitude(factor)  # its own
     stated = settings.get("attention_factor", settings.get("attn_factor"))
     for name, value in (
         ("attn_factor", stated),
@@ -153,11 +127,4 @@ def rope_table(config: Mapping[str, Any]) -> npt.NDArray[np.float32] | None:
     settings = rope.parameters(config)
     if settings["rope_type"] != "llama3":
         return None
-    return llama3_factors(
-        head_size(config),
-        float(settings["rope_theta"]),
-        float(settings["factor"]),
-        low=float(settings["low_freq_factor"]),
-        high=float(settings["high_freq_factor"]),
-        context=float(_original_context(config, settings)),
-    ).astype(np.float32)
+    return rope.llama3_table(config).astype(np.float32)

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from r1quant.artifact import generation_config
 from r1quant.errors import R1QuantError
-from r1quant.formats.gguf import metadata
 from r1quant.formats.gguf.vocabulary import puts_around
 from r1quant.tokenizer import Tokenizer
 
@@ -77,7 +77,7 @@ class Style:
 def modelfile(carried: Mapping[str, bytes], config: Mapping[str, Any], file: str) -> str:
     """The text of the Modelfile beside the GGUF file of that name. carried: as Artifact.carried."""
     tokenizer = Tokenizer.from_files(carried, file)
-    generation = metadata.generation_config(carried)
+    generation = generation_config(carried)
     style = style_of(tokenizer, _puts_bos(carried, tokenizer))
     reasons = tokenizer.backend.token_to_id(REASONING) is not None
     lines = [f"FROM ./{file}", ""]

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from r1quant.archs import size
+from r1quant.artifact import generation_config
 from r1quant.errors import CheckpointError
-from r1quant.formats.gguf import metadata, sentencepiece
+from r1quant.formats.gguf import sentencepiece
 from r1quant.formats.gguf.pretokenizer import rule_of
 from r1quant.gguf_config import TOKENS
 from r1quant.gguf_tokenizer import CONTROL, NORMAL, PRE_TOKENIZERS, UNUSED, USER_DEFINED, WHOLE
@@ -52,7 +53,7 @@ def keys(
             "token_type": np.array(kinds, np.int32),
             "merges": merges(bpe),
         }
-    found |= _special(tokenizer, config, metadata.generation_config(carried), len(tokens))
+    found |= _special(tokenizer, config, generation_config(carried), len(tokens))
     around = puts_around(raw, settings, tokenizer.specials)
     found |= {f"add_{name}_token": value for name, value in around.items()}
     named: dict[str, Any] = {f"tokenizer.ggml.{key}": value for key, value in found.items()}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from r1quant.archs import size
+from r1quant.archs import head_dim, rms_epsilon, size
 from r1quant.errors import CheckpointError
 
 DEFAULT_WINDOW, DEFAULT_FIRST_WINDOW = 4096, 28  # of transformers, where the keys are missing
@@ -36,18 +36,15 @@ class Dimensions:
             raise CheckpointError(
                 f"config.json: hidden_act {config['hidden_act']!r} is not supported in ONNX", "silu is supported"
             )
-        hidden, heads = size(config, "hidden_size"), size(config, "num_attention_heads")
-        epsilon = config.get("rms_norm_eps", 1e-6)
-        if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
-            raise _invalid("rms_norm_eps", epsilon)
+        heads = size(config, "num_attention_heads")
         return Dimensions(
-            hidden=hidden,
+            hidden=size(config, "hidden_size"),
             heads=heads,
             kv_heads=size(config, "num_key_value_heads", heads),
-            head=size(config, "head_dim", max(1, hidden // heads)),
+            head=head_dim(config),
             vocabulary=size(config, "vocab_size"),
             context=size(config, "max_position_embeddings"),
-            epsilon=float(epsilon),
+            epsilon=rms_epsilon(config),
             windows=_windows(config),
         )
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from typing import Any
 
-from r1quant.artifact import Artifact
+from r1quant.artifact import Artifact, generation_config
 from r1quant.formats.onnx.dimensions import Dimensions
 from r1quant.formats.onnx.options import OnnxOptions
 
@@ -21,7 +19,7 @@ def config(artifact: Artifact, sizes: Dimensions, options: OnnxOptions, file: st
     onnxruntime-genai reserves keys and values for max_length tokens when it starts, so the default is the longest
     power of two that takes CACHE_LIMIT bytes, not the context: an 8B model of 131,072 positions would take 39 GB.
     """
-    stated = _generation_config(artifact)
+    stated = generation_config(artifact.carried)
     ids = {}
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         found = stated.get(key, artifact.config.get(key))
@@ -74,11 +72,3 @@ def default_length(sizes: Dimensions, options: OnnxOptions) -> int:
     per_token = 2 * sizes.layers * sizes.kv_heads * sizes.head * width
     fitting = max(1, CACHE_LIMIT // per_token)
     return min(sizes.context, 1 << (fitting.bit_length() - 1))
-
-
-def _generation_config(artifact: Artifact) -> Mapping[str, Any]:
-    try:
-        stated = json.loads(artifact.carried.get("generation_config.json", b"{}"))
-    except (ValueError, RecursionError):
-        return {}
-    return stated if isinstance(stated, dict) else {}
