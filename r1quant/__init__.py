@@ -77,16 +77,11 @@ def check(a: str | Path, b: str | Path, progress: Progress | None = None) -> Che
 def verify(
     out: str | Path | None = None,
     baseline: str | Path | None = None,
-    text: str | None = None,
-    windows: int = 24,
-    seq_len: int = 512,
-    device: str = "auto",
-    dtype: str = "float32",
     progress: Progress | None = None,
-    gate: Sequence[str] = (),
-    backend: str = "torch",
+    **options: Any,
 ) -> Verified:
-    """Perplexity of both models and KL(baseline || quantized) in nats; see r1quant.jobs.verify."""
+    """How far a quantized model is from its baseline; options are the fields of r1quant.jobs.pair.Options."""
+    from r1quant.jobs.pair import Options
     from r1quant.jobs.verify import verify as job
 
-    return job(out, baseline, text, windows, seq_len, device, dtype, progress, gate, backend)
+    return job(out, baseline, Options(**options), progress)

@@ -133,13 +133,13 @@ class Decoder:
     ) -> None:
         """Raises CheckpointError where the library cannot build a model from the config."""
         self.weights, self.arch, self.device, self.dtype = weights, arch, device, dtype
-        model = _skeleton(weights.config, arch)
+        model = skeleton(weights.config, arch)
         self._layers: nn.ModuleList = model.model.layers
         self._final_norm: nn.Module = model.model.norm
         rotary = type(model.model.rotary_emb)(config=model.config).to(device)
         position = torch.arange(seq_len, device=device)[None]
         self._cos_sin = rotary(torch.zeros(1, 1, device=device, dtype=dtype), position)
-        self._windows = _sliding_windows(model.config)
+        self._windows = sliding_windows(model.config)
         self._seq_len = seq_len
 
     def __len__(self) -> int:
@@ -152,15 +152,8 @@ class Decoder:
     @contextmanager
     def layer(self, index: int) -> Iterator[DecoderLayer]:
         """Layer `index`, filled; its memory is given back when the block ends."""
-        module, prefix = self._layers[index], self.arch.layer_prefix(index)
-        ignored = self.arch.tensors.ignored
-        state = {
-            name.removeprefix(prefix): self.weights.read(name).to(self.device, self.dtype)
-            for name in self.weights.tensors
-            if name.startswith(prefix) and not name.endswith(ignored)
-        }
-        module.load_state_dict(state, assign=True)
-        del state
+        module = self._layers[index]
+        module.load_state_dict(layer_state(self.weights, self.arch, index, self.device, self.dtype), assign=True)
         try:
             yield DecoderLayer(module, self.arch, self._cos_sin, self._mask(index))
         finally:
@@ -173,9 +166,7 @@ class Decoder:
         return torch.cat([self._final_norm(part.to(self.device)).to(hidden.device) for part in chunked(hidden)])
 
     def head(self) -> Head:
-        name = self.arch.tensors.head
-        tied = self.weights.config.get("tie_word_embeddings") or name not in self.weights.tensors
-        return Head(self.weights.read(self.arch.tensors.embedding if tied else name), self.device)
+        return Head(self.weights.read(head_name(self.weights, self.arch)), self.device)
 
     def _mask(self, index: int) -> torch.Tensor | None:
         """None means causal. A boolean [1, 1, S, S] where the layer's sliding window is shorter than the text."""
@@ -201,7 +192,29 @@ class Head:
         return torch.cat([wide @ part.to(self.device, torch.float32).T for part in slices], dim=1)
 
 
-def _skeleton(config: Mapping[str, Any], arch: Architecture) -> Any:
+def layer_state(
+    weights: Weights, arch: Architecture, index: int, device: torch.device, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """The tensors of decoder layer `index` under their names within it."""
+    prefix, ignored = arch.layer_prefix(index), arch.tensors.ignored
+    return {
+        name.removeprefix(prefix): weights.read(name).to(device, dtype)
+        for name in weights.tensors
+        if name.startswith(prefix) and not name.endswith(ignored)
+    }
+
+
+def head_name(weights: Weights, arch: Architecture) -> str:
+    """The tensor that scores tokens: the embedding where the two are tied."""
+    tied = weights.config.get("tie_word_embeddings") or arch.tensors.head not in weights.tensors
+    return arch.tensors.embedding if tied else arch.tensors.head
+
+
+def skeleton(config: Mapping[str, Any], arch: Architecture) -> Any:
+    """The library's model of a config.json on the meta device, without weights; attention by torch's own kernels.
+
+    Raises CheckpointError where the library cannot build one.
+    """
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -216,7 +229,7 @@ def _skeleton(config: Mapping[str, Any], arch: Architecture) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def _sliding_windows(config: Any) -> list[int | None]:
+def sliding_windows(config: Any) -> list[int | None]:
     """The sliding window of each layer, None where attention sees everything before it."""
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)

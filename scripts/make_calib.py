@@ -114,7 +114,8 @@ def main(anew: bool, batch: int, minutes: float) -> None:
         rows = traces + share(written(), name, 5) + [row for row in generated if row["prompt"] in mine]
         manifest[name] = write(name, rows)
         click.echo(f"{name}: {manifest[name]['documents']} documents, {manifest[name]['bytes']} bytes", err=True)
-    (CALIB / "manifest.json").write_text(json.dumps({"files": manifest}, indent=2) + "\n", "utf-8")
+    kept_files = json.loads((CALIB / "manifest.json").read_text("utf-8"))["files"]
+    (CALIB / "manifest.json").write_text(json.dumps({"files": kept_files | manifest}, indent=2) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "archs", "rope", "yarn", "artifact", "checkpoint", "recipe", "tensorfile", "provenance", "hub", "sources",
         "tokenizer", "gguf_header", "gguf_config", "gguf_tokenizer", "gguf_source",
     ),
-    ("rundir", "calibration", "stats", "progress"),
-    ("methods", "formats", "forward", "backends", "metrics"),
+    ("rundir", "calibration", "problemsets", "stats", "progress"),
+    ("methods", "formats", "forward", "backends", "metrics", "hardware"),
     ("layout", "targets", "preflight", "planner"),  # ask formats what they can hold
     ("jobs",),
     ("cli", "r1quant"),
@@ -41,7 +41,10 @@ FENCES = {
     "onnxruntime": {"backends.onnxruntime"},
     "llama_cpp": {"backends.llamacpp", "formats.gguf.kquants"},
     "numba": {"methods.kernels"},
-    "datasets": {"calibration"},
+    "datasets": {"calibration", "problemsets"},
+    "math_verify": {"metrics.grading"},
+    "openai": {"backends.wire"},
+    "lm_eval": {"jobs.tasks"},
     "huggingface_hub": {"hub"},
     "tokenizers": {"tokenizer", "gguf_tokenizer"},
     "jinja2": {"tokenizer"},
@@ -50,7 +53,7 @@ FENCES = {
 # Loaded by what must answer at once: none of these.
 SLOW = {
     "torch", "transformers", "numba", "onnx", "onnxruntime", "llama_cpp", "tokenizers", "gguf", "datasets",
-    "huggingface_hub", "jinja2", "safetensors",
+    "huggingface_hub", "jinja2", "safetensors", "openai", "math_verify", "lm_eval",
 }  # fmt: skip
 QUICK = (
     "r1quant.cli", "r1quant.jobs.inspect", "r1quant.jobs.quantize", "r1quant.jobs.export", "r1quant.planner",

@@ -1,4 +1,4 @@
-"""Runs a GGUF file with llama.cpp, in this process and on the CPU: logits of a text, and greedy generation.
+"""Runs a GGUF file with llama.cpp, in this process and on the CPU: logits of a text, and what follows it.
 
 llama.cpp rounds activations to 8 bits before it multiplies them with quantized weights, so its logits differ a little
 from those that the same weights give in floating point. It does not know how GGUF files are made.
@@ -10,7 +10,7 @@ import ctypes
 import os
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from r1quant.backends import Completion, Prompt, Sampling
 from r1quant.errors import CheckpointError, MissingDependency, RecipeError
 
 INSTALL = "pip install 'r1quant[llamacpp]'"
@@ -124,7 +125,7 @@ class LlamaCpp:
         self._api = self._library.api
         self._owned = ExitStack()
         self._finalizer = weakref.finalize(self, self._owned.close)  # for those who never close it
-        self.path, self.context, self.vocabulary, self._text = path, context, 0, 0
+        self.path, self.context, self.vocabulary, self._text, self._position = path, context, 0, 0, 0
         if not path.is_file():
             raise CheckpointError(f"{path} is not a file", "name a GGUF file")
         try:
@@ -158,6 +159,10 @@ class LlamaCpp:
         self._batch = api.llama_batch_init(TOKENS_PER_CALL, 0, 1)
         self._owned.callback(api.llama_batch_free, self._batch)
 
+    @property
+    def name(self) -> str:
+        return "llamacpp"
+
     def logits(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """tokens [n] -> [n, vocabulary], the logits that follow each token.
 
@@ -178,23 +183,50 @@ class LlamaCpp:
 
         Raises as `logits`.
         """
-        listed = self._checked(tokens)
-        text = self._forget()
-        for start in range(0, len(listed), TOKENS_PER_CALL):
-            self._decode(listed[start : start + TOKENS_PER_CALL], start)
-        position = len(listed)
-        while True:
-            found = self._api.llama_get_logits_ith(self._context, -1)
-            chosen = int(np.ctypeslib.as_array(found, (self.vocabulary,)).argmax())
-            yield chosen
-            if position >= self.context or text != self._text:
+        from r1quant.backends.sampling import follow
+
+        most = self.context - len(self._checked(tokens)) + 1
+        for token in islice(follow(self._begin, self._step, tokens), most):
+            text = self._text
+            yield token
+            if text != self._text:
                 return
-            self._decode([chosen], position)
-            position += 1
 
     def generate(self, tokens: npt.NDArray[np.int64] | Sequence[int], count: int) -> list[int]:
         """The `count` most likely next tokens, fewer where the context is full. Raises as `logits`."""
         return list(islice(self.stream(tokens), count))
+
+    def complete(self, prompts: Iterable[Prompt], sampling: Sampling, stop: frozenset[int]) -> Iterator[Completion]:
+        """One after the other. A prompt that is longer than the context gets no token.
+
+        Raises RecipeError for tokens that the model does not have, NumericError where it gives NaN or Inf.
+        """
+        from r1quant.backends.sampling import complete, room
+
+        for prompt in prompts:
+            most = room(prompt, sampling, self.context, self.vocabulary)
+            yield complete(self._begin, self._step, prompt, sampling, stop, most)
+
+    def _begin(self, tokens: npt.NDArray[np.int64] | Sequence[int]) -> npt.NDArray[np.float32]:
+        """A text instead of the one before -> float32 [vocabulary], what follows it."""
+        listed = self._checked(tokens)
+        self._forget()
+        for start in range(0, len(listed), TOKENS_PER_CALL):
+            self._decode(listed[start : start + TOKENS_PER_CALL], start)
+        self._position = len(listed)
+        return self._last()
+
+    def _step(self, token: int) -> npt.NDArray[np.float32]:
+        """One token more -> float32 [vocabulary], what follows; llama.cpp writes there again at the next step."""
+        self._decode([token], self._position)
+        self._position += 1
+        return self._last()
+
+    def _last(self) -> npt.NDArray[np.float32]:
+        found: npt.NDArray[np.float32] = np.ctypeslib.as_array(
+            self._api.llama_get_logits_ith(self._context, -1), (self.vocabulary,)
+        )
+        return found
 
     def _checked(self, tokens: npt.NDArray[np.int64] | Sequence[int]) -> list[int]:
         if not self._finalizer.alive:
@@ -211,11 +243,10 @@ class LlamaCpp:
             )
         return listed
 
-    def _forget(self) -> int:
+    def _forget(self) -> None:
         """Makes room for a text, which gets a number."""
         self._text += 1
         self._api.llama_memory_clear(self._api.llama_get_memory(self._context), True)
-        return self._text
 
     def _decode(self, tokens: list[int], position: int, every: bool = False) -> None:
         batch = self._batch

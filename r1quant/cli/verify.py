@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,38 +15,73 @@ from r1quant.cli import console
 @click.argument("out", required=False)
 @click.option("--baseline", help="The float model it was made from.  [default: what its record says]")
 @click.option("--text", help="A text or JSONL file to measure on.  [default: the bundled held-out text]")
-@click.option("--windows", default=24, show_default=True, help="Windows of text.")
-@click.option("--seq-len", default=512, show_default=True, help="Tokens in a window.")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto.")
-@click.option("--dtype", default="float32", show_default=True, help="Precision of both models: float32, bfloat16.")
-@click.option("--backend", default="torch", show_default=True, help="Runs OUT: torch, onnxruntime, llamacpp, or auto.")
-@click.option("--gate", "gates", multiple=True, help="Exit with 1 unless this holds: kl.mean<0.05. Repeatable.")
+@click.option("--windows", type=int, help="Windows of text; 0 measures none.  [default: 24]")
+@click.option("--seq-len", type=int, help="Tokens in a window.  [default: 512]")
+@click.option("--aime", help="Problems to ask: mini, aime24, aime25, aime, hub:NAME or a JSONL file.")
+@click.option("--limit", type=int, help="Only the first so many problems.")
+@click.option("--samples", type=int, help="Answers to each problem.  [default: 1]")
+@click.option("--temperature", type=float, help="Of the answers; 0 is greedy.  [default: 0.6]")
+@click.option("--top-p", type=float, help="Of the answers.  [default: 0.95]")
+@click.option("--max-tokens", type=int, help="Of an answer.  [default: 65536, or what the model's context leaves]")
+@click.option("--seed", type=int, help="Of the answers; both models get the same.  [default: 0]")
+@click.option("--health", is_flag=True, default=None, help="Also ask for JSON and function calls, a small bundled set.")
+@click.option("--tasks", help="Tasks of lm-eval, joined by commas: gsm8k,mmlu.")
+@click.option("--task-folder", help="A folder with tasks of your own.")
+@click.option("--task-limit", type=int, help="Only so many questions of each task.")
+@click.option("--backend", help="Runs OUT: torch, onnxruntime, llamacpp, openai, mock or auto.  [default: torch]")
+@click.option("--baseline-backend", help="Runs the baseline, the same ones.  [default: torch]")
+@click.option("--base-url", multiple=True, help="A server that runs OUT: http://localhost:8000/v1. Repeatable.")
+@click.option("--baseline-url", multiple=True, help="A server that runs the baseline. Repeatable.")
+@click.option("--served-model", help="What the server calls OUT.  [default: the first it lists]")
+@click.option("--baseline-served", help="What the server calls the baseline.")
+@click.option("--concurrency", type=int, help="Requests to servers at a time.  [default: 8]")
+@click.option("--patience", type=float, help="Seconds to wait for servers of which none answers.  [default: 300]")
+@click.option("--device", help="cpu, cuda, or auto.  [default: auto]")
+@click.option("--dtype", help="Precision of torch: float32, bfloat16, float16.  [default: float32]")
+@click.option(
+    "--gate", multiple=True, help="Exit with 1 unless this holds: kl.mean<0.05, aime.delta.low>-0.02. Repeatable."
+)
+@click.option(
+    "--from", "source", type=click.Path(path_type=Path), help="Repeat what this record tells of, and nothing else."
+)
 @click.option("--record", type=click.Path(path_type=Path), help="Also write the JSON record to this file.")
 @console.common
 def verify(
     out: str | None,
     baseline: str | None,
-    text: str | None,
-    windows: int,
-    seq_len: int,
-    device: str,
-    dtype: str,
-    backend: str,
-    gates: tuple[str, ...],
+    source: Path | None,
     record: Path | None,
     as_json: bool,
     debug: bool,
+    **given: Any,
 ) -> int:
-    """Measure how far OUT is from the model it was made from: perplexity of both, KL divergence, top-1 agreement.
+    """Measure how far OUT is from the model it was made from: on text, on problems, on tasks, in a runtime.
 
-    OUT left out is the quantized checkpoint last written into the current folder.
+    OUT left out is the quantized checkpoint last written into the current folder. Answers and what the baseline says
+    are kept in $R1QUANT_CACHE (~/.cache/r1quant), so that a run goes on where it was interrupted.
     """
+    from r1quant.errors import RecipeError
+    from r1quant.jobs.pair import Options
+    from r1quant.jobs.verify import repeat
     from r1quant.jobs.verify import verify as job
     from r1quant.recipe import read_settings
 
+    chosen = {key: value for key, value in given.items() if value not in (None, ())}
     with console.watching() as progress:
-        stated = read_settings(Path.cwd()).gates
-        done = job(out, baseline, text, windows, seq_len, device, dtype, progress, gates or stated, backend)
+        if source is not None:
+            if chosen or out or baseline:
+                raise RecipeError("--from repeats a run as it was", "leave out all other options, or leave out --from")
+            from r1quant.checkpoint import read_json
+
+            done = repeat(read_json(source), progress)
+        else:
+            chosen.setdefault("gate", read_settings(Path.cwd()).gates)
+            if "tasks" in chosen:
+                chosen["tasks"] = tuple(filter(None, chosen["tasks"].split(",")))
+            for key in ("backend", "baseline_backend"):
+                if chosen.get("base_url" if key == "backend" else "baseline_url"):
+                    chosen.setdefault(key, "openai")
+            done = job(out, baseline, Options(**chosen), progress)
     found = done.as_dict()
     if record is not None:
         import json
@@ -54,30 +91,126 @@ def verify(
         write_bytes(record, (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
 
     def show() -> None:
-        ppl, kl = found["perplexity"], found["kl"]
-        console.table(
-            [
-                ["measure", "baseline", "quantized", "95 % interval"],
-                ["perplexity", f"{ppl['baseline']:.4f}", f"{ppl['quantized']:.4f}", ""],
-                ["perplexity, ratio", "1", f"{ppl['ratio']:.4f}", between(ppl["ratio_ci95"], 4)],
-                ["KL divergence, mean (nats)", "0", f"{kl['mean']:.6f}", between(kl["mean_ci95"], 6)],
-                ["KL divergence, median", "0", f"{kl['median']:.6f}", ""],
-                ["KL divergence, 99th percentile", "0", f"{kl['p99']:.6f}", ""],
-                ["change of probability, RMS", "0", f"{found['delta_p_rms']:.6f}", ""],
-                ["top-1 agreement", "1", f"{found['top1']:.4f}", between(found["top1_ci95"], 4)],
-            ],
-            f"{found['out']} against {found['model']}, {found['tokens']} tokens of {found['text']['source']}",
-        )
-
-        for verdict in found["gates"]:
-            console.note(
-                f"{'passed' if verdict['passed'] else 'FAILED'}: {verdict['gate']} (it is {verdict['value']:.6g})"
-            )
+        heading = ["measure", "baseline", "quantized", "difference", "95 % interval"]
+        rows = [*_text(found), *_aime(found), *_health(found), *_tasks(found)]
+        console.table([heading, *rows], f"{found['out']} against {found['model']}{_about(found)}")
+        for line in _notes(found):
+            console.note(line)
+        if found["gates"]:
+            console.table([["gate", "value", "verdict"], *map(_verdict, found["gates"])])
 
     console.emit(found, as_json, show)
     return 0 if done.passed else 1
 
 
-def between(bounds: list[float] | None, digits: int) -> str:
+Row = list[str]
+
+
+def _about(found: Mapping[str, Any]) -> str:
+    parts = []
+    if "text" in found:
+        parts.append(f"{found['tokens']} tokens of {found['text']['source']}")
+    if "aime" in found:
+        aime = found["aime"]
+        parts.append(f"{aime['problems']} problems of {aime['set']}, {aime['samples']} answers each")
+    return ", ".join(["", *parts])
+
+
+def _text(found: Mapping[str, Any]) -> list[Row]:
+    if "text" not in found:
+        return []
+    ppl, kl = found["perplexity"], found["kl"]
+    rows = [
+        ["perplexity", f"{ppl['baseline']:.4f}", f"{ppl['quantized']:.4f}", "", ""],
+        ["perplexity, ratio", "", "", f"{ppl['ratio']:.4f}", between(ppl["ratio_ci95"], 4)],
+        ["change of probability, RMS", "", "", f"{found['delta_p_rms']:.6f}", ""],
+    ]
+    if kl is None:
+        return rows
+    rows += [
+        ["KL divergence, mean (nats)", "", "", f"{kl['mean']:.6f}", between(kl["mean_ci95"], 6)],
+        ["KL divergence, median", "", "", f"{kl['median']:.6f}", ""],
+        ["KL divergence, 99th percentile", "", "", f"{kl['p99']:.6f}", ""],
+        *(
+            [f"KL divergence, {name} tokens", "", "", f"{part['kl']['mean']:.6f}", ""]
+            for name, part in found["by_class"].items()
+        ),
+        ["top-1 agreement", "", "", f"{found['top1']:.4f}", between(found["top1_ci95"], 4)],
+    ]
+    return rows
+
+
+def _aime(found: Mapping[str, Any]) -> list[Row]:
+    if "aime" not in found:
+        return []
+    aime = found["aime"]
+    a, b = aime["baseline"], aime["quantized"]
+    rows = [
+        [f"accuracy, mean of {aime['samples']}", percent(a["accuracy"]), percent(b["accuracy"]),
+         percent(aime["delta"], "+"), between(aime["delta_ci95"], 1, 100)],
+        ["accuracy, 95 % interval", between(a["ci95"], 1, 100), between(b["ci95"], 1, 100), "", ""],
+    ]  # fmt: skip
+    if aime["samples"] > 1:
+        for key, name in (("maj", f"accuracy, majority of {aime['samples']}"), ("pass", f"any of {aime['samples']}")):
+            rows.append([name, percent(a[key]), percent(b[key]), percent(b[key] - a[key], "+"), ""])
+    return rows
+
+
+def _health(found: Mapping[str, Any]) -> list[Row]:
+    names = {
+        "closed_think": "closes </think>",
+        "truncated": "cut off",
+        "unparsed": "no answer found",
+        "loops": "repeats itself",
+        "language_mixing": "mixes languages",
+        "json_valid": "valid JSON",
+        "tool_call_valid": "valid function calls",
+    }
+    rows = []
+    for part in (found.get("health", {}), found.get("health", {}).get("formats", {})):
+        for key, name in names.items():
+            if key in part.get("baseline", {}):
+                a, b = part["baseline"][key], part["quantized"][key]
+                rows.append([name, percent(a), percent(b), percent(b - a, "+"), ""])
+    if "length_ratio" in found.get("health", {}):
+        health = found["health"]
+        a, b = (health[side]["length"]["mean"] for side in ("baseline", "quantized"))
+        ratio = health["length_ratio"]
+        rows.append(["tokens of an answer, mean", f"{a:.0f}", f"{b:.0f}", f"x {ratio:.3f}" if ratio else "", ""])
+    return rows
+
+
+def _tasks(found: Mapping[str, Any]) -> list[Row]:
+    rows = []
+    for task, metrics in found.get("tasks", {}).get("delta", {}).items():
+        for metric, part in metrics.items():
+            a, b = (found["tasks"][side]["results"][task][metric]["value"] for side in ("baseline", "quantized"))
+            rows.append(
+                [f"{task}, {metric}", f"{a:.4f}", f"{b:.4f}", f"{part['delta']:+.4f}", between(part["ci95"], 4)]
+            )
+    return rows
+
+
+def _notes(found: Mapping[str, Any]) -> list[str]:
+    lines = []
+    if "text" in found and found["kl_estimator"] != "exact":
+        lines.append(f"KL divergence: {found['kl_estimator']}")
+    if "aime" in found:
+        p, least = found["aime"]["p_value"], found["aime"]["smallest_detectable"]
+        seen = "" if least is None else f"; this run could have found a drop of {100 * least:.1f} points"
+        lines.append(f"accuracy: p = {p:.3f} for no difference{seen}")
+    return lines
+
+
+def _verdict(gate: Mapping[str, Any]) -> Row:
+    value = "not measured" if gate["value"] is None else f"{gate['value']:.6g}"
+    return [gate["gate"], value, "passed" if gate["passed"] else "FAILED"]
+
+
+def percent(share: float, sign: str = "") -> str:
+    return f"{100 * share:{sign}.1f} %"
+
+
+def between(bounds: list[float] | None, digits: int, scale: float = 1) -> str:
     """An interval for people; empty where one window of text gives none."""
-    return "" if bounds is None else f"{bounds[0]:.{digits}f} .. {bounds[1]:.{digits}f}"
+    return "" if bounds is None else f"{bounds[0] * scale:.{digits}f} .. {bounds[1] * scale:.{digits}f}"

@@ -34,8 +34,8 @@ def agree(a: Artifact, b: Artifact, count: int, wanted: bool | None, progress: P
         progress.begin("running both", 2)
         scores = []
         for artifact in (a, b):
-            name, runtime = open_runtime(artifact, count)
-            scores.append((name, log_softmax(runtime.logits(tokens))))
+            runtime = open_runtime(artifact, count, device="cpu")
+            scores.append((runtime.name, log_softmax(runtime.logits(tokens))))
             progress.advance(1)
     except (MissingDependency, CalibrationError, CheckpointError) as error:
         if wanted:

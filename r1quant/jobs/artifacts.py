@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from r1quant.archs import Architecture, architecture_of
 from r1quant.artifact import Artifact
+from r1quant.errors import CheckpointError
 from r1quant.formats import table
 from r1quant.planner import layer_count
 from r1quant.sources import open_model
@@ -32,6 +34,24 @@ def open_artifact(model: str | Path) -> Artifact:
     checkpoint = open_model(model)
     layer_count(checkpoint.config, len(checkpoint.tensors))
     return table.artifact(checkpoint)
+
+
+def same_model(one: Artifact, other: Artifact) -> Architecture:
+    """The architecture of two forms of one model. Raises CheckpointError where they cannot be that."""
+    arch = architecture_of(one.config)
+    for key in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size"):
+        mine, theirs = one.config.get(key), other.config.get(key)
+        if mine != theirs and not (key == "model_type" and _related(one, other)):
+            raise CheckpointError(
+                f"{key} is {mine} in {one.source} and {theirs} in {other.source}", "name two forms of one model"
+            )
+    return arch
+
+
+def _related(one: Artifact, other: Artifact) -> bool:
+    """Whether two model types are one in GGUF, which calls Mistral models llama."""
+    names = {architecture_of(artifact.config).gguf.architecture for artifact in (one, other)}
+    return len(names) == 1 and "gguf" in (one.format, other.format)
 
 
 def _only_gguf(folder: Path) -> Path | None:

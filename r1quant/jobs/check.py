@@ -16,7 +16,7 @@ import numpy.typing as npt
 from r1quant.archs import Architecture, architecture_of, linears
 from r1quant.artifact import ROWS_LIMIT, Artifact, quantized, rows
 from r1quant.errors import CheckpointError
-from r1quant.jobs.artifacts import open_artifact
+from r1quant.jobs.artifacts import open_artifact, same_model
 from r1quant.progress import Progress, Silent
 
 Values = npt.NDArray[np.float32]
@@ -79,7 +79,7 @@ def check(a: str | Path, b: str | Path, progress: Progress | None = None) -> Che
     """Compares every tensor of two artifacts. Raises CheckpointError where they are not one model's."""
     progress = progress or Silent()
     one, other = open_artifact(a), open_artifact(b)
-    arch = _same_model(one, other)
+    arch = same_model(one, other)
     names, alone = _names(one, other, arch)
     progress.begin("comparing", sum(one.tensors[name].nbytes for name in names))
     differences = []
@@ -90,23 +90,6 @@ def check(a: str | Path, b: str | Path, progress: Progress | None = None) -> Che
         progress.advance(one.tensors[name].nbytes, name)
     both = sum(quantized(one, name) is not None and quantized(other, name) is not None for name in names)
     return Checked(one, other, len(names), both, tuple(differences), tuple(alone))
-
-
-def _same_model(one: Artifact, other: Artifact) -> Architecture:
-    arch = architecture_of(one.config)
-    for key in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size"):
-        mine, theirs = one.config.get(key), other.config.get(key)
-        if mine != theirs and not (key == "model_type" and _related(one, other)):
-            raise CheckpointError(
-                f"{key} is {mine} in {one.source} and {theirs} in {other.source}", "name two forms of one model"
-            )
-    return arch
-
-
-def _related(one: Artifact, other: Artifact) -> bool:
-    """Whether two model types are one in GGUF, which calls Mistral models llama."""
-    names = {architecture_of(artifact.config).gguf.architecture for artifact in (one, other)}
-    return len(names) == 1 and "gguf" in (one.format, other.format)
 
 
 def _names(one: Artifact, other: Artifact, arch: Architecture) -> tuple[list[str], list[str]]:

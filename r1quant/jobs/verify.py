@@ -1,31 +1,37 @@
-"""verify: how far a quantized checkpoint is from the model it was made from, on text that neither was fitted to."""
+"""verify: how far a quantized model is from the one it was made from: on text, on problems, on tasks, in a runtime."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from r1quant import calibration, provenance
-from r1quant.archs import Architecture, architecture_of
+from r1quant.archs import architecture_of
 from r1quant.artifact import Artifact
-from r1quant.checkpoint import Checkpoint
+from r1quant.checkpoint import read_json
 from r1quant.errors import CheckpointError, RecipeError
-from r1quant.jobs.artifacts import open_artifact
+from r1quant.formats import table
+from r1quant.jobs.artifacts import open_artifact, same_model
 from r1quant.jobs.folder import RECORD
+from r1quant.jobs.identity import identity
+from r1quant.jobs.pair import Options, Pair
 from r1quant.jobs.quantize import default_text
-from r1quant.jobs.runtimes import backend_of, open_runtime
+from r1quant.jobs.samples import cache_folder
+from r1quant.metrics import tokenclass
 from r1quant.metrics.divergence import TokenScores, summary
-from r1quant.metrics.gates import judge, parse
-from r1quant.planner import check_tensors, layer_count
+from r1quant.metrics.gates import judge, parse, refuse_unknown
+from r1quant.archs import layer_count
+from r1quant.planner import check_tensors
 from r1quant.progress import Progress, Silent
 from r1quant.sources import open_model
 from r1quant.tokenizer import Tokenizer
 
+SCHEMA = "r1quant.verification/2"
 NOTHING = TokenScores(np.zeros(8), np.zeros(8), np.zeros(8), np.zeros(8, np.bool_))  # shows what a record has
 
 
@@ -57,55 +63,42 @@ def newest_output(folder: Path) -> Path:
 def verify(
     out: str | Path | None = None,
     baseline: str | Path | None = None,
-    text: str | None = None,
-    windows: int = 24,
-    seq_len: int = 512,
-    device: str = "auto",
-    dtype: str = "float32",
+    options: Options | None = None,
     progress: Progress | None = None,
-    gate: Sequence[str] = (),
-    backend: str = "torch",
 ) -> Verified:
-    """Perplexity of both models and KL(baseline || quantized) in nats on windows x seq_len tokens of a text.
+    """Measures what the options say of both models, each after the other.
 
     out       a quantized model in any format that is read; the newest one in the current folder where it is left out
     baseline  the model it was made from; looked up in the checkpoint's record where it is left out
-    text      a text or JSONL file; the bundled held-out text where it is left out
-    backend   what runs the quantized model: torch, from its weights; onnxruntime or llamacpp, which a format is made
-              for; or auto, which takes that one. The baseline runs in torch
-    gate      conditions on the record, such as "kl.mean<0.05" or "perplexity.ratio_ci95.high<1.05"
     """
-    begun, progress = time.monotonic(), progress or Silent()
-    if windows < 1 or seq_len < 2:
-        raise RecipeError(f"windows {windows} x seq-len {seq_len} is no text", "use at least 1 x 2")
-    gates = [parse(text) for text in gate]
-    judge(gates, summary(NOTHING, 2))  # a gate on a key that is not there is refused before the run
-    weights = open_artifact(out if out is not None else newest_output(Path()))
-    base = open_model(baseline if baseline is not None else _source_of(weights))
-    arch = _same_model(base, weights)
-    tokens = calibration.evaluation_text(
-        text or default_text(base), Tokenizer.of(base), windows, seq_len, vocabulary=int(base.config["vocab_size"])
-    )
-    from r1quant.backends.torch import compare
-    from r1quant.forward import DTYPES, pick_device
-
-    if dtype not in DTYPES:
-        raise RecipeError(f"dtype {dtype!r} is not supported", f"choose from {', '.join(DTYPES)}")
-    ran, layers = backend_of(weights, backend), layer_count(base.config, len(base.tensors))
-    quantized = weights if ran == "torch" else open_runtime(weights, seq_len)[1]
-    progress.begin("verifying", layers + (layers if ran == "torch" else tokens.windows))
-    scores = compare(
-        base, quantized, arch, tokens.tokens, pick_device(device), DTYPES[dtype], lambda: progress.advance(1)
-    )
+    begun, progress, options = time.monotonic(), progress or Silent(), options or Options()
+    gates = [parse(text) for text in options.gate]
+    refuse_unknown(gates, _shape(options))
+    pair = _opened(out, baseline, options, progress)
+    measured: dict[str, Any] = {}
+    for wanted, measure in (
+        (options.windows, _text),
+        (options.aime or options.health, _reasoning),
+        (options.tasks, _tasks),
+    ):
+        if wanted:
+            measured |= measure(pair, progress)
     record = {
-        "schema": "r1quant.verification/1",
-        "model": base.name,
-        "out": weights.source,
-        **(measured := summary(scores, tokens.windows)),
+        "schema": SCHEMA,
+        "model": _name(pair.baseline),
+        "out": pair.quantized.source,
+        "baseline": pair.baseline.source,
+        **measured,
         "gates": judge(gates, measured),
-        "text": {"source": tokens.source, "sha256": tokens.sha256, "windows": tokens.windows, "seq_len": seq_len},
-        "dtype": dtype,
-        "backend": ran,
+        "backend": pair.backends[1],
+        "baseline_backend": pair.backends[0],
+        "dtype": options.dtype,
+        "hashes": {
+            "baseline": pair.hashes[0],
+            "quantized": pair.hashes[1],
+            "tokenizer": provenance.sha256_of_files(pair.baseline.carried),
+        },
+        "options": asdict(options),
         "environment": provenance.environment(),
         "seconds": time.monotonic() - begun,
         "peak_rss_bytes": provenance.peak_rss_bytes(),
@@ -113,10 +106,100 @@ def verify(
     return Verified(record)
 
 
+def repeat(record: Mapping[str, Any], progress: Progress | None = None) -> Verified:
+    """Runs again what a record tells of. Raises CheckpointError where a model has changed since, RecipeError where it
+    is no record of this kind."""
+    if record.get("schema") != SCHEMA or not isinstance(record.get("options"), Mapping):
+        raise RecipeError(f"this is no record of verify ({SCHEMA})", "give a file written by r1quant verify --record")
+    options = Options.restored(record["options"])
+    done = verify(record["out"], record["baseline"], options, progress)
+    for name, before in record["hashes"].items():
+        if done.record["hashes"][name] != before:
+            raise CheckpointError(
+                f"the {name} is not the one that was measured ({before[:12]} then)", "restore it, or verify it anew"
+            )
+    return done
+
+
+def _opened(out: str | Path | None, baseline: str | Path | None, options: Options, progress: Progress) -> Pair:
+    quantized = open_artifact(out if out is not None else newest_output(Path()))
+    named = baseline if baseline is not None else _source_of(quantized)
+    base = _float_model(named) if options.baseline_backend == "torch" else open_artifact(named)
+    arch = same_model(base, quantized)
+    tokenizer = Tokenizer.from_files(base.carried, base.source)
+    cache = cache_folder()
+    hashes = identity(base, cache, progress), identity(quantized, cache, progress)
+    return Pair(base, quantized, arch, tokenizer, options, hashes)
+
+
+def _float_model(source: str | Path) -> Artifact:
+    """A baseline as `quantize` reads it. Raises CheckpointError where it is quantized or not complete."""
+    checkpoint = open_model(source)
+    if checkpoint.config.get("quantization_config") is not None:
+        raise CheckpointError(f"the baseline {checkpoint.source} is quantized itself", "name the float model")
+    layer_count(checkpoint.config, len(checkpoint.tensors))
+    for problem in check_tensors(checkpoint, architecture_of(checkpoint.config)):
+        raise problem.kind(f"{checkpoint.source}: {problem.message}", problem.hint)
+    return table.artifact(checkpoint)
+
+
+def _text(pair: Pair, progress: Progress) -> dict[str, Any]:
+    from r1quant.jobs.textscore import score
+
+    options, tokenizer = pair.options, pair.tokenizer
+    vocabulary = int(pair.baseline.config["vocab_size"])
+    text = calibration.evaluation_text(
+        options.text or default_text(pair.baseline), tokenizer, options.windows, options.seq_len, vocabulary=vocabulary
+    )
+    told = {"model": pair.hashes[0], "tokens": text.sha256, "dtype": options.dtype, "device": options.device}
+    runtimes = pair.opened(0, options.seq_len), pair.opened(1, options.seq_len)
+    found = score(*runtimes, told, text.tokens, cache_folder(), progress)
+    opening, closing = (tokenizer.backend.token_to_id(tag) for tag in ("<think>", "</think>"))
+    kinds = tokenclass.classes(text.tokens, opening, closing, pair.stop)
+    return {
+        **summary(found.scores, text.windows, kinds),
+        "kl_estimator": found.estimator,
+        "text": {
+            "source": text.source,
+            "sha256": text.sha256,
+            "windows": text.windows,
+            "seq_len": options.seq_len,
+            "baseline_cached": found.cached,
+        },
+    }
+
+
+def _reasoning(pair: Pair, progress: Progress) -> dict[str, Any]:
+    from r1quant.jobs.reasoning import measure
+
+    return measure(pair, progress)
+
+
+def _tasks(pair: Pair, progress: Progress) -> dict[str, Any]:
+    from r1quant.jobs.tasks import compare
+
+    return {"tasks": compare(pair, progress)}
+
+
+def _shape(options: Options) -> dict[str, Any]:
+    """A record's numbers as they will be called, all of them made up."""
+    found: dict[str, Any] = {}
+    if options.windows:
+        found |= summary(NOTHING, 2, {name: np.ones(8, np.bool_) for name in ("other", "thinking", "answer")})
+    if options.aime or options.health:
+        from r1quant.jobs.reasoning import shape
+
+        found |= shape(options)
+    return found
+
+
+def _name(model: Artifact) -> str:
+    last = model.source.rstrip("/").split("/")[-1]
+    return model.folder.resolve().name if last in ("", ".", "..") else last
+
+
 def _source_of(quantized: Artifact) -> str:
     """What the record of a checkpoint says it was made from."""
-    from r1quant.checkpoint import read_json
-
     path = quantized.folder / RECORD
     record = read_json(path) if path.is_file() else {}
     source = record.get("source") if isinstance(record, dict) else None
@@ -124,21 +207,3 @@ def _source_of(quantized: Artifact) -> str:
         raise CheckpointError(f"{quantized.source} does not say what it was made from", "name it with --baseline")
     local = (quantized.folder / source).resolve()
     return str(local) if local.exists() else source
-
-
-def _same_model(base: Checkpoint, quantized: Artifact) -> Architecture:
-    """Raises CheckpointError where the two cannot be the same model before and after."""
-    if base.config.get("quantization_config") is not None:
-        raise CheckpointError(f"the baseline {base.source} is quantized itself", "name the float model")
-    arch, _ = architecture_of(base.config), layer_count(base.config, len(base.tensors))
-    for problem in check_tensors(base, arch):
-        raise problem.kind(f"{base.source}: {problem.message}", problem.hint)
-    keys = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size")
-    for key in keys:
-        before, after = base.config.get(key), quantized.config.get(key)
-        if before != after:
-            raise CheckpointError(
-                f"{key} is {before} in the baseline and {after} in {quantized.source}",
-                "name the model it was made from with --baseline",
-            )
-    return arch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import operator
 import re
@@ -44,30 +45,41 @@ def parse(text: str) -> Gate:
     return Gate(found[1], found[2], bound)
 
 
+def refuse_unknown(gates: Iterable[Gate], shape: Mapping[str, Any]) -> None:
+    """Raises RecipeError for a key that a record of this shape does not have, naming those that it has."""
+    known = numbers(shape)
+    for gate in gates:
+        if gate.key not in known:
+            near = difflib.get_close_matches(gate.key, known, 3) or known
+            raise RecipeError(f"there is no {gate.key} to set a gate on", f"there are {', '.join(near)}")
+
+
 def judge(gates: Iterable[Gate], record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What each gate says of a record: {"gate", "value", "passed"}.
 
-    A value that is not a number (an interval of a single window) passes nothing. Raises RecipeError for a key that the
-    record does not have, naming those that it has.
+    What was not measured (an interval of a single window, a class of tokens that the text does not have) has the value
+    None, and passes nothing.
     """
     known = numbers(record)
     verdicts = []
     for gate in gates:
-        if gate.key not in known:
-            raise RecipeError(f"there is no {gate.key} to set a gate on", f"there are {', '.join(known)}")
-        value = known[gate.key]
-        verdicts.append({"gate": str(gate), "value": value, "passed": COMPARISONS[gate.comparison](value, gate.bound)})
+        value = known.get(gate.key, math.nan)
+        passed = COMPARISONS[gate.comparison](value, gate.bound)
+        verdicts.append({"gate": str(gate), "value": value if math.isfinite(value) else None, "passed": passed})
     return verdicts
 
 
 def numbers(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Every number of a record by its dotted path; the bounds of an interval are called low and high."""
+    """Every number of a record by its dotted path; the bounds of `delta_ci95` are called delta.low
+    and delta.high, and delta_ci95.low and delta_ci95.high too."""
     found: dict[str, float] = {}
     for key, value in record.items():
         if isinstance(value, Mapping):
             found |= numbers(value, f"{prefix}{key}.")
         elif isinstance(value, list | tuple) and len(value) == 2 and key.endswith("ci95"):
-            found |= {f"{prefix}{key}.{end}": _number(bound) for end, bound in zip(("low", "high"), value, strict=True)}
+            whole, short = f"{prefix}{key}", f"{prefix}{key.removesuffix('_ci95')}"
+            for end, bound in zip(("low", "high"), value, strict=True):
+                found |= {f"{whole}.{end}": _number(bound), f"{short}.{end}": _number(bound)}
         elif isinstance(value, int | float) and not isinstance(value, bool):
             found[prefix + key] = float(value)
     return found

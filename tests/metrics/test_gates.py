@@ -7,7 +7,7 @@ import math
 import pytest
 
 from r1quant.errors import RecipeError
-from r1quant.metrics.gates import judge, numbers, parse
+from r1quant.metrics.gates import judge, numbers, parse, refuse_unknown
 
 RECORD = {"kl": {"mean": 0.02, "mean_ci95": [0.01, 0.03]}, "top1": 0.97, "dtype": "float32", "alone_ci95": None}
 
@@ -39,8 +39,11 @@ def test_what_is_no_gate(text: str) -> None:
 
 def test_a_key_that_is_not_there() -> None:
     with pytest.raises(RecipeError, match=r"no kl\.meen") as refused:
-        judge([parse("kl.meen<1")], RECORD)
+        refuse_unknown([parse("kl.meen<1")], RECORD)
     assert "kl.mean" in refused.value.hint
+    refuse_unknown([parse("kl.mean.low<1"), parse("kl.mean_ci95.low<1")], RECORD)
+    (verdict,) = judge([parse("kl.meen<1")], RECORD)
+    assert verdict["value"] is None and not verdict["passed"]
 
 
 def test_an_interval_that_is_not_known_passes_nothing() -> None:

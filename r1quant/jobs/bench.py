@@ -1,0 +1,306 @@
+"""bench: how fast a model and the one it was made from run on this machine, and how much memory they take.
+
+The same protocol whatever runs them: prompts of an exact number of tokens out of the bundled text, never the same
+prompt twice (servers keep what they have read), the likeliest token each time, and no token that ends an answer. Each
+model has a process of its own for every load. The two take turns, A B A B, so that what else the machine was doing
+falls on both alike.
+
+It measures nothing on hardware that is not there: what a card of 40 GB would do is modelled, and says so.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from r1quant import calibration, provenance
+from r1quant.archs import architecture_of
+from r1quant.artifact import Artifact
+from r1quant.errors import RecipeError
+from r1quant.hardware import roofline
+from r1quant.hardware.cards import card
+from r1quant.jobs.artifacts import open_artifact
+from r1quant.jobs.bench_process import Batch, BenchProcess, Settings
+from r1quant.jobs.folder import RECORD
+from r1quant.jobs.runtimes import backend_of
+from r1quant.jobs.verify import newest_output
+from r1quant.metrics.speed import over_repeats, ratios, speed
+from r1quant.progress import Progress, Silent
+from r1quant.tokenizer import Tokenizer
+
+SERVER = "openai"
+SCHEMA = "r1quant.bench/1"
+REFERENCE = "A100 40GB"
+FORTY = (38e9, 44e9)  # bytes of a card that counts as one of 40 GB
+NONE = "none"
+WINDOW, ENOUGH = 64, 1 << 14  # the text is read in so many windows of so many tokens, or all there is
+STRIDE = 7919  # tokens from the begin of one prompt to that of the next; a prime, so that none comes again soon
+MARGIN = 16  # tokens that a chat format may put around a prompt
+
+
+@dataclass(frozen=True)
+class Load:
+    """One point of the grid: `batch` texts at the same time, so many tokens in and out of each."""
+
+    prompt_tokens: int
+    new_tokens: int
+    batch: int
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is run, and how often. Raises RecipeError for numbers that measure nothing."""
+
+    prompt_tokens: tuple[int, ...] = (512,)
+    new_tokens: tuple[int, ...] = (128,)
+    batch: tuple[int, ...] = (1,)
+    repeats: int = 5
+    warm_up: int = 1
+
+    def __post_init__(self) -> None:
+        named = (("prompt-tokens", self.prompt_tokens, 1), ("new-tokens", self.new_tokens, 2), ("batch", self.batch, 1))
+        for name, values, least in (*named, ("repeats", (self.repeats,), 1), ("warm-up", (self.warm_up,), 0)):
+            if not values or min(values) < least:
+                raise RecipeError(f"{name} {min(values, default='')} is too few", f"give at least {least}")
+
+    @property
+    def loads(self) -> list[Load]:
+        return [Load(*point) for point in itertools.product(self.prompt_tokens, self.new_tokens, self.batch)]
+
+
+@dataclass(frozen=True)
+class Benched:
+    """The measurement as a record."""
+
+    record: Mapping[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        return dict(self.record)
+
+
+@dataclass
+class _Side:
+    """One of the two models at one load: its process, and what came of each repeat."""
+
+    process: BenchProcess
+    batches: list[Batch] = field(default_factory=list)
+
+    def figures(self) -> dict[str, Any]:
+        opened, last = self.process.opened, dict(self.batches[-1].memory)
+        if opened["elsewhere"]:
+            last = dict.fromkeys(last)
+        on_card = last["torch"] if last["torch"] is not None else last["nvml"]
+        return {
+            **over_repeats([speed(batch.texts) for batch in self.batches]),
+            "peak_memory_bytes": last["rss"] if on_card is None else on_card,
+            "memory": next((kind for kind in ("torch", "nvml", "rss") if last[kind] is not None), None),
+            "peak_rss_bytes": last["rss"],
+            "empty_rss_bytes": opened["empty_rss_bytes"],
+            "peak_torch_bytes": last["torch"],
+            "nvml_bytes": last["nvml"],
+            "new_tokens_made": sum(text.count for batch in self.batches for text in batch.texts),
+            "backend": opened["backend"],
+            "device": opened["device"],
+            "dtype": opened["dtype"],
+            "card": opened["card"],
+        }
+
+
+def bench(
+    out: str | Path | None = None,
+    baseline: str | Path | None = None,
+    backend: str = "auto",
+    protocol: Protocol | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    base_urls: Sequence[str] = (),
+    served: str | None = None,
+    progress: Progress | None = None,
+    debug: bool = False,
+) -> Benched:
+    """Tokens a second and memory of a model, at every load of the protocol.
+
+    out       a model in any format that is read; the newest one in the current folder where it is left out
+    baseline  the model it was made from, or none; looked up in the record of `out` where it is left out. It runs in
+              the backend of its own format
+    backend   what runs `out`: auto takes the one that its format is made for; with openai a server does, `out` gives
+              the tokenizer, and there is no baseline unless one is named
+    base_urls, served  the addresses of the servers, and what they call the model
+    dtype     of models in torch; auto is bfloat16 where the processor multiplies in it, else float32
+
+    Raises RecipeError, CheckpointError, MissingDependency, and R1QuantError where a model's process was ended.
+    """
+    begun, protocol, progress = time.monotonic(), protocol or Protocol(), progress or Silent()
+    named = str(out if out is not None else newest_output(Path()))
+    artifact = open_artifact(named)
+    _check_context(artifact, protocol)
+    models = {"quantized": (named, backend if backend == SERVER else backend_of(artifact, backend))}
+    base = _baseline(artifact, NONE if backend == SERVER and baseline is None else baseline)
+    if base is not None:
+        models["baseline"] = (base, backend_of(open_artifact(base), "auto"))
+    tokenizer = Tokenizer.from_files(artifact.carried, artifact.source)
+    text = calibration.evaluation_text(None, tokenizer, ENOUGH, WINDOW, vocabulary=int(artifact.config["vocab_size"]))
+    prompts = _Prompts(text.tokens.reshape(-1), tokenizer)
+    loads = protocol.loads
+    progress.begin("timing", len(loads) * (protocol.repeats + protocol.warm_up) * len(models))
+    rows = []
+    for load in loads:
+        made = {
+            side: Settings(
+                model=model,
+                backend=ran,
+                device=device,
+                dtype=dtype,
+                context=load.prompt_tokens + load.new_tokens + MARGIN,
+                slots=load.batch,
+                base_urls=tuple(base_urls),
+                served=served,
+                debug=debug,
+            )
+            for side, (model, ran) in models.items()
+        }
+        rows.append(_row(load, made, prompts, protocol, progress))
+    first = rows[0]["quantized"]
+    return Benched(
+        {
+            "schema": SCHEMA,
+            "out": artifact.source,
+            "format": artifact.format,
+            "model": base,
+            **{key: _median(first[key]) for key in TOP},
+            "peak_memory_bytes": first["peak_memory_bytes"],
+            "rows": rows,
+            "reference": _reference(artifact, rows),
+            "protocol": {
+                "repeats": protocol.repeats,
+                "warm_up": protocol.warm_up,
+                "order": "in turn" if base is not None else "alone",
+                "temperature": 0,
+                "text": {"source": text.source, "sha256": text.sha256},
+            },
+            "environment": provenance.environment(),
+            "seconds": time.monotonic() - begun,
+        }
+    )
+
+
+TOP = ("prefill_tokens_per_second", "decode_tokens_per_second", "ttft_seconds")
+
+
+def _row(
+    load: Load, made: Mapping[str, Settings], prompts: _Prompts, protocol: Protocol, progress: Progress
+) -> dict[str, Any]:
+    """Both models at one load, in turn."""
+    with ExitStack() as stack:
+        sides = {name: _Side(stack.enter_context(BenchProcess(settings))) for name, settings in made.items()}
+        for turn in range(protocol.warm_up + protocol.repeats):
+            given = prompts.take(load)
+            for name, side in sides.items():
+                batch = side.process.run(given, load.new_tokens)
+                if turn >= protocol.warm_up:
+                    side.batches.append(batch)
+                progress.advance(1, f"{name}: {load.prompt_tokens} + {load.new_tokens} tokens, batch {load.batch}")
+    row: dict[str, Any] = {**vars(load), **{name: side.figures() for name, side in sides.items()}}
+    speeds = {name: [speed(batch.texts) for batch in side.batches] for name, side in sides.items()}
+    row["ratio"] = ratios(speeds["quantized"], speeds["baseline"]) if "baseline" in speeds else None
+    return {"baseline": None, **row}
+
+
+class _Prompts:
+    """Prompts out of one long text, each beginning where none has begun before, as long as the text allows."""
+
+    def __init__(self, text: npt.NDArray[np.int64], tokenizer: Tokenizer) -> None:
+        self._text, self._tokenizer = text, tokenizer
+        self._numbers: Iterator[int] = itertools.count()
+
+    def take(self, load: Load) -> list[dict[str, Any]]:
+        made = []
+        for number in itertools.islice(self._numbers, load.batch):
+            start = number * STRIDE % len(self._text)
+            tokens = self._text[(start + np.arange(load.prompt_tokens)) % len(self._text)].tolist()
+            made.append({"key": str(number), "text": self._tokenizer.decode(tokens), "tokens": tokens})
+        return made
+
+
+def _check_context(artifact: Artifact, protocol: Protocol) -> None:
+    longest, most = artifact.config.get("max_position_embeddings"), max(protocol.prompt_tokens)
+    total = most + max(protocol.new_tokens)
+    if isinstance(longest, int) and total > longest:
+        raise RecipeError(
+            f"{most} + {max(protocol.new_tokens)} tokens are more than the model's {longest} positions",
+            "lower --prompt-tokens or --new-tokens",
+        )
+
+
+def _baseline(artifact: Artifact, wanted: str | Path | None) -> str | None:
+    """The model to compare with: the one that is wanted, or what a record says; None where neither names one."""
+    if wanted is not None:
+        return None if str(wanted) == NONE else str(wanted)
+    from r1quant.checkpoint import read_json
+
+    path = artifact.folder / RECORD
+    record = read_json(path) if path.is_file() else {}
+    source = record.get("source") if isinstance(record, dict) else None
+    if not isinstance(source, str):
+        return None
+    local = (artifact.folder / source).resolve()
+    return str(local) if local.exists() else source
+
+
+def _reference(artifact: Artifact, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The 16-bit model on a card of 40 GB at every load: measured where that is what was measured, else modelled."""
+    if all(_on_forty(row["baseline"]) for row in rows):
+        shown = [
+            {
+                **{key: row[key] for key in ("prompt_tokens", "new_tokens", "batch")},
+                "baseline": {
+                    "source": "measured",
+                    **{key: _median(row["baseline"][key]) for key in TOP},
+                    "total_bytes": row["baseline"]["peak_memory_bytes"],
+                },
+                "quantized": {
+                    "source": "measured",
+                    **{key: _median(row["quantized"][key]) for key in TOP},
+                    "total_bytes": row["quantized"]["peak_memory_bytes"],
+                },
+            }
+            for row in rows
+        ]
+        first = rows[0]["baseline"]
+        return {"card": first["card"]["name"], "source": "measured", "dtype": first["dtype"], "rows": shown}
+    known, arch = card(REFERENCE), architecture_of(artifact.config)
+    floats, quantized = roofline.sizes(artifact.config, arch), roofline.sizes(artifact.config, arch, artifact.forms)
+    shown = []
+    for row in rows:
+        load = Load(row["prompt_tokens"], row["new_tokens"], row["batch"])
+        found = {
+            name: roofline.model(of, known, load.prompt_tokens, load.new_tokens, load.batch).as_dict()
+            for name, of in (("baseline", floats), ("quantized", quantized))
+        }
+        shown.append({**vars(load), **found})
+    return {
+        "card": known.name,
+        "source": roofline.SOURCE,
+        "dtype": "float16",
+        "assumptions": roofline.assumptions(),
+        "rows": shown,
+    }
+
+
+def _on_forty(side: Mapping[str, Any] | None) -> bool:
+    """Whether this was a 16-bit model on a card of 40 GB."""
+    if side is None or side["card"] is None:
+        return False
+    return side["dtype"] in roofline.DTYPES and FORTY[0] <= side["card"]["memory_bytes"] <= FORTY[1]
+
+
+def _median(found: Mapping[str, float] | None) -> float | None:
+    return None if found is None else found["median"]
