@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from r1quant import layout as layouts
 from r1quant import preflight
 from r1quant.archs import Architecture, architecture_of, size
+from r1quant.archs import layer_count as layer_count
 from r1quant.artifact import Form, has_chat_template
 from r1quant.checkpoint import Checkpoint
 from r1quant.errors import CheckpointError, OutOfSpaceError, R1QuantError, RecipeError
@@ -154,17 +154,6 @@ def check_tensors(checkpoint: Checkpoint, arch: Architecture) -> list[Problem]:
         if name not in checkpoint.tensors and not optional:
             problems.append(f"tensor {name} is missing")
     return [Problem(message, again, CheckpointError) for message in problems]
-
-
-def layer_count(config: Mapping[str, Any], tensors: int) -> int:
-    """How many decoder layers there are. Raises CheckpointError where config.json names more than can be there."""
-    layers = size(config, "num_hidden_layers")
-    if layers > tensors:
-        raise CheckpointError(
-            f"config.json: num_hidden_layers is {layers}, but there are only {tensors} tensors",
-            "restore the model's own config.json",
-        )
-    return layers
 
 
 def make(checkpoint: Checkpoint, recipe: Recipe, out: Path | None = None, devices: int = 1) -> Plan:
