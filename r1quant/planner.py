@@ -90,7 +90,7 @@ class Plan:
     @property
     def forms(self) -> dict[str, Form]:
         """What each linear will be, by name."""
-        return {linear.name: Form.planned(linear.shape, self.recipe.grid) for linear in self.linears}
+        return _forms(self.linears, self.recipe)
 
     @property
     def runtimes(self) -> list[preflight.Verdict]:
@@ -202,6 +202,10 @@ def _linears(checkpoint: Checkpoint, arch: Architecture, layers: int) -> list[Li
     return found
 
 
+def _forms(linears: tuple[LinearPlan, ...], recipe: Recipe) -> dict[str, Form]:
+    return {linear.name: Form.planned(linear.shape, recipe.grid) for linear in linears}
+
+
 def _grid_problems(linears: tuple[LinearPlan, ...], recipe: Recipe) -> list[Problem]:
     problems = []
     group = recipe.group_size
@@ -232,8 +236,7 @@ def _device_problems(
     """Why no serving runtime can split this over its devices."""
 
     def verdicts(other: Recipe) -> list[preflight.Verdict]:
-        forms = {linear.name: Form.planned(linear.shape, other.grid) for linear in linears}
-        found = preflight.runtimes(arch, checkpoint.config, forms, devices)
+        found = preflight.runtimes(arch, checkpoint.config, _forms(linears, other), devices)
         return [v for v in found if other.format in (*v.loads, *v.refuses) and v.runtime in preflight.SERVING]
 
     mine = verdicts(recipe)
@@ -275,7 +278,7 @@ def _way_out(shape: tuple[int, int], recipe: Recipe) -> str:
 
 def _layout(checkpoint: Checkpoint, arch: Architecture, linears: tuple[LinearPlan, ...], recipe: Recipe) -> Layout:
     groups_fit = all(recipe.group_size == -1 or linear.shape[1] % recipe.group_size == 0 for linear in linears)
-    forms = {linear.name: Form.planned(linear.shape, recipe.grid) for linear in linears} if groups_fit else {}
+    forms = _forms(linears, recipe) if groups_fit else {}
     tensors = (TensorSpec(info.name, info.dtype, info.shape) for info in checkpoint.tensors.values())
     return layouts.make(tensors, arch, forms, CODECS[recipe.format])
 
@@ -334,8 +337,7 @@ def _place_problems(out: Path, estimate: Estimate) -> list[Problem]:
 
 def _warnings(checkpoint: Checkpoint, arch: Architecture, linears: tuple[LinearPlan, ...], recipe: Recipe) -> list[str]:
     warnings = []
-    forms = {linear.name: Form.planned(linear.shape, recipe.grid) for linear in linears}
-    for verdict in preflight.runtimes(arch, checkpoint.config, forms):
+    for verdict in preflight.runtimes(arch, checkpoint.config, _forms(linears, recipe)):
         reason = verdict.refuses.get(recipe.format)
         if reason and verdict.runtime in preflight.SERVING:
             others = f"; it loads {' and '.join(verdict.loads)}, which export writes" if verdict.loads else ""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 Arrays = Mapping[str, npt.NDArray[Any]]
+HEAD = "lm_head"  # of which configurations speak by name
 
 
 class Codec(Protocol):
