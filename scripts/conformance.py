@@ -30,6 +30,7 @@ from conformance.environments import HERE, interpreter
 from conformance.peers import LAYERS, MAKERS, WINDOWS, Maker, make
 from conformance.readers import FLOAT32, READERS, Job, Limit, Reader, ask
 from conformance.runs import REFUSED, VARIANTS, Run, Variant, runs_of
+from measuring import write_record
 
 import r1quant
 from r1quant import calibration, provenance
@@ -265,8 +266,7 @@ def main(
         "rows": record.rows,
         "peers": record.peers,
     }
-    report.parent.mkdir(parents=True, exist_ok=True)
-    report.write_text(json.dumps(written, indent=1) + "\n", "utf-8")
+    write_record(report, written)
     show(record)
     sys.exit(0 if record.passed else 1)
 
