@@ -123,6 +123,17 @@ def size(config: Mapping[str, Any], key: str, default: int | None = None) -> int
     return value
 
 
+def layer_count(config: Mapping[str, Any], tensors: int) -> int:
+    """How many decoder layers there are. Raises CheckpointError where config.json names more than can be there."""
+    layers = size(config, "num_hidden_layers")
+    if layers > tensors:
+        raise CheckpointError(
+            f"config.json: num_hidden_layers is {layers}, but there are only {tensors} tensors",
+            "restore the model's own config.json",
+        )
+    return layers
+
+
 def head_dim(config: Mapping[str, Any]) -> int:
     """Columns of an attention head."""
     return size(config, "head_dim", max(1, size(config, "hidden_size") // size(config, "num_attention_heads")))

@@ -25,6 +25,8 @@ from r1quant.tensorfile import TensorSpec
 if TYPE_CHECKING:
     import torch
 
+    from r1quant.checkpoint import Checkpoint
+
 ROWS_LIMIT = 1 << 22  # numbers in one piece of `rows`
 
 
@@ -135,6 +137,44 @@ class Artifact(Protocol):
 
     def chunks(self, name: str) -> Iterator[npt.NDArray[np.uint8]]:
         """The stored bytes of a tensor that is not quantized, piece by piece."""
+
+
+@dataclass(frozen=True)
+class CheckpointArtifact(Artifact):
+    """An artifact whose tensors lie in a checkpoint. A subclass adds which of them are quantized linears, and how."""
+
+    checkpoint: Checkpoint
+
+    @property
+    def source(self) -> str:
+        return self.checkpoint.source
+
+    @property
+    def folder(self) -> Path:
+        return self.checkpoint.folder
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.checkpoint.config
+
+    @property
+    def carried(self) -> Mapping[str, bytes]:
+        return self.checkpoint.carried
+
+    def holds(self, linear: str) -> bool:
+        """Whether it is quantized."""
+        return linear in self.forms
+
+    def read(self, name: str) -> torch.Tensor:
+        import torch
+
+        linear = name.removesuffix(".weight")
+        if linear != name and self.holds(linear):
+            return torch.from_numpy(self.qlinear(linear).dequantize())
+        return self.checkpoint.read(name)
+
+    def chunks(self, name: str) -> Iterator[npt.NDArray[np.uint8]]:
+        return self.checkpoint.chunks(self.checkpoint.info(name))
 
 
 def generation_config(carried: Mapping[str, bytes]) -> Mapping[str, Any]:

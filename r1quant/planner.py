@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from r1quant import layout as layouts
 from r1quant import preflight
 from r1quant.archs import Architecture, architecture_of, size
+from r1quant.archs import layer_count as layer_count
 from r1quant.artifact import Form, has_chat_template
 from r1quant.checkpoint import Checkpoint
 from r1quant.errors import CheckpointError, OutOfSpaceError, R1QuantError, RecipeError
@@ -90,7 +90,7 @@ class Plan:
     @property
     def forms(self) -> dict[str, Form]:
         """What each linear will be, by name."""
-        return {linear.name: Form.planned(linear.shape, self.recipe.grid) for linear in self.linears}
+        return _forms(self.linears, self.recipe)
 
     @property
     def runtimes(self) -> list[preflight.Verdict]:
@@ -156,17 +156,6 @@ def check_tensors(checkpoint: Checkpoint, arch: Architecture) -> list[Problem]:
     return [Problem(message, again, CheckpointError) for message in problems]
 
 
-def layer_count(config: Mapping[str, Any], tensors: int) -> int:
-    """How many decoder layers there are. Raises CheckpointError where config.json names more than can be there."""
-    layers = size(config, "num_hidden_layers")
-    if layers > tensors:
-        raise CheckpointError(
-            f"config.json: num_hidden_layers is {layers}, but there are only {tensors} tensors",
-            "restore the model's own config.json",
-        )
-    return layers
-
-
 def make(checkpoint: Checkpoint, recipe: Recipe, out: Path | None = None, devices: int = 1) -> Plan:
     """The plan for quantizing a checkpoint; out is where its disk space is looked up.
 
@@ -213,6 +202,10 @@ def _linears(checkpoint: Checkpoint, arch: Architecture, layers: int) -> list[Li
     return found
 
 
+def _forms(linears: tuple[LinearPlan, ...], recipe: Recipe) -> dict[str, Form]:
+    return {linear.name: Form.planned(linear.shape, recipe.grid) for linear in linears}
+
+
 def _grid_problems(linears: tuple[LinearPlan, ...], recipe: Recipe) -> list[Problem]:
     problems = []
     group = recipe.group_size
@@ -243,8 +236,7 @@ def _device_problems(
     """Why no serving runtime can split this over its devices."""
 
     def verdicts(other: Recipe) -> list[preflight.Verdict]:
-        forms = {linear.name: Form.planned(linear.shape, other.grid) for linear in linears}
-        found = preflight.runtimes(arch, checkpoint.config, forms, devices)
+        found = preflight.runtimes(arch, checkpoint.config, _forms(linears, other), devices)
         return [v for v in found if other.format in (*v.loads, *v.refuses) and v.runtime in preflight.SERVING]
 
     mine = verdicts(recipe)
@@ -286,7 +278,7 @@ def _way_out(shape: tuple[int, int], recipe: Recipe) -> str:
 
 def _layout(checkpoint: Checkpoint, arch: Architecture, linears: tuple[LinearPlan, ...], recipe: Recipe) -> Layout:
     groups_fit = all(recipe.group_size == -1 or linear.shape[1] % recipe.group_size == 0 for linear in linears)
-    forms = {linear.name: Form.planned(linear.shape, recipe.grid) for linear in linears} if groups_fit else {}
+    forms = _forms(linears, recipe) if groups_fit else {}
     tensors = (TensorSpec(info.name, info.dtype, info.shape) for info in checkpoint.tensors.values())
     return layouts.make(tensors, arch, forms, CODECS[recipe.format])
 
@@ -345,8 +337,7 @@ def _place_problems(out: Path, estimate: Estimate) -> list[Problem]:
 
 def _warnings(checkpoint: Checkpoint, arch: Architecture, linears: tuple[LinearPlan, ...], recipe: Recipe) -> list[str]:
     warnings = []
-    forms = {linear.name: Form.planned(linear.shape, recipe.grid) for linear in linears}
-    for verdict in preflight.runtimes(arch, checkpoint.config, forms):
+    for verdict in preflight.runtimes(arch, checkpoint.config, _forms(linears, recipe)):
         reason = verdict.refuses.get(recipe.format)
         if reason and verdict.runtime in preflight.SERVING:
             others = f"; it loads {' and '.join(verdict.loads)}, which export writes" if verdict.loads else ""

@@ -11,7 +11,7 @@ from typing import Any
 
 from r1quant.artifact import Form
 from r1quant.errors import RecipeError
-from r1quant.formats.gguf.options import GgufOptions
+from r1quant.formats.gguf.options import K_QUANTS, GgufOptions
 from r1quant.formats.gguf.options import problem as gguf_problem
 from r1quant.formats.onnx.options import OnnxOptions
 from r1quant.formats.onnx.options import problem as onnx_problem
@@ -20,10 +20,9 @@ from r1quant.registry import FORMATS
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 TABLES = ("exact", "f16", "q8_0")
-K_QUANTS = ("Q2_K", "Q3_K_M", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "IQ4_NL", "IQ4_XS")
 # Which formats an option is for; the others do not know it.
 ONLY_FOR: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(("type", "split_bytes", "pre", "imatrix", "calib"), ("gguf",)),
+    **dict.fromkeys(("type", "split_bytes", "pre", "imatrix", "calib", "samples", "seq_len"), ("gguf",)),
     **dict.fromkeys(("style", "accuracy_level", "zero_points", "threads"), ("onnx",)),
     **dict.fromkeys(("embedding", "head"), ("gguf", "onnx")),
     "dtype": ("safetensors", *CODECS, "onnx"),

@@ -5,7 +5,8 @@ log-probabilities, same greedy text.
 
 Models are quantized once and exported to every format; `check` compares every two of the results, and each reader
 loads them in an environment of its own. Then other programs make checkpoints, which r1quant reads. Writes
-reports/conformance.json; exits 1 where anything does not agree.
+reports/conformance.json; exits 1 where anything does not agree. Readings that are known to miss the bar are listed in
+conformance/readers.py with the reason; they are recorded as short of it, and fail where they become worse.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import combinations, islice
@@ -28,6 +30,7 @@ from conformance.environments import HERE, interpreter
 from conformance.peers import LAYERS, MAKERS, WINDOWS, Maker, make
 from conformance.readers import FLOAT32, READERS, Job, Limit, Reader, ask
 from conformance.runs import REFUSED, VARIANTS, Run, Variant, runs_of
+from measuring import write_record
 
 import r1quant
 from r1quant import calibration, provenance
@@ -54,7 +57,7 @@ class Made:
 
 @dataclass
 class Record:
-    """What the report holds. Any row that did not pass fails the whole. seconds: by reader."""
+    """What the report holds. A row that did not pass, nor is a known shortfall, fails the whole. seconds: by reader."""
 
     exports: list[Row] = field(default_factory=list)
     checks: list[Row] = field(default_factory=list)
@@ -63,9 +66,14 @@ class Record:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
+    def short(self) -> int:
+        """Readings that miss the bar as they are known to."""
+        return sum("short" in row for row in self.rows)
+
+    @property
     def passed(self) -> bool:
         everything = self.exports + self.checks + self.rows + self.peers
-        return bool(everything) and all(row["passed"] for row in everything)
+        return bool(everything) and all(row["passed"] or "short" in row for row in everything)
 
 
 def questions() -> list[str]:
@@ -119,7 +127,8 @@ def read_all(reader: Reader, python: Path, made: list[Made], work: Path) -> list
     rows = []
     for (each, variant), answer in zip(pairs, ask(reader, python, jobs, work), strict=True):
         refusal = reader.refusal(variant, each.run.symmetric)
-        compared = compare(each.expected, answer, reader.variants[variant], refusal)
+        shortfall = reader.shortfall(each.run.name, variant)
+        compared = compare(each.expected, answer, reader.variants[variant], refusal, shortfall)
         rows.append({"reader": reader.name, "run": each.run.name, "variant": variant, **compared})
     return rows
 
@@ -169,8 +178,8 @@ def python_of(environment: str, pythons: Mapping[str, str]) -> Path:
 def show(record: Record) -> None:
     for row in record.exports:
         if "refused" in row or not row["passed"]:
-            verdict = "refused, as it should be" if row["passed"] else "FAILED"
-            console.note(f"{row['run']} to {row['variant']}: {verdict}: {row.get('refused', 'was not to be exact')}")
+            found = "refused, as it should be" if row["passed"] else "FAILED"
+            console.note(f"{row['run']} to {row['variant']}: {found}: {row.get('refused', 'was not to be exact')}")
     same = sum(row["identical"] for row in record.checks)
     console.note(f"check: {same} of {len(record.checks)} pairs of exports are identical")
     for row in record.checks:
@@ -180,16 +189,29 @@ def show(record: Record) -> None:
     lines += [_line(row, row["reader"], row["run"], row["variant"]) for row in record.rows]
     lines += [_line(row, row.get("reader", "r1quant"), row["maker"], row["checkpoint"]) for row in record.peers]
     console.table(lines)
+    console.note(summary(record))
+
+
+def summary(record: Record) -> str:
+    """Every reading counted, by its verdict."""
+    verdicts = Counter(verdict(row) for row in record.rows + record.peers)
+    return "readings: " + ", ".join(f"{count} {name}" for name, count in verdicts.items())
+
+
+def verdict(row: Row) -> str:
+    if not row["passed"]:
+        return "SHORT" if "short" in row else "FAILED"
+    return "refused" if "error" in row else "ok"
 
 
 def _line(row: Row, *names: str) -> list[str]:
     if "error" in row:
         console.note(f"{', '.join(names)}: {row['error'].strip().splitlines()[-1]}")
-        return [*names, *[""] * 4, "refused" if row["passed"] else "FAILED"]
+        return [*names, *[""] * 4, verdict(row)]
     equal = f"{row['linears'] - len(row['differing_linears'])}/{row['linears']}" if "linears" in row else ""
     numbers = [f"{row[key]:.0e}" if key in row else "" for key in ("max_delta_log_probability", "mean_kl")]
     text = f"{row['same_generation']}/{row['prompts']}" if "prompts" in row else ""
-    return [*names, equal, *numbers, text, "ok" if row["passed"] else "FAILED"]
+    return [*names, equal, *numbers, text, verdict(row)]
 
 
 @click.command(help=__doc__)
@@ -231,8 +253,9 @@ def main(
                 place.mkdir()
                 record.peers += read_peers(maker, place, tokens, pythons)
     written = {
-        "schema": "r1quant.conformance/2",
+        "schema": "r1quant.conformance/3",
         "passed": record.passed,
+        "short": record.short,
         "tokens": tokens,
         "new_tokens": NEW_TOKENS,
         "seconds": round(time.monotonic() - begun, 1),
@@ -243,8 +266,7 @@ def main(
         "rows": record.rows,
         "peers": record.peers,
     }
-    report.parent.mkdir(parents=True, exist_ok=True)
-    report.write_text(json.dumps(written, indent=1) + "\n", "utf-8")
+    write_record(report, written)
     show(record)
     sys.exit(0 if record.passed else 1)
 

@@ -1,7 +1,11 @@
-"""Runs a command as a process of its own and says what it cost. It does not know what the command does."""
+"""Runs a command as a process of its own and says what it cost, on which machine; and writes what was measured.
+
+It does not know what the command does.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -42,6 +46,11 @@ def run(command: Sequence[str], log: Path, variables: Mapping[str, str] | None =
         raise click.ClickException(f"ended with {process.returncode}: {' '.join(command)}\n{tail}")
     unit = 1 if sys.platform == "darwin" else 1024
     return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit)
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
 
 
 def machine() -> dict[str, Any]:

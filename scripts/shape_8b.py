@@ -8,7 +8,6 @@ exits 1 where a run takes more memory than it may.
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from measuring import R1QUANT, machine, run
+from measuring import R1QUANT, machine, run, write_record
 from synthetic_checkpoint import SHARD_BYTES, make
 
 from r1quant.checkpoint import open_folder
@@ -69,8 +68,7 @@ def main(model: Path, layers: int, methods: tuple[str, ...], work: Path | None, 
         "machine": begun,
         "runs": runs,
     }
-    report.parent.mkdir(parents=True, exist_ok=True)
-    report.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    write_record(report, record)
     sys.exit(0 if all(row["within"] for row in runs.values()) else 1)
 
 

@@ -9,7 +9,6 @@ reports/shape-export.json, and exits 1 where an export takes more memory than it
 
 from __future__ import annotations
 
-import json
 import shutil
 import statistics
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from measuring import R1QUANT, machine, run
+from measuring import R1QUANT, machine, run, write_record
 from synthetic_checkpoint import make
 
 from r1quant.checkpoint import open_folder
@@ -100,8 +99,7 @@ def main(model: Path, layers: int, formats: tuple[str, ...], repeats: int, repor
         "machine": begun,
         "runs": runs,
     }
-    report.parent.mkdir(parents=True, exist_ok=True)
-    report.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    write_record(report, record)
     sys.exit(0 if all(row["within"] for row in runs.values()) else 1)
 
 

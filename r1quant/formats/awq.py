@@ -16,12 +16,11 @@ import numpy.typing as npt
 from r1quant import bits as packing
 from r1quant.artifact import Form
 from r1quant.errors import RecipeError
-from r1quant.formats.codec import Arrays, group_sizes, packed_shape, refuse, runs, shipped, tensor, whole
+from r1quant.formats.codec import HEAD, Arrays, group_sizes, packed_shape, refuse, runs, shipped, tensor, whole
 from r1quant.qlinear import QLinear
 from r1quant.tensorfile import TensorSpec
 
 BITS, PER_WORD = 4, 8
-HEAD = "lm_head"  # float in every such checkpoint, whether it is listed or not
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # nibble i of a word, from the lowest, holds column ORDER[i] of its eight
 
 
@@ -81,7 +80,8 @@ class Awq:
         return runs(columns, scale.shape[1], whole(config, "group_size", "q_group_size")), scale, _unpack(zero)
 
     def config(self, forms: Mapping[str, Form], plain: tuple[str, ...], meta: Mapping[str, Any]) -> dict[str, Any]:
-        """`modules_to_not_convert` is there only where a linear stays in float: null is more than readers bear.
+        """`modules_to_not_convert` is there only where a linear of the layers stays in float: null is more than readers
+        bear, and the head is float in every such checkpoint, whether it is listed or not.
 
         Raises RecipeError where linears differ in group size, which this format cannot say.
         """

@@ -7,23 +7,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from r1quant.artifact import Form
-from r1quant.checkpoint import Checkpoint
+from r1quant.artifact import CheckpointArtifact, Form
 from r1quant.errors import CheckpointError, RecipeError
 from r1quant.floats import fits_float16
 from r1quant.qlinear import QLinear
 from r1quant.tensorfile import TensorSpec
 
-if TYPE_CHECKING:
-    import torch
-
 Arrays = Mapping[str, npt.NDArray[Any]]
+HEAD = "lm_head"  # of which configurations speak by name
 
 
 class Codec(Protocol):
@@ -171,19 +167,10 @@ def _named(linear: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class CodecArtifact:
+class CodecArtifact(CheckpointArtifact):
     """A quantized safetensors checkpoint as an Artifact (or a float one, where codec is None)."""
 
-    checkpoint: Checkpoint
     codec: Codec | None
-
-    @property
-    def source(self) -> str:
-        return self.checkpoint.source
-
-    @property
-    def folder(self) -> Path:
-        return self.checkpoint.folder
 
     @property
     def format(self) -> str:
@@ -197,10 +184,6 @@ class CodecArtifact:
     @cached_property
     def config(self) -> Mapping[str, Any]:
         return {key: value for key, value in self.checkpoint.config.items() if key != "quantization_config"}
-
-    @property
-    def carried(self) -> Mapping[str, bytes]:
-        return self.checkpoint.carried
 
     @cached_property
     def _parts(self) -> dict[str, list[str]]:
@@ -244,8 +227,11 @@ class CodecArtifact:
         with _named(linear):
             return self.codec.form(TensorSpec(info.name, info.dtype, info.shape), arrays, self.stated)
 
+    def holds(self, linear: str) -> bool:
+        return linear in self._parts
+
     def qlinear(self, linear: str) -> QLinear:
-        if self.codec is None or linear not in self._parts:
+        if self.codec is None or not self.holds(linear):
             raise CheckpointError(f"{linear} is not quantized in {self.source}", "name a linear that is")
         arrays = {suffix: self._array(f"{linear}.{suffix}") for suffix in self._parts[linear]}
         with _named(linear):
@@ -259,14 +245,3 @@ class CodecArtifact:
             raise CheckpointError(f"{name} is empty", "the checkpoint is damaged; download it again")
         tensor = self.checkpoint.read(name)
         return np.asarray((tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy())
-
-    def read(self, name: str) -> torch.Tensor:
-        import torch
-
-        linear = name.removesuffix(".weight")
-        if linear != name and linear in self._parts:
-            return torch.from_numpy(self.qlinear(linear).dequantize())
-        return self.checkpoint.read(name)
-
-    def chunks(self, name: str) -> Iterator[npt.NDArray[np.uint8]]:
-        return self.checkpoint.chunks(self.checkpoint.info(name))

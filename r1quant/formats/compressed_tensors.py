@@ -1,9 +1,13 @@
 """The compressed-tensors checkpoint format: pack-quantized for 2 to 8 bits, int-quantized for 8.
 
-Packed, per linear: weight_packed int32 [out, in * bits / 32], codes packed along the input; weight_scale [out, groups]
-in bfloat16 where that holds the scales, else float16; weight_shape int64 [2]; and, where the grid is not symmetric,
-weight_zero_point int32 [out * bits / 32, groups], packed along the output. Unpacked: weight int8 [out, in], signed
-codes, with weight_scale and an int8 weight_zero_point.
+Packed, per linear: weight_packed int32 [out, in * bits / 32], codes packed along the input; weight_scale float16
+[out, groups]; weight_shape int64 [2]; and, where the grid is not symmetric, weight_zero_point int32
+[out * bits / 32, groups], packed along the output. Unpacked: weight int8 [out, in], signed codes, with weight_scale and
+an int8 weight_zero_point.
+
+Scales are written in float16 even where bfloat16 would hold them: transformers dequantizes in their dtype, and three
+more bits keep the weights nearer to exact. transformers 5.23 with compressed-tensors 0.20 loads packed files with zero
+points, whoever wrote them, only where it is told to: quantization_config=CompressedTensorsConfig(dequantize=True).
 """
 
 from __future__ import annotations
@@ -18,12 +22,10 @@ import numpy.typing as npt
 
 from r1quant import bits as packing
 from r1quant.artifact import Form
-from r1quant.floats import round_to
-from r1quant.formats.codec import Arrays, group_sizes, matches, packed_shape, refuse, runs, shipped, tensor, whole
+from r1quant.formats.codec import HEAD, Arrays, group_sizes, matches, packed_shape, refuse, runs, shipped, tensor, whole
 from r1quant.qlinear import QLinear
 from r1quant.tensorfile import TensorSpec
 
-HEAD = "lm_head"
 INTEGERS = ("int8", "int16", "int32", "int64")
 
 
@@ -54,7 +56,7 @@ class CompressedTensors:
 
     def specs(self, linear: str, form: Form) -> list[TensorSpec]:
         (out, columns), groups = form.shape, form.groups
-        scale = TensorSpec(f"{linear}.weight_scale", _scale_dtype(form), (out, groups))
+        scale = TensorSpec(f"{linear}.weight_scale", "F16", (out, groups))
         if not self.packed:
             zeros = [] if form.symmetric else [TensorSpec(f"{linear}.weight_zero_point", "I8", (out, groups))]
             return [TensorSpec(f"{linear}.weight", "I8", (out, columns)), scale, *zeros]
@@ -69,9 +71,7 @@ class CompressedTensors:
 
     def encode(self, q: QLinear, form: Form | None = None) -> dict[str, npt.NDArray[Any]]:
         form = refuse(self, q, form)
-        dtype = _scale_dtype(form)
-        stored = round_to(q.scale.astype(np.float32), dtype)
-        scale = stored.view(np.uint16 if dtype == "BF16" else np.float16).reshape(q.scale.shape)
+        scale = np.ascontiguousarray(q.scale.astype(np.float16, copy=False))
         if not self.packed:
             zeros = {} if form.symmetric else {"weight_zero_point": _signed(q.zero, q.bits)}
             return {"weight": _signed(q.codes, q.bits), "weight_scale": scale, **zeros}
@@ -136,10 +136,6 @@ class CompressedTensors:
 
     def side_files(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return {}
-
-
-def _scale_dtype(form: Form) -> str:
-    return "BF16" if form.scale_bits <= 8 else "F16"
 
 
 def _signed(values: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.int8]:

@@ -22,12 +22,10 @@ import numpy.typing as npt
 
 from r1quant import bits as packing
 from r1quant.artifact import Form
-from r1quant.formats.codec import Arrays, group_sizes, matches, packed_shape, refuse, runs, shipped, tensor, whole
+from r1quant.formats.codec import HEAD, Arrays, group_sizes, matches, packed_shape, refuse, runs, shipped, tensor, whole
 from r1quant.grid import BITS
 from r1quant.qlinear import QLinear
 from r1quant.tensorfile import TensorSpec
-
-HEAD = "lm_head"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from r1quant import atomic, provenance
-from r1quant.archs import Architecture, architecture_of
+from r1quant.archs import Architecture, architecture_of, linears
 from r1quant.artifact import Artifact, Form
 from r1quant.errors import CheckpointError, RecipeError, ResumeError
 from r1quant.formats.table import CODECS
@@ -79,9 +79,8 @@ class Job:
     @property
     def forms(self) -> dict[str, Form]:
         """The quantized linears. What is quantized beside them, an embedding in GGUF, is taken as floats."""
-        linears = {name.removesuffix(".weight") for name in self.arch.shapes(self.artifact.config)}
-        linears.discard(self.arch.tensors.embedding.removesuffix(".weight"))
-        return {name: form for name, form in self.artifact.forms.items() if name in linears}
+        known = frozenset(linears(self.artifact.config, self.arch))
+        return {name: form for name, form in self.artifact.forms.items() if name in known}
 
     def require(self) -> None:
         """Raises what would stop the run, before anything is written."""
@@ -194,32 +193,33 @@ def _place(artifact: Artifact, format: str, out: Path | None, count: int) -> Pat
 
 
 @contextmanager
-def _folder(place: Path) -> Iterator[Path]:
-    """A folder beside `place` that takes its name when the block ends well, and goes otherwise."""
+def _partial(place: Path) -> Iterator[Path]:
+    """A folder beside `place` for what is not complete yet; it goes in any case."""
     partial = place.with_name(f".{place.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
         yield partial
-        atomic.rename_folder(partial, place)
-    except BaseException:
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        raise
+
+
+@contextmanager
+def _folder(place: Path) -> Iterator[Path]:
+    """A folder that takes the name of `place` when the block ends well."""
+    with _partial(place) as partial:
+        yield partial
+        atomic.rename_folder(partial, place)
 
 
 @contextmanager
 def _files(place: Path) -> Iterator[Path]:
-    """A folder whose files move to where `place` is when the block ends well; it goes in any case."""
-    partial = place.with_name(f".{place.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
+    """A folder whose files move to where `place` is when the block ends well."""
+    with _partial(place) as partial:
         yield partial
         for path in sorted(partial.iterdir(), reverse=True):
             path.replace(place.with_name(path.name))
         atomic.sync_folder(place.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _record_of(folder: Path) -> dict[str, Any]:

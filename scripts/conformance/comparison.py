@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from conformance.foreign import digest, log_softmax
-from conformance.readers import Answer, Limit
+from conformance.readers import Answer, Limit, Shortfall
 from r1quant import calibration
 from r1quant.archs import architecture_of
 from r1quant.artifact import Artifact
@@ -57,8 +57,13 @@ def expect(artifact: Artifact, work: Path, name: str, count: int, questions: Seq
     )
 
 
-def compare(mine: Expected, answer: Answer, limit: Limit, refusal: str) -> dict[str, Any]:
-    """What the verdict rests on, and `passed`. A known refusal is as it should be; anything else would be news."""
+def compare(
+    mine: Expected, answer: Answer, limit: Limit, refusal: str, shortfall: Shortfall | None = None
+) -> dict[str, Any]:
+    """What the verdict rests on, and `passed`. A known refusal is as it should be; anything else would be news.
+
+    Where nothing is wrong but that the limit is missed by no more than is known, `passed` is false and `short` says so.
+    """
     result = answer.result
     if "error" in result:
         if refusal and refusal in result["error"]:
@@ -75,13 +80,23 @@ def compare(mine: Expected, answer: Answer, limit: Limit, refusal: str) -> dict[
         p, q = mine.log_probabilities, np.load(answer.log_probabilities)
         if p.shape != q.shape:
             return row | {"passed": False, "error": f"log-probabilities of shape {q.shape} instead of {p.shape}"}
-        row |= distance(p, q) | {"limit": {"what": limit.what, "nats": limit.nats, "because": limit.because}}
-        passed.append(row[limit.what] < limit.nats)
+        row |= distance(p, q)
+        row["limit"] = {"what": limit.what, "nats": limit.nats, "because": limit.because}
     if "generated" in result:
         same = [ours == theirs for ours, theirs in zip(mine.generated, result["generated"], strict=True)]
         row |= {"prompts": len(same), "same_generation": sum(same)}
         passed.append(all(same))
-    return row | {"passed": all(passed) and len(passed) > 1}
+    if "limit" not in row:
+        return row | {"passed": all(passed) and len(passed) > 1}
+    return row | (against_limit(row, limit, shortfall) if all(passed) else {"passed": False})
+
+
+def against_limit(row: Mapping[str, Any], limit: Limit, shortfall: Shortfall | None) -> dict[str, Any]:
+    """`passed`, and `short` where the limit is missed as it is known to be."""
+    found = row[limit.what]
+    if found < limit.nats or shortfall is None or found >= shortfall.ceiling:
+        return {"passed": found < limit.nats}
+    return {"passed": False, "short": {"ceiling": shortfall.ceiling, "because": shortfall.because}}
 
 
 def distance(p: np.ndarray, q: np.ndarray) -> dict[str, float]:

@@ -27,10 +27,10 @@ class Limit:
     because: str
 
 
+BAR = 1e-3  # nats of mean KL, for every reader that does not compute in float32
 FLOAT32 = Limit("max_delta_log_probability", 1e-2, "it computes in float32")
-HALF = Limit("mean_kl", 1e-3, "it computes, or rounds weights, in 16 bits")
-# llama.cpp is 3.3e-3 from its own float32 self on the Q4_1 file that SmolLM2 comes as, which nobody here has written.
-INT8 = Limit("mean_kl", 1e-2, "its kernels round the activations of every linear to 8 bits")
+HALF = Limit("mean_kl", BAR, "it computes, or rounds weights, in 16 bits")
+INT8 = Limit("mean_kl", BAR, "its kernels round the activations of every linear to 8 bits")
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,20 @@ class Refusal:
 
 
 @dataclass(frozen=True)
+class Shortfall:
+    """A variant of a run with which a reader is known to miss its limit.
+
+    ceiling  nats that it stays below all the same; from there on it has become worse, and fails
+    because  the reason
+    """
+
+    run: str
+    variant: str
+    ceiling: float
+    because: str
+
+
+@dataclass(frozen=True)
 class Reader:
     """One way in which another program loads a checkpoint: `script`, run with `arguments` in `environment`.
 
@@ -59,17 +73,37 @@ class Reader:
     arguments: tuple[str, ...]
     variants: Mapping[str, Limit]
     refusals: tuple[Refusal, ...] = ()
+    shortfalls: tuple[Shortfall, ...] = ()
 
     def refusal(self, variant: str, symmetric: bool) -> str:
         """The words of a known refusal, empty where it reads the checkpoint."""
         mine = (r for r in self.refusals if variant in r.variants and r.symmetric in (None, symmetric))
         return next((refusal.words for refusal in mine), "")
 
+    def shortfall(self, run: str, variant: str) -> Shortfall | None:
+        """The known one; None where the reader meets its limit."""
+        return next((s for s in self.shortfalls if (s.run, s.variant) == (run, variant)), None)
+
 
 GPTQ = {"gptq": FLOAT32, "gptq-v2": FLOAT32, "awq": HALF}
 PACKED = ("compressed-tensors", "compressed-tensors-int")
 ONNX = {"onnx": FLOAT32, "onnx-qdq": FLOAT32, "onnx-int8": INT8, "onnx-float16": HALF}
 NEWER = Refusal("only supported if produced by gptqmodel version", ("gptq",), symmetric=False)
+# Measured: 4.6e-3 and 2.3e-3. The same integers, computed in float32 by the same programs, are below 1e-8.
+ROUNDED_BY_ONNXRUNTIME = Shortfall(
+    "smollm2-w4g64",
+    "onnx-int8",
+    6e-3,
+    "accuracy level 4 rounds the activations of every linear to 8 bits, which was asked for; level 1, the default, "
+    "does not, and runs the same integers exactly",
+)
+ROUNDED_BY_LLAMA_CPP = Shortfall(
+    "smollm2-w4g64",
+    "gguf",
+    3e-3,
+    "llama.cpp rounds the activations of every linear to 8 bits, whoever wrote the file: on the Q4_1 file that SmolLM2 "
+    "comes as, which nobody here has written, it is 3.3e-3 from its own float32 self",
+)
 
 READERS = (
     Reader("transformers", "gptqmodel", "gptqmodel_reader.py", ("transformers",), GPTQ),
@@ -90,12 +124,19 @@ READERS = (
         ("transformers",),
         dict.fromkeys(PACKED, HALF),
     ),
-    Reader("onnxruntime", "genai", "onnxruntime_reader.py", (), ONNX),
-    Reader("onnxruntime-genai", "genai", "genai_reader.py", (), ONNX),
-    Reader("optimum-onnx", "optimum", "optimum_reader.py", (), ONNX),
+    Reader("onnxruntime", "genai", "onnxruntime_reader.py", (), ONNX, shortfalls=(ROUNDED_BY_ONNXRUNTIME,)),
+    Reader("onnxruntime-genai", "genai", "genai_reader.py", (), ONNX, shortfalls=(ROUNDED_BY_ONNXRUNTIME,)),
+    Reader("optimum-onnx", "optimum", "optimum_reader.py", (), ONNX, shortfalls=(ROUNDED_BY_ONNXRUNTIME,)),
     Reader("gguf", "gguf", "gguf_reader.py", (), {"gguf": FLOAT32}),
     Reader("llama.cpp", "llamacpp", "llamacpp_reader.py", (), {"gguf": FLOAT32}),
-    Reader("llama.cpp kernels", "llamacpp", "llamacpp_kernels_reader.py", (), {"gguf": INT8}),
+    Reader(
+        "llama.cpp kernels",
+        "llamacpp",
+        "llamacpp_kernels_reader.py",
+        (),
+        {"gguf": INT8},
+        shortfalls=(ROUNDED_BY_LLAMA_CPP,),
+    ),
 )
 
 

@@ -6,10 +6,13 @@ import json
 import math
 import shutil
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from r1quant import targets
+from r1quant.registry import FORMATS
 from tests import models
 from tests.conftest import Run
 
@@ -58,6 +61,8 @@ def test_what_cannot_be_exported(run: Run, out: Path, copied: Path, in_tmp: Path
         (out, "--to", "onnx", "--head", "f16"): (2, "exact or as q8_0"),
         (out, "--to", "awq,gguf", "--accuracy-level", "4"): (2, "accuracy-level is an option of onnx, not of awq"),
         (out, "--to", "awq", "--type", "q4_0"): (2, "type is an option of gguf, not of awq"),
+        (out, "--to", "onnx", "--samples", "8"): (2, "samples is an option of gguf, not of onnx"),
+        (out, "--to", "awq", "--seq-len", "64"): (2, "seq-len is an option of gguf, not of awq"),
         (out, "--to", "awq", "--dtype", "float12"): (2, "dtype 'float12' is not supported"),
         (out, "--to", "gguf", "--head", "q3"): (2, "head 'q3' is not supported"),
         ("nothing-here", "--to", "gguf"): (3, "there is no model 'nothing-here'"),
@@ -66,6 +71,11 @@ def test_what_cannot_be_exported(run: Run, out: Path, copied: Path, in_tmp: Path
         ran = run("export", *words)
         assert ran.code == code and what in ran.error[0], (words, ran.err)
     assert {path.name for path in in_tmp.iterdir()} == before
+
+
+def test_every_option_says_which_formats_it_is_for() -> None:
+    assert set(targets.ONLY_FOR) == {field.name for field in fields(targets.ExportOptions)}
+    assert all(set(formats) <= set(FORMATS) for formats in targets.ONLY_FOR.values())
 
 
 def test_nothing_is_left_of_an_export_that_fails(

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from r1quant.artifact import Form
-from r1quant.checkpoint import Checkpoint
+from r1quant.artifact import CheckpointArtifact, Form
 from r1quant.qlinear import QLinear
 from r1quant.sources import open_model
 from r1quant.tensorfile import TensorSpec
@@ -45,20 +43,11 @@ def random_linear(
 
 
 @dataclass(frozen=True)
-class Held:
+class Held(CheckpointArtifact):
     """A checkpoint whose linears in `linears` are quantized instead."""
 
-    checkpoint: Checkpoint
     linears: Mapping[str, QLinear] = field(repr=False)
     changes: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def source(self) -> str:
-        return self.checkpoint.source
-
-    @property
-    def folder(self) -> Path:
-        return self.checkpoint.folder
 
     @property
     def format(self) -> str:
@@ -67,10 +56,6 @@ class Held:
     @property
     def config(self) -> Mapping[str, Any]:
         return {**self.checkpoint.config, **self.changes}
-
-    @property
-    def carried(self) -> Mapping[str, bytes]:
-        return self.checkpoint.carried
 
     @cached_property
     def forms(self) -> Mapping[str, Form]:
@@ -87,13 +72,9 @@ class Held:
     def qlinear(self, linear: str) -> QLinear:
         return self.linears[linear]
 
-    def read(self, name: str) -> torch.Tensor:
-        q = self.linears.get(name.removesuffix(".weight"))
-        return self.checkpoint.read(name) if q is None else torch.from_numpy(q.dequantize())
-
     def chunks(self, name: str) -> Iterator[np.ndarray]:
         assert name.removesuffix(".weight") not in self.linears
-        return self.checkpoint.chunks(self.checkpoint.info(name))
+        return super().chunks(name)
 
 
 def floats(folder: Path) -> Held:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -74,14 +74,6 @@ def same(a: QLinear, b: QLinear) -> bool:
     """Whether every number and every dtype is the same."""
     pairs = ((a.codes, b.codes), (a.scale, b.scale), (a.zero, b.zero), (a.group, b.group))
     return a.bits == b.bits and all(x.dtype == y.dtype and np.array_equal(x, y) for x, y in pairs)
-
-
-def loaded(tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    """The arrays as a reader of the file has them: uint16 stands for the bits of bfloat16, given as float32."""
-    return {
-        name: (array.astype(np.uint32) << 16).view(np.float32) if array.dtype == np.uint16 else array
-        for name, array in tensors.items()
-    }
 
 
 def stream(words: npt.NDArray[np.int32]) -> int:

@@ -168,6 +168,17 @@ def test_what_is_no_model_is_refused(tmp_path: Path, content: bytes) -> None:
         open_onnx(folder)
 
 
+@pytest.mark.parametrize("layers", [10**9, 0, -1, True, "2", None])
+def test_a_layer_count_that_cannot_be_is_refused(tmp_path: Path, layers: Any) -> None:
+    """A config.json is all it takes: names of a thousand million layers would fill the memory."""
+    artifact = decoder("llama", tied=True)
+    folder = written(tmp_path, artifact)
+    (folder / "config.json").write_text(json.dumps({**artifact.config, "num_hidden_layers": layers}), "utf-8")
+    with pytest.raises(CheckpointError, match="num_hidden_layers") as caught:
+        open_onnx(folder)
+    assert caught.value.hint
+
+
 def test_unknown_tensors_and_linears_are_refused(tmp_path: Path) -> None:
     found = open_onnx(written(tmp_path, decoder("llama")))
     for call in (found.read, found.qlinear, lambda name: list(found.chunks(name))):

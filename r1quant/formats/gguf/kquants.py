@@ -27,13 +27,10 @@ import numpy.typing as npt
 from r1quant import atomic
 from r1quant.errors import CheckpointError, MissingDependency, NumericError, OutOfSpaceError, R1QuantError, RecipeError
 from r1quant.formats.gguf import imatrix
+from r1quant.formats.gguf.options import FILE_TYPES
 from r1quant.gguf_header import GgufHeader, read_gguf_header
 
 INSTALL = "pip install 'r1quant[llamacpp]'"
-FILE_TYPES: Mapping[str, int] = {  # llama_ftype
-    "Q4_0": 2, "Q8_0": 7, "Q2_K": 10, "Q3_K_M": 12, "Q4_K_S": 14, "Q4_K_M": 15, "Q5_K_S": 16, "Q5_K_M": 17,
-    "Q6_K": 18, "IQ4_NL": 25, "IQ4_XS": 30,
-}  # fmt: skip
 TENSOR_TYPES: Mapping[str, int] = {  # ggml_type
     "F32": 0, "F16": 1, "BF16": 30, "Q4_0": 2, "Q5_0": 6, "Q8_0": 8, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14,
 }  # fmt: skip

@@ -6,6 +6,7 @@ and, where a type stores an offset, how many significant bits scale * zero point
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from r1quant.artifact import Form
@@ -19,6 +20,12 @@ BLOCK_TYPES = ("q4_0", "q4_1", "q5_0", "q8_0")  # from the smallest to the large
 FLOAT_TYPES = ("f16", "bf16", "f32")
 TYPES = ("auto", *BLOCK_TYPES, *FLOAT_TYPES)
 TABLE_TYPES = ("auto", "exact", "f16", "q8_0")
+# What llama.cpp's own quantizer makes, by its name for it, and llama_ftype. Those we have no blocks of are K_QUANTS.
+FILE_TYPES: Mapping[str, int] = {
+    "Q4_0": 2, "Q8_0": 7, "Q2_K": 10, "Q3_K_M": 12, "Q4_K_S": 14, "Q4_K_M": 15, "Q5_K_S": 16, "Q5_K_M": 17,
+    "Q6_K": 18, "IQ4_NL": 25, "IQ4_XS": 30,
+}  # fmt: skip
+K_QUANTS = tuple(name for name in FILE_TYPES if name.lower() not in BLOCK_TYPES)
 SMALLEST_PART = 1 << 20
 
 

@@ -11,13 +11,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from r1quant.archs import architecture_of
-from r1quant.artifact import Form
+from r1quant.artifact import CheckpointArtifact, Form
 from r1quant.checkpoint import CHUNK, TensorInfo, fill
 from r1quant.errors import CheckpointError
 from r1quant.formats.gguf.blocks import BITS, BLOCK_BYTES, decode, zeros_of
@@ -27,37 +26,18 @@ from r1quant.gguf_source import FLOAT_KINDS, GgufCheckpoint, neox_order, open_gg
 from r1quant.qlinear import QLinear
 from r1quant.tensorfile import TensorSpec
 
-if TYPE_CHECKING:
-    import torch
-
 GRIDS = {2: "q4_0", 3: "q4_1", 6: "q5_0", 8: "q8_0"}  # by the number of the ggml type
 
 
 @dataclass(frozen=True)
-class GgufArtifact:
+class GgufArtifact(CheckpointArtifact):
     """A GGUF model, whole or in parts. `checkpoint` presents every tensor in a dtype that holds it exactly."""
 
     checkpoint: GgufCheckpoint
 
     @property
-    def source(self) -> str:
-        return self.checkpoint.source
-
-    @property
-    def folder(self) -> Path:
-        return self.checkpoint.folder
-
-    @property
     def format(self) -> str:
         return "gguf"
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        return self.checkpoint.config
-
-    @property
-    def carried(self) -> Mapping[str, bytes]:
-        return self.checkpoint.carried
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorSpec]:
@@ -100,17 +80,6 @@ class GgufArtifact:
             return decode(raw, GRIDS[stored.kind])
         except ValueError as error:
             raise CheckpointError(f"{linear}: {error}", "the file is damaged; download it again") from None
-
-    def read(self, name: str) -> torch.Tensor:
-        import torch
-
-        linear = name.removesuffix(".weight")
-        if linear != name and linear in self.forms:
-            return torch.from_numpy(self.qlinear(linear).dequantize())
-        return self.checkpoint.read(name)
-
-    def chunks(self, name: str) -> Iterator[npt.NDArray[np.uint8]]:
-        return self.checkpoint.chunks(self.checkpoint.info(name))
 
 
 def open_gguf_artifact(path: Path, source: str | None = None) -> GgufArtifact:

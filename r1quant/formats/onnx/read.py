@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from r1quant.archs import layer_count
 from r1quant.artifact import Form
 from r1quant.checkpoint import CARRIED, CHUNK, fill, read_json, read_side_file
 from r1quant.errors import CheckpointError
@@ -174,10 +175,12 @@ def open_onnx(path: Path, source: str | None = None) -> OnnxArtifact:
     if not isinstance(config, dict):
         raise CheckpointError(f"{folder / 'config.json'} is not a JSON object", "export the model again")
     names = sorted(f.name for f in folder.iterdir() if any(fnmatch(f.name, p) for p in CARRIED) and f.is_file())
-    return OnnxArtifact(
+    artifact = OnnxArtifact(
         source=source or str(path),
         folder=folder,
         config=config,
         carried={name: read_side_file(folder / name) for name in names},
         places=read_places(folder),
     )
+    layer_count(config, len(artifact.tensors))
+    return artifact
