@@ -14,8 +14,7 @@ from typing import Any
 
 from r1quant import layout as layouts
 from r1quant import preflight
-from r1quant.archs import Architecture, architecture_of, size
-from r1quant.archs import layer_count as layer_count
+from r1quant.archs import Architecture, architecture_of, layer_count, size
 from r1quant.artifact import Form, has_chat_template
 from r1quant.checkpoint import Checkpoint
 from r1quant.errors import CheckpointError, OutOfSpaceError, R1QuantError, RecipeError

@@ -352,9 +352,9 @@ class Network:
     def _masks(self, positions: torch.Tensor, extent: int) -> dict[int | None, torch.Tensor]:
         """By window: which of the first `extent` positions the tokens at positions [rows, new] see, [rows, 1, new,
         extent]."""
-        distance = positions[:, None, :, None] - torch.arange(extent, device=self._device)
-        seen = distance >= 0
-        return {window: seen if window is None else seen & (distance < window) for window in set(self._windows)}
+        at, keys = positions[:, None, :, None], torch.arange(extent, device=self._device)
+        seen = keys <= at
+        return {window: seen if window is None else seen & (keys > at - window) for window in set(self._windows)}
 
     @contextmanager
     def _layer(self, index: int) -> Iterator[nn.Module]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from r1quant.archs import Architecture, architecture_of
+from r1quant.archs import Architecture, architecture_of, layer_count
 from r1quant.artifact import Artifact
 from r1quant.errors import CheckpointError
 from r1quant.formats import table
-from r1quant.planner import layer_count
 from r1quant.sources import open_model
 
 ONNX_FILE = "model.onnx"

@@ -11,10 +11,11 @@ It measures nothing on hardware that is not there: what a card of 40 GB would do
 from __future__ import annotations
 
 import itertools
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from r1quant.hardware.cards import card
 from r1quant.jobs.artifacts import open_artifact
 from r1quant.jobs.bench_process import Batch, BenchProcess, Settings
 from r1quant.jobs.folder import RECORD
-from r1quant.jobs.runtimes import backend_of
+from r1quant.jobs.runtimes import backend_of, file_of
 from r1quant.jobs.verify import newest_output
 from r1quant.metrics.speed import over_repeats, ratios, speed
 from r1quant.progress import Progress, Silent
@@ -41,6 +42,7 @@ SCHEMA = "r1quant.bench/1"
 REFERENCE = "A100 40GB"
 FORTY = (38e9, 44e9)  # bytes of a card that counts as one of 40 GB
 NONE = "none"
+PARTS = re.compile(r"-\d{5}-of-")  # in the name of a GGUF file that is in several
 WINDOW, ENOUGH = 64, 1 << 14  # the text is read in so many windows of so many tokens, or all there is
 STRIDE = 7919  # tokens from the begin of one prompt to that of the next; a prime, so that none comes again soon
 MARGIN = 16  # tokens that a chat format may put around a prompt
@@ -277,7 +279,7 @@ def _reference(artifact: Artifact, rows: Sequence[Mapping[str, Any]]) -> dict[st
         first = rows[0]["baseline"]
         return {"card": first["card"]["name"], "source": "measured", "dtype": first["dtype"], "rows": shown}
     known, arch = card(REFERENCE), architecture_of(artifact.config)
-    floats, quantized = roofline.sizes(artifact.config, arch), roofline.sizes(artifact.config, arch, artifact.forms)
+    floats, quantized = roofline.sizes(artifact.config, arch), _stored_sizes(artifact)
     shown = []
     for row in rows:
         load = Load(row["prompt_tokens"], row["new_tokens"], row["batch"])
@@ -293,6 +295,17 @@ def _reference(artifact: Artifact, rows: Sequence[Mapping[str, Any]]) -> dict[st
         "assumptions": roofline.assumptions(),
         "rows": shown,
     }
+
+
+def _stored_sizes(artifact: Artifact) -> roofline.Sizes:
+    """As the model is stored. A GGUF file whose blocks are no QLinears is taken at its own size, evenly spread."""
+    made = roofline.sizes(artifact.config, architecture_of(artifact.config), artifact.forms)
+    if artifact.format != "gguf" or artifact.forms:
+        return made
+    path = file_of(artifact)
+    parts = path.parent.glob(PARTS.sub("-*-of-", path.name))
+    stored = sum(part.stat().st_size for part in parts)
+    return replace(made, weights_bytes=stored, streamed_bytes=round(made.streamed_bytes * stored / made.weights_bytes))
 
 
 def _on_forty(side: Mapping[str, Any] | None) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from r1quant import calibration, provenance
-from r1quant.archs import architecture_of
+from r1quant.archs import architecture_of, layer_count
 from r1quant.artifact import Artifact
 from r1quant.checkpoint import read_json
 from r1quant.errors import CheckpointError, RecipeError
@@ -25,7 +25,6 @@ from r1quant.jobs.samples import cache_folder
 from r1quant.metrics import tokenclass
 from r1quant.metrics.divergence import TokenScores, summary
 from r1quant.metrics.gates import judge, parse, refuse_unknown
-from r1quant.archs import layer_count
 from r1quant.planner import check_tensors
 from r1quant.progress import Progress, Silent
 from r1quant.sources import open_model

