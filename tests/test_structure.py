@@ -30,7 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("jobs",),
     ("cli", "r1quant"),
 )  # fmt: skip
-SIBLINGS = {"methods", "formats", "forward", "backends", "metrics"}
+SIBLINGS = {"methods", "formats", "forward", "backends", "metrics", "hardware"}
 BETWEEN_SIBLINGS = {("backends", "forward"), ("backends", "metrics")}
 FENCES = {
     "click": {"cli"},
@@ -45,6 +45,7 @@ FENCES = {
     "math_verify": {"metrics.grading"},
     "openai": {"backends.wire"},
     "lm_eval": {"jobs.tasks"},
+    "pynvml": {"jobs.bench_child"},
     "huggingface_hub": {"hub"},
     "tokenizers": {"tokenizer", "gguf_tokenizer"},
     "jinja2": {"tokenizer"},
@@ -54,9 +55,10 @@ FENCES = {
 SLOW = {
     "torch", "transformers", "numba", "onnx", "onnxruntime", "llama_cpp", "tokenizers", "gguf", "datasets",
     "huggingface_hub", "jinja2", "safetensors", "openai", "math_verify", "lm_eval",
+    "pynvml",
 }  # fmt: skip
 QUICK = (
-    "r1quant.cli", "r1quant.jobs.inspect", "r1quant.jobs.quantize", "r1quant.jobs.export", "r1quant.planner",
+    "r1quant.cli", "r1quant.jobs.inspect", "r1quant.jobs.quantize", "r1quant.jobs.export", "r1quant.planner", "r1quant.jobs.pair",
     "r1quant.recipe",
 )  # fmt: skip
 

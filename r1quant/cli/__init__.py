@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import click
 
 from r1quant.cli import console
+from r1quant.cli.bench import bench
 from r1quant.cli.check import check
 from r1quant.cli.doctor import doctor
 from r1quant.cli.export import export
@@ -28,7 +29,7 @@ def cli() -> None:
     """
 
 
-for command in (inspect, plan, quantize, export, check, verify, doctor):
+for command in (inspect, plan, quantize, export, check, verify, bench, doctor):
     cli.add_command(command)
 
 

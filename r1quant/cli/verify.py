@@ -28,6 +28,8 @@ from r1quant.cli import console
 @click.option("--tasks", help="Tasks of lm-eval, joined by commas: gsm8k,mmlu.")
 @click.option("--task-folder", help="A folder with tasks of your own.")
 @click.option("--task-limit", type=int, help="Only so many questions of each task.")
+@click.option("--task-chat", is_flag=True, default=None, help="Ask tasks in the model's chat format.")
+@click.option("--task-tokens", type=int, help="Of an answer to a task.  [default: what the task says]")
 @click.option("--backend", help="Runs OUT: torch, onnxruntime, llamacpp, openai, mock or auto.  [default: torch]")
 @click.option("--baseline-backend", help="Runs the baseline, the same ones.  [default: torch]")
 @click.option("--base-url", multiple=True, help="A server that runs OUT: http://localhost:8000/v1. Repeatable.")
@@ -182,12 +184,12 @@ def _health(found: Mapping[str, Any]) -> list[Row]:
 
 def _tasks(found: Mapping[str, Any]) -> list[Row]:
     rows = []
-    for task, metrics in found.get("tasks", {}).get("delta", {}).items():
+    tasks = found.get("tasks", {})
+    for task, metrics in tasks.get("delta", {}).items():
         for metric, part in metrics.items():
-            a, b = (found["tasks"][side]["results"][task][metric]["value"] for side in ("baseline", "quantized"))
-            rows.append(
-                [f"{task}, {metric}", f"{a:.4f}", f"{b:.4f}", f"{part['delta']:+.4f}", between(part["ci95"], 4)]
-            )
+            a, b = (tasks[side]["tasks"][task]["metrics"][metric]["value"] for side in ("baseline", "quantized"))
+            change = f"{part['mean']:+.4f}"
+            rows.append([f"{task}, {metric}", f"{a:.4f}", f"{b:.4f}", change, between(part["ci95"], 4)])
     return rows
 
 

@@ -101,6 +101,7 @@ def _served(artifact: Artifact, settings: Mapping[str, Any]) -> tuple[Runtime, d
         raw=True,
         moments=True,
         text_of=tokenizer.decode,
+        bos=tokenizer.bos_id,
     )
     unknown: dict[str, Any] = dict.fromkeys(("device", "dtype", "card", "empty_rss_bytes"))
     return runtime, {**unknown, "backend": runtime.name, "elsewhere": True}

@@ -18,6 +18,8 @@ OPTIONAL = {
     "onnxruntime": ("runs ONNX exports", "pip install 'r1quant[onnxruntime]'"),
     "onnxruntime-gpu": ("runs ONNX exports on a GPU", "pip install 'r1quant[gpu]'"),
     "llama-cpp-python": ("runs GGUF files and makes K-quants", "pip install 'r1quant[llamacpp]'"),
+    "openai": ("asks servers", "pip install 'r1quant[server]'"),
+    "lm-eval": ("runs tasks", "pip install 'r1quant[tasks]'"),
     "datasets": ("calibrates on datasets of the Hub", "pip install 'r1quant[datasets]'"),
 }
 REQUIRED = ("torch", "transformers", "safetensors", "tokenizers", "onnx", "gguf", "numba", "numpy")

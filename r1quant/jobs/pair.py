@@ -30,7 +30,8 @@ class Options:
     samples                  answers to each problem, with the seeds that follow from `seed`
     temperature, top_p, max_tokens   how they are drawn
     health                   also ask for JSON and for function calls, a small bundled set
-    tasks, task_folder, task_limit   tasks of lm-eval, a folder with more of them, questions of each
+    tasks, task_folder       tasks of lm-eval, and a folder with more of them; task_limit: questions of each; task_chat:
+                             whether they are put in the chat format; task_tokens: of an answer, over what they say
     gate                     conditions on the record, such as "kl.mean<0.05" or "aime.delta.low>-0.02"
     """
 
@@ -58,13 +59,15 @@ class Options:
     tasks: tuple[str, ...] = ()
     task_folder: str | None = None
     task_limit: int | None = None
+    task_chat: bool = False
+    task_tokens: int | None = None
     gate: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises RecipeError naming the first value that is not possible."""
         if self.windows and (self.windows < 1 or self.seq_len < 2):
             raise RecipeError(f"windows {self.windows} x seq-len {self.seq_len} is no text", "use at least 1 x 2")
-        for name in ("limit", "samples", "max_tokens", "concurrency", "task_limit"):
+        for name in ("limit", "samples", "max_tokens", "concurrency", "task_limit", "task_tokens"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise RecipeError(f"{name.replace('_', '-')} is {value}", "give a whole number of at least 1")
         if not (0 <= self.temperature < float("inf") and 0 < self.top_p <= 1 and self.seed >= 0):

@@ -82,8 +82,10 @@ def compare(pair: Pair, progress: Progress) -> dict[str, Any]:
         options.tasks,
         include=options.task_folder,
         limit=options.task_limit,
+        chat=options.task_chat,
+        max_tokens=options.task_tokens,
         seed=options.seed,
-        context=min(CONTEXT, longest) if isinstance(longest, int) else CONTEXT,
+        context=min(CONTEXT + (options.task_tokens or 0), longest if isinstance(longest, int) else CONTEXT),
     )
     known = find(choice)
     progress.begin("tasks", 2)

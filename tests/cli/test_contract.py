@@ -23,6 +23,7 @@ KEYS = {
     "export": {"files", "source", "seconds", "peak_rss_bytes"},
     "check": {"identical", "tensors", "first_difference"},
     "verify": {"perplexity", "kl", "top1"},
+    "bench": {"prefill_tokens_per_second", "decode_tokens_per_second", "ttft_seconds", "peak_memory_bytes", "rows"},
     "doctor": {"packages", "machine", "advice"},
 }
 
