@@ -8,9 +8,12 @@ It does not know how weights are stored or quantized: it asks a Weights for tens
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -60,9 +63,21 @@ def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def chunked(hidden: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Views of hidden [windows, seq_len, width], whole windows, about TOKENS_PER_CHUNK tokens each."""
-    per_chunk = max(1, TOKENS_PER_CHUNK // hidden.shape[1])
+def give_back() -> None:
+    """Returns freed memory to the system, where the C library would keep it in holes between what is in use."""
+    trim = getattr(_libc(), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _libc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def chunked(hidden: torch.Tensor, tokens: int = TOKENS_PER_CHUNK) -> Iterator[torch.Tensor]:
+    """Views of hidden [windows, seq_len, width], whole windows, about so many tokens each."""
+    per_chunk = max(1, tokens // hidden.shape[1])
     for start in range(0, len(hidden), per_chunk):
         yield hidden[start : start + per_chunk]
 
@@ -158,6 +173,7 @@ class Decoder:
             yield DecoderLayer(module, self.arch, self._cos_sin, self._mask(index))
         finally:
             module.to("meta")
+            give_back()
 
     def final_norm(self, hidden: torch.Tensor) -> torch.Tensor:
         """The hidden states that the head reads."""

@@ -37,7 +37,7 @@ class Logits(Protocol):
         """Makes ready for tiles of these columns."""
 
     def tile(self, rows: slice) -> torch.Tensor:
-        """float32 [rows, columns turned to]."""
+        """float32 [rows, columns turned to]; whoever asked may write into it."""
 
     def of(self, ids: torch.Tensor) -> torch.Tensor:
         """ids int64 [n] -> float32 [n]: one column in each row."""
@@ -94,7 +94,7 @@ class Given:
         self._columns = columns
 
     def tile(self, rows: slice) -> torch.Tensor:
-        return self._logits[rows, self._columns].to(self.device)
+        return self._logits[rows, self._columns].to(self.device, copy=True)
 
     def of(self, ids: torch.Tensor) -> torch.Tensor:
         return self._logits.gather(1, ids[:, None])[:, 0]
@@ -129,6 +129,8 @@ def distance(p: Logits, q: Logits, coming: npt.NDArray[np.int64]) -> TokenScores
                 product[rows] = product[rows] * shrink + torch.linalg.vecdot(weights, a.sub_(b)).double()
         kl = (product / first.total - first.log_total + second.log_total).clamp_min(0)
         nll = _nll("baseline", first, p, coming), _nll("quantized model", second, q, coming)
+    if not bool(torch.isfinite(kl).all()):  # -Inf where no token that came is: in the first NaN, in the second Inf
+        raise _no_number("baseline" if bool(kl.isnan().any()) else "quantized model")
     return TokenScores(*nll, kl.cpu().numpy(), (first.best == second.best).cpu().numpy())
 
 
@@ -143,8 +145,12 @@ def _nll(name: str, seen: Running, logits: Logits, coming: npt.NDArray[np.int64]
     of_coming = logits.of(torch.from_numpy(coming)).cpu().double()
     nll: npt.NDArray[np.float64] = (seen.log_total.cpu() - of_coming).numpy()
     if not np.isfinite(nll).all():
-        raise NumericError(f"the {name} gives NaN or Inf on this text", "use --dtype float32")
+        raise _no_number(name)
     return nll
+
+
+def _no_number(name: str) -> NumericError:
+    return NumericError(f"the {name} gives NaN or Inf on this text", "use --dtype float32")
 
 
 @dataclass(frozen=True, eq=False)

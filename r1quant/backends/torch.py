@@ -19,6 +19,7 @@ from r1quant.backends.generation import SLOTS, Engine
 from r1quant.forward import Decoder, Weights, chunked
 
 CPU = torch.device("cpu")
+TOKENS_PER_CHUNK = 1024  # that go through a layer at a time: their activations stay in a processor's cache
 
 
 class TorchModel:
@@ -51,7 +52,7 @@ class TorchModel:
             hidden = decoder.embed(torch.from_numpy(tokens))
             for index in range(len(decoder)):
                 with decoder.layer(index) as layer:
-                    for chunk in chunked(hidden):
+                    for chunk in chunked(hidden, TOKENS_PER_CHUNK):
                         chunk.copy_(layer(chunk.to(decoder.device)))
                 step()
             return decoder.final_norm(hidden)

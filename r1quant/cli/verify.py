@@ -79,7 +79,7 @@ def verify(
         else:
             chosen.setdefault("gate", read_settings(Path.cwd()).gates)
             if "tasks" in chosen:
-                chosen["tasks"] = tuple(filter(None, chosen["tasks"].split(",")))
+                chosen["tasks"] = tuple(name.strip() for name in chosen["tasks"].split(","))
             for key in ("backend", "baseline_backend"):
                 if chosen.get("base_url" if key == "backend" else "baseline_url"):
                     chosen.setdefault(key, "openai")

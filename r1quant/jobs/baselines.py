@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -31,16 +30,21 @@ def kept(folder: Path, identity: Mapping[str, str], make: Callable[[], Arrays]) 
     folder.mkdir(parents=True, exist_ok=True)
     own = path.with_name(f"{path.stem}-{os.getpid()}{path.suffix}")  # another process may be making the same
     with atomic.replacing(own) as file:
-        np.savez(file, identity=np.frombuffer(stated, np.uint8), **arrays)  # type: ignore[arg-type]
+        np.savez(file, identity=np.frombuffer(_label(stated, arrays), np.uint8), **arrays)  # type: ignore[arg-type]
     own.replace(path)
     return arrays, False
 
 
 def _read(path: Path, stated: bytes) -> Arrays | None:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except Exception:  # damage to a zip file or to the header of an array raises errors of many kinds
         return None
     identity = arrays.pop("identity", np.empty(0, np.uint8))
-    return arrays if identity.tobytes() == stated else None
+    return arrays if identity.tobytes() == _label(stated, arrays) else None
+
+
+def _label(stated: bytes, arrays: Arrays) -> bytes:
+    """The identity and the names: the directory of a damaged zip file may have lost some."""
+    return b" ".join([stated, *(name.encode() for name in sorted(arrays))])

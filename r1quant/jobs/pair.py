@@ -75,6 +75,11 @@ class Options:
                 f"temperature {self.temperature}, top-p {self.top_p}, seed {self.seed} cannot be drawn with",
                 "give a temperature from 0 up, a top-p above 0 and up to 1, and a seed from 0 up",
             )
+        if not 0 <= self.patience < float("inf"):
+            raise RecipeError(f"patience is {self.patience}", "give seconds from 0 up")
+        for name, given in (("text", self.text), ("aime", self.aime), *(("tasks", task) for task in self.tasks)):
+            if given is not None and not given.strip():
+                raise RecipeError(f"{name} has an empty name", f"leave out --{name}, or say which")
         if self.dtype not in DTYPES:
             raise RecipeError(f"dtype {self.dtype!r} is not supported", f"choose from {', '.join(DTYPES)}")
         if not (self.windows or self.aime or self.health or self.tasks):

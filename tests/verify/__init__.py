@@ -1,0 +1,1 @@
+"""verify: its arithmetic, its memory of what was said before, and its refusals."""
