@@ -6,7 +6,7 @@ import hashlib
 import platform
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 
 VERSION = metadata.version("r1quant")
@@ -24,6 +24,19 @@ def sha256_of_files(files: Mapping[str, bytes]) -> str:
     return digest.hexdigest()
 
 
+def version(package: str) -> str:
+    """Empty where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Of those that are installed."""
+    return {package: found for package in packages if (found := version(package))}
+
+
 def environment() -> dict[str, str]:
     """What decides the bits of a result beside the inputs: versions, machine kind, threads."""
     found = {
@@ -39,6 +52,8 @@ def environment() -> dict[str, str]:
         found["torch"] = torch.__version__
         found["cpu"] = torch.backends.cpu.get_cpu_capability()
         found["threads"] = str(torch.get_num_threads())
+        if torch.cuda.is_available():
+            found["gpu"] = torch.cuda.get_device_name(0)
     return found
 
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from r1quant.backends import Completion, Prompt, Sampling
 from r1quant.backends.pool import Again, Pool
-from r1quant.backends.wire import NO_KEY, PLAIN, Client, Refused, Reply, Wire, complete, shown
+from r1quant.backends.wire import NO_KEY, PLAIN, Client, Refused, Reply, TooLong, Wire, complete, shown
 from r1quant.errors import RecipeError
 
 SAME = 0.1  # nats: how far two log-probabilities of one token may be apart in bfloat16
@@ -33,9 +33,9 @@ class OpenAI:
     api_key      by default what OPENAI_API_KEY holds
     concurrency  requests under way at once, over all servers
     patience_s   how long to go on asking while no server answers
-    request_s    after which one request counts as failed
+    request_s    without a piece of an answer, after which a request counts as failed; answers may take any time
     raw          send the rendered prompt instead of messages
-    moments      stream, to know when each piece of an answer came
+    moments      whether completions say when each piece came
     text_of      token ids to text, for raw requests to servers that take no token ids (llama-cpp-python)
     bos          the token that some of those servers put before every text
     note         is told of servers that fail and of parameters that they refuse, from another thread
@@ -51,20 +51,21 @@ class OpenAI:
         api_key: str | None = None,
         concurrency: int = 16,
         patience_s: float = 300.0,
-        request_s: float = 3600.0,
+        request_s: float = 600.0,
         raw: bool = False,
         moments: bool = False,
         text_of: Callable[[Sequence[int]], str] | None = None,
         bos: int | None = None,
         note: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self._wire = Wire(api_key or os.environ.get("OPENAI_API_KEY") or NO_KEY, request_s, moments, note)
+        self._wire = Wire(api_key or os.environ.get("OPENAI_API_KEY") or NO_KEY, request_s, note)
         self._urls = [complete(url) for url in base_urls]
         if not self._urls:
             raise RecipeError("no server is named", "give its address: --base-url http://localhost:8000/v1")
         if concurrency < 1:
             raise RecipeError(f"concurrency {concurrency} sends no request", "use 1 or more")
-        self._model, self._raw, self._text_of, self._bos = model, raw, text_of, bos
+        self._model, self._raw, self._moments, self._text_of, self._bos = model, raw, moments, text_of, bos
+        self._note = note
         self._pool: Pool[Client] = Pool(concurrency, patience_s, note)
         self.retemplated = 0
         """How many prompts became another number of tokens with the server's chat template than with ours."""
@@ -94,10 +95,10 @@ class OpenAI:
         )
 
     def complete(self, prompts: Iterable[Prompt], sampling: Sampling, stop: frozenset[int]) -> Iterator[Completion]:
-        """Completions as they end, as text; counts as the server counts, 0 where it does not.
+        """Completions as they end, as text; counts as the server counts, else of the pieces that came.
 
         The server stops at its model's own end of turn; `stop` is sent too, for servers that take it. An answer that
-        does not fit the context any more is cut there.
+        does not fit the context any more is cut there; a prompt that alone does not fit gets no token.
 
         Raises RecipeError where a server refuses a request, CheckpointError where none answers for as long as
         patience lasts. What was yielded before is whole.
@@ -145,24 +146,28 @@ class OpenAI:
         }
 
     async def _completion(self, client: Client, prompt: Prompt, arguments: dict[str, Any]) -> Completion:
-        tokens = list(prompt.tokens)
-        if self._raw:
-            reply = await self._raw_reply(client, tokens, arguments)
-        else:
-            messages = [dict(message) for message in prompt.messages]
-            try:
-                reply = await self._wire.reply(client, {**arguments, "messages": messages}, len(tokens))
-            except Refused as refused:
-                if "chat template" not in refused.reason.lower() or not tokens:
-                    raise
-                reply = await self._raw_reply(client, tokens, arguments)
-            if tokens and reply.prompt_tokens not in (None, len(tokens)):
-                self.retemplated += 1
-        return Completion(
-            prompt.key, (), reply.whole, reply.new_tokens or len(reply.moments), reply.finished, reply.moments
-        )
+        try:
+            reply = await (self._raw_reply if self._raw else self._chat_reply)(client, prompt, arguments)
+        except TooLong as long:
+            self._note(f"{client.url} has no room for {prompt.key}: {long.reason}")
+            return Completion(prompt.key, (), "", 0, False)
+        count, moments = reply.new_tokens or len(reply.moments), reply.moments if self._moments else ()
+        return Completion(prompt.key, (), reply.whole, count, reply.finished, moments)
 
-    async def _raw_reply(self, client: Client, tokens: list[int], arguments: dict[str, Any]) -> Reply:
+    async def _chat_reply(self, client: Client, prompt: Prompt, arguments: dict[str, Any]) -> Reply:
+        messages, length = [dict(message) for message in prompt.messages], len(prompt.tokens)
+        try:
+            reply = await self._wire.reply(client, {**arguments, "messages": messages}, length)
+        except Refused as refused:
+            if "chat template" not in refused.reason.lower() or not length:
+                raise
+            return await self._raw_reply(client, prompt, arguments)
+        if length and reply.prompt_tokens not in (None, length):
+            self.retemplated += 1
+        return reply
+
+    async def _raw_reply(self, client: Client, prompt: Prompt, arguments: dict[str, Any]) -> Reply:
+        tokens = list(prompt.tokens)
         form = await self._form(client, str(arguments["model"]), tokens)
         reply = await self._wire.reply(client, {**arguments, "prompt": self._prompt(form, tokens)}, len(tokens))
         if reply.prompt_tokens not in (None, len(tokens)):

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -70,7 +70,8 @@ class Pool(Generic[C]):
     def each(self, connect: Callable[[], list[C]], questions: Iterable[Callable[[C], Awaitable[T]]]) -> Iterator[T]:
         """Answers as they come. Never draws more questions than can be under way at once.
 
-        Raises CheckpointError where no server answers for as long as patience lasts, and whatever a question raises.
+        Raises CheckpointError where no server answers for as long as patience lasts, and whatever a question raises;
+        answers that are there by then come first.
         """
         waiting = iter(questions)
         ended: queue.SimpleQueue[Future[T]] = queue.SimpleQueue()
@@ -85,9 +86,12 @@ class Pool(Generic[C]):
                         under_way += 1
                     if not under_way:
                         return
-                    answer = ended.get().result()
+                    future = ended.get()
+                    if (failure := future.exception()) is not None:
+                        yield from _there(ended)
+                        raise failure
                     under_way -= 1
-                    yield answer
+                    yield future.result()
             finally:
                 asyncio.run_coroutine_threadsafe(_end([s.client for s in servers]), loop).result()
 
@@ -147,6 +151,15 @@ class _Asking(Generic[C]):
         rest = min(LONGEST_REST_S, FIRST_REST_S * 2.0**server.failures) * random.uniform(0.5, 1)
         rest = rest if failure.after is None else max(failure.after, 0.0) + rest / 10
         server.rests_until = max(server.rests_until, now + (min(rest, left) if left > 0 else rest))
+
+
+def _there(ended: queue.SimpleQueue[Future[T]]) -> Iterator[T]:
+    """The answers that nobody has to wait for any more."""
+    with suppress(queue.Empty):
+        while True:
+            future = ended.get_nowait()
+            if future.exception() is None:
+                yield future.result()
 
 
 async def _end(clients: list[C]) -> None:

@@ -8,6 +8,7 @@ sent it again. It does not know which server is asked when, or what for.
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import ssl
 import time
@@ -15,6 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -24,11 +26,16 @@ from r1quant.errors import CheckpointError, MissingDependency, RecipeError
 INSTALL = "pip install 'r1quant[server]'"
 NO_KEY = "none"  # sent where there is none: the package wants some
 CONNECT_S = 10.0
+WHOLE_S = 3600.0  # for an answer that does not come in pieces
 LATER = (408, 409, 425, 429)  # and every status from 500 on
 EVERY = 1 << 20  # as top-k: more than any vocabulary; servers disagree on whether 0 or -1 means all
 PLAIN = {"top_k": EVERY, "min_p": 0.0, "repeat_penalty": 1.0, "repetition_penalty": 1.0}
 UNKNOWN = re.compile(r"unrecogni|unknown|unsupported|not supported|unexpected|extra|permitted|not allowed", re.I)
-CONTEXT = re.compile(r"context (?:length|window)[^.\d]*?(?:is only|is|of|:)\s*(\d+)", re.I)
+STREAMING = re.compile(r"\bstream_options\b|\bstream(?=ing\b|\b)", re.I)
+CONTEXT = re.compile(r"context (?:length|window)[^.\d]*?(?:is only|is|of|:|\()\s*(\d+)", re.I)
+TOO_LONG = re.compile(
+    r"exceeds? the (?:available |model's )?context|longer than the (?:model's context|maximum model length)", re.I
+)
 GIVEN = re.compile(
     r"(\d+)(?: tokens)? (?:in the messages|in your prompt|in the prompt|input tokens|from the input)", re.I
 )
@@ -44,12 +51,16 @@ class Refused(RecipeError):
         self.reason = reason
 
 
+class TooLong(Refused):
+    """A prompt that the context has no room for."""
+
+
 @dataclass(eq=False)
 class Client:
     """One server, and what was found out about it.
 
     form      how it takes a rendered prompt; empty while that is not known
-    refused   the parameters that it does not know
+    refused   the parameters that it does not know; `stream` and `stream_options` where it cannot
     believed  whether its echo agrees with its generation
     """
 
@@ -66,7 +77,10 @@ class Client:
 
 @dataclass(frozen=True)
 class Reply:
-    """Counts are None where the server does not count, `scores` (log-probabilities) where none came."""
+    """Counts are None where the server does not count, `scores` (log-probabilities) where none came.
+
+    moments: seconds to each piece of the text that came; empty where it came as a whole
+    """
 
     text: str
     reasoning: str
@@ -85,18 +99,21 @@ class Reply:
 
 
 class Wire:
-    """Makes clients and sends requests. Raises MissingDependency without the openai package."""
+    """Makes clients and sends requests. Raises MissingDependency without the openai package.
 
-    def __init__(self, key: str, request_s: float, moments: bool, note: Callable[[str], None]) -> None:
+    idle_s  without a piece of an answer, after which a request counts as failed
+    """
+
+    def __init__(self, key: str, idle_s: float, note: Callable[[str], None]) -> None:
         try:
             import openai
         except ImportError:
             raise MissingDependency("the openai package is not installed", INSTALL) from None
         self._openai: Any = openai
-        self._key, self._request_s, self._moments, self._note = key, request_s, moments, note
+        self._key, self._idle_s, self._note = key, idle_s, note
 
     def client(self, url: str) -> Client:
-        timeout = self._openai.Timeout(self._request_s, connect=CONNECT_S)
+        timeout = self._openai.Timeout(self._idle_s, connect=CONNECT_S)
         http = None
         if url.startswith("http:"):  # to load the certificates of all authorities takes longer than a short answer
             http = self._openai.DefaultAsyncHttpxClient(verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
@@ -113,53 +130,51 @@ class Wire:
             raise Again("it lists no model")
         return names
 
-    async def reply(
-        self, client: Client, arguments: Mapping[str, Any], length: int, stream: bool | None = None
-    ) -> Reply:
+    async def reply(self, client: Client, arguments: Mapping[str, Any], length: int, stream: bool = True) -> Reply:
         """Sends a request, without what the server refuses to know, and with no more tokens than its context holds.
 
-        length: of the prompt in tokens. Raises Again, Refused or RecipeError.
+        length: of the prompt in tokens. Raises Again, TooLong, Refused or RecipeError.
         """
         sent, cut = dict(arguments), False
-        ask = self._streamed if (self._moments if stream is None else stream) else self._whole
         while True:
             sent["extra_body"] = {k: v for k, v in sent.get("extra_body", {}).items() if k not in client.refused}
+            streams = stream and "stream" not in client.refused
             try:
-                return await ask(client, sent)
+                return await (self._streamed if streams else self._whole)(client, sent)
             except Refused as refused:
+                unknown = UNKNOWN.search(refused.reason)
                 named = {name for name in sent["extra_body"] if name in refused.reason}
                 room = _room(refused.reason, length)
-                if named and UNKNOWN.search(refused.reason):
+                if streams and unknown and (found := STREAMING.search(refused.reason)):
+                    client.refused.add(found[0].lower())
+                elif named and unknown:
                     for name in sorted(named - client.refused):
                         self._note(f"{client.url} does not know {name}: its own default holds")
                     client.refused |= named
                 elif room is not None and 0 < room < sent["max_tokens"] and not cut:
                     sent["max_tokens"], cut = room, True
+                elif room is not None or TOO_LONG.search(refused.reason):
+                    raise TooLong(client.url, refused.reason) from None
                 else:
                     raise
 
     async def _whole(self, client: Client, arguments: dict[str, Any]) -> Reply:
-        found = await self._sent(client, _endpoint(client, arguments), **arguments)
-        choice = _choice(found)
-        message = getattr(choice, "message", None) or choice
-        usage, logprobs = getattr(found, "usage", None), getattr(choice, "logprobs", None)
-        return Reply(
-            getattr(message, "content", None) or getattr(choice, "text", None) or "",
-            _reasoning(message),
-            _finished(choice.finish_reason),
-            getattr(usage, "prompt_tokens", None),
-            getattr(usage, "completion_tokens", None),
-            scores=getattr(logprobs, "token_logprobs", None),
-        )
+        timeout = self._openai.Timeout(max(self._idle_s, WHOLE_S), connect=CONNECT_S)
+        return _read(await self._sent(client, _endpoint(client, arguments), **arguments, timeout=timeout))
 
     async def _streamed(self, client: Client, arguments: dict[str, Any]) -> Reply:
         begun = time.perf_counter()
-        options = {"stream": True, "stream_options": {"include_usage": True}}
+        options: dict[str, Any] = {"stream": True}
+        if "stream_options" not in client.refused:
+            options["stream_options"] = {"include_usage": True}
         stream = await self._sent(client, _endpoint(client, arguments), **arguments, **options)
-        text, reasoning, reason, usage = "", "", None, None
-        moments: list[float] = []
+        reason, usage = None, None
+        texts, thoughts, moments = list[str](), list[str](), list[float]()
         try:
             async with stream:
+                if "json" in stream.response.headers.get("content-type", ""):
+                    content = await stream.response.aread()
+                    return _read(json.loads(content, object_hook=lambda entries: SimpleNamespace(**entries)))
                 async for chunk in stream:
                     usage = getattr(chunk, "usage", None) or usage
                     for choice in chunk.choices or []:
@@ -168,12 +183,15 @@ class Wire:
                         thought = _reasoning(piece)
                         if new or thought:
                             moments.append(time.perf_counter() - begun)
-                        text, reasoning = text + new, reasoning + thought
+                        texts.append(new)
+                        thoughts.append(thought)
                         reason = choice.finish_reason or reason
+        except json.JSONDecodeError:
+            raise Again("its answer is no JSON") from None
         except Exception as error:
             raise self._failure(client, error) from None
         counts = (getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None))
-        return Reply(text, reasoning, _finished(reason), *counts, tuple(moments))
+        return Reply("".join(texts), "".join(thoughts), _finished(reason), *counts, tuple(moments))
 
     async def _sent(self, client: Client, call: Callable[..., Awaitable[Any]], **arguments: Any) -> Any:
         try:
@@ -219,7 +237,7 @@ def complete(url: str) -> str:
     """The address of the API: /v1 where only a host is named. Raises RecipeError for what is no address."""
     parts = urlsplit(url if "://" in url else f"http://{url}")
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise RecipeError(f"{shown(url)} is not the address of a server", "write it as http://localhost:8000/v1")
+        raise RecipeError(f"{shown(urlunsplit(parts))} is not the address of a server", "write it as http://localhost:8000/v1")
     return urlunsplit(parts._replace(path=parts.path.rstrip("/") or "/v1"))
 
 
@@ -227,6 +245,21 @@ def _endpoint(client: Client, arguments: Mapping[str, Any]) -> Callable[..., Awa
     api = client.api.chat.completions if "messages" in arguments else client.api.completions
     call: Callable[..., Awaitable[Any]] = api.create
     return call
+
+
+def _read(found: Any) -> Reply:
+    """A reply that came as a whole. Raises as `_choice`."""
+    choice = _choice(found)
+    message = getattr(choice, "message", None) or choice
+    usage, logprobs = getattr(found, "usage", None), getattr(choice, "logprobs", None)
+    return Reply(
+        getattr(message, "content", None) or getattr(choice, "text", None) or "",
+        _reasoning(message),
+        _finished(choice.finish_reason),
+        getattr(usage, "prompt_tokens", None),
+        getattr(usage, "completion_tokens", None),
+        scores=getattr(logprobs, "token_logprobs", None),
+    )
 
 
 def _choice(found: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,12 @@ def verify(
     """
     from r1quant.errors import RecipeError
     from r1quant.jobs.pair import Options
-    from r1quant.jobs.verify import repeat
+    from r1quant.jobs.verify import applicable_gates, repeat
     from r1quant.jobs.verify import verify as job
     from r1quant.recipe import read_settings
 
+    if record is not None and not record.parent.is_dir():
+        raise RecipeError(f"there is no folder {record.parent} for the record", "make it, or choose another --record")
     chosen = {key: value for key, value in given.items() if value not in (None, ())}
     with console.watching() as progress:
         if source is not None:
@@ -77,13 +80,17 @@ def verify(
 
             done = repeat(read_json(source), progress)
         else:
-            chosen.setdefault("gate", read_settings(Path.cwd()).gates)
             if "tasks" in chosen:
                 chosen["tasks"] = tuple(name.strip() for name in chosen["tasks"].split(","))
             for key in ("backend", "baseline_backend"):
                 if chosen.get("base_url" if key == "backend" else "baseline_url"):
                     chosen.setdefault(key, "openai")
-            done = job(out, baseline, Options(**chosen), progress)
+            if "base_url" in chosen and {"aime", "health", "tasks"} & set(chosen):
+                chosen.setdefault("windows", 0)  # most servers cannot score a text
+            options = Options(**chosen)
+            if "gate" not in chosen:
+                options = replace(options, gate=applicable_gates(read_settings(Path.cwd()).gates, options))
+            done = job(out, baseline, options, progress)
     found = done.as_dict()
     if record is not None:
         import json

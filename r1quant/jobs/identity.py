@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import re
 from contextlib import suppress
 from pathlib import Path
 
 from r1quant import atomic, provenance
 from r1quant.artifact import Artifact
+from r1quant.errors import CheckpointError
 from r1quant.progress import Progress
 
 WEIGHTS = (".safetensors", ".gguf", ".onnx", ".data")
+STATING = ("config.json", "quantize_config.json", "quant_config.json", "genai_config.json")
+PART = re.compile(r"(.*)-\d{5}-of-\d{5}\.gguf", re.IGNORECASE)
 PIECE = 1 << 22
 
 
@@ -28,12 +31,21 @@ def identity(model: Artifact, cache: Path, progress: Progress) -> str:
     return provenance.sha256(json.dumps(hashes, sort_keys=True).encode())
 
 
-def _files(model: Artifact) -> Iterator[Path]:
+def _files(model: Artifact) -> list[Path]:
+    """The weight files, and those that say how they are to be read. Raises CheckpointError where there are none."""
     alone = Path(model.source)
-    if alone.is_file() and alone.suffix == ".gguf":
-        yield from sorted(alone.parent.glob(alone.name.replace("-00001-of-", "-?????-of-")))
-    else:
-        yield from sorted(path for path in model.folder.iterdir() if path.suffix in WEIGHTS)
+    if alone.is_file() and alone.suffix.lower() == ".gguf":
+        return sorted(path for path in alone.parent.iterdir() if _whole(path.name) == _whole(alone.name))
+    found = sorted(path for path in model.folder.iterdir() if path.suffix.lower() in WEIGHTS or path.name in STATING)
+    if not any(path.suffix.lower() in WEIGHTS for path in found):
+        raise CheckpointError(f"{model.source} has no weight files", "download the model again")
+    return found
+
+
+def _whole(name: str) -> str:
+    """The name of a model of which a file is a part, or of the file itself."""
+    part = PART.fullmatch(name)
+    return part[1] if part else name
 
 
 def _remembered(path: Path, cache: Path, progress: Progress) -> str:

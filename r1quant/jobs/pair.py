@@ -10,6 +10,7 @@ from typing import Any
 from r1quant.archs import Architecture
 from r1quant.artifact import Artifact, generation_config
 from r1quant.backends import Runtime
+from r1quant.backends.wire import shown
 from r1quant.errors import RecipeError
 from r1quant.jobs.runtimes import DTYPES, Server, backend_of, open_runtime
 from r1quant.tokenizer import Tokenizer
@@ -126,6 +127,18 @@ class Pair:
         options = self.options
         return backend_of(self.baseline, options.baseline_backend), backend_of(self.quantized, options.backend)
 
+    def identity(self, which: int) -> dict[str, str]:
+        """All that decides what a model says, as far as it can be known: of a server's, its address and name."""
+        options, backend = self.options, self.backends[which]
+        urls = (options.baseline_url, options.base_url)[which]
+        return {
+            "model": self.hashes[which],
+            "backend": (options.baseline_backend, options.backend)[which] if backend == "mock" else backend,
+            "server": " ".join(map(shown, urls)),
+            "served": (options.baseline_served, options.served_model)[which] or "",
+            "dtype": options.dtype if backend == "torch" else "",
+        }
+
     def opened(
         self,
         which: int,
@@ -147,6 +160,7 @@ class Pair:
             options.dtype,
             server=server,
             answers=answers,
+            tokenizer=self.tokenizer,
             note=note,
         )
 

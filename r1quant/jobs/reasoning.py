@@ -137,8 +137,8 @@ def _ask(
 def _prompt(pair: Pair, each: Problem | HealthPrompt, number: int) -> Prompt:
     """One question, asked for the number-th time. Both models draw with the same seed."""
     messages = problemsets.messages(each)
-    key = f"{each.key}/{sha256(messages[0]['content'].encode())[:8]}/{number}"
     tokens = pair.tokenizer.encode(pair.tokenizer.render(messages, add_generation_prompt=True))
+    key = f"{each.key}/{sha256(json.dumps(tokens).encode())[:8]}/{number}"
     seed = int(sha256(f"{pair.options.seed}/{key}".encode())[:8], 16) & 0x7FFFFFFF
     return Prompt(key, messages, tuple(tokens), seed)
 
@@ -148,15 +148,7 @@ def _limit(pair: Pair) -> int:
 
 
 def _identity(pair: Pair, side: int) -> Mapping[str, str]:
-    """All that decides an answer, as far as it can be known: of a server's model, only what it is called."""
+    """All that decides an answer but for the prompt, which the key tells."""
     options = pair.options
-    urls = (options.baseline_url, options.base_url)[side]
-    served = (options.baseline_served, options.served_model)[side]
-    return {
-        "model": pair.hashes[side],
-        "backend": (options.baseline_backend, options.backend)[side],
-        "server": served or " ".join(urls),
-        "dtype": options.dtype if pair.backends[side] == "torch" else "",
-        "template": sha256((pair.tokenizer.template or "").encode()),
-        "sampling": json.dumps([options.temperature, options.top_p, options.max_tokens, options.seed]),
-    }
+    sampling = [options.temperature, options.top_p, options.max_tokens, options.seed]
+    return pair.identity(side) | {"sampling": json.dumps(sampling), "stop": json.dumps(sorted(pair.stop))}

@@ -10,6 +10,7 @@ from r1quant.archs import architecture_of
 from r1quant.artifact import Artifact
 from r1quant.backends import Runtime
 from r1quant.errors import RecipeError
+from r1quant.tokenizer import Tokenizer
 
 LOCAL = ("torch", "onnxruntime", "llamacpp")
 BACKENDS = (*LOCAL, "openai", "mock")
@@ -59,12 +60,14 @@ def open_runtime(
     slots: int | None = None,
     server: Server | None = None,
     answers: Mapping[str, str] | None = None,
+    tokenizer: Tokenizer | None = None,
     note: Callable[[str], None] = lambda line: None,
 ) -> Runtime:
     """The model, ready for texts of `context` tokens.
 
     device, dtype, slots are torch's: where and how it computes, and how many texts it completes at a time. server is
-    where the backend openai finds it; answers are what a mock knows; note is told of servers that fail.
+    where the backend openai finds it; the tokenizer turns tokens to text for servers that want text;
+    answers are what a mock knows; note is told of servers that fail.
 
     Raises RecipeError, MissingDependency where the backend's package is not installed, and what the backend raises.
     """
@@ -74,11 +77,21 @@ def open_runtime(
             raise RecipeError("the backend openai needs a server", "name it with --base-url http://host:port/v1")
         from r1quant.backends.openai import OpenAI
 
-        return OpenAI(server.urls, server.model, concurrency=server.concurrency, patience_s=server.patience, note=note)
+        return OpenAI(
+            server.urls,
+            server.model,
+            concurrency=server.concurrency,
+            patience_s=server.patience,
+            text_of=tokenizer.decode if tokenizer else None,
+            bos=tokenizer.bos_id if tokenizer else None,
+            note=note,
+        )
     if name == "mock":
         from r1quant.backends.mock import Mock
 
         return Mock(backend, answers or {}, int(artifact.config["vocab_size"]))
+    if name in ("onnxruntime", "llamacpp") and device not in ("auto", "cpu"):
+        raise RecipeError(f"{name} is run on the processor, not on {device}", "leave out --device, or use a server")
     if name == "onnxruntime":
         from r1quant.backends.onnxruntime import OnnxRuntime
 

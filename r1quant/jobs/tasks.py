@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -76,17 +77,7 @@ def compare(pair: Pair, progress: Progress) -> dict[str, Any]:
     Raises MissingDependency without lm-eval, RecipeError for unknown tasks, CalibrationError where their data cannot
     be had.
     """
-    options = pair.options
-    longest = pair.baseline.config.get("max_position_embeddings")
-    choice = Choice(
-        options.tasks,
-        include=options.task_folder,
-        limit=options.task_limit,
-        chat=options.task_chat,
-        max_tokens=options.task_tokens,
-        seed=options.seed,
-        context=min(CONTEXT + (options.task_tokens or 0), longest if isinstance(longest, int) else CONTEXT),
-    )
+    choice = choice_of(pair)
     known = find(choice)
     progress.begin("tasks", 2)
     scored, samples = [], []
@@ -104,6 +95,22 @@ def compare(pair: Pair, progress: Progress) -> dict[str, Any]:
     }
 
 
+def choice_of(pair: Pair) -> Choice:
+    """What the options of a pair ask for."""
+    options = pair.options
+    longest = pair.baseline.config.get("max_position_embeddings")
+    return Choice(
+        options.tasks,
+        include=options.task_folder,
+        limit=options.task_limit,
+        chat=options.task_chat,
+        max_tokens=options.task_tokens,
+        seed=options.seed,
+        context=min(CONTEXT + (options.task_tokens or 0), longest if isinstance(longest, int) else CONTEXT),
+    )
+
+
+@cache
 def find(choice: Choice) -> Any:
     """lm-eval's TaskManager with these tasks in it, before a model is opened. Raises as `compare`.
 

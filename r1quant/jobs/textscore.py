@@ -21,7 +21,9 @@ from r1quant.backends.distance import Given, Projected, distance, likelihood
 from r1quant.backends.openai import OpenAI
 from r1quant.backends.sketch import KEPT, Sketch, against, sketch
 from r1quant.backends.torch import TorchModel
+from r1quant.forward import pick_device
 from r1quant.jobs.baselines import Arrays, kept
+from r1quant.jobs.pair import Pair
 from r1quant.metrics.divergence import TokenScores
 from r1quant.progress import Progress
 
@@ -32,44 +34,58 @@ Said = Projected | Sketch | npt.NDArray[np.float64]  # of a baseline; the last i
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """scores, how exact the divergence is, and whether the baseline was at hand."""
+    """scores, how exact the divergence is, whether the baseline was at hand, and which of the predicted tokens
+    (bool [n]) the scores are of: some servers leave out the first of a window."""
 
     scores: TokenScores
     estimator: str
     cached: bool
+    known: npt.NDArray[np.bool_]
 
 
-def score(
-    baseline: Runtime, quantized: Runtime, identity: dict[str, str], tokens: Tokens, cache: Path, progress: Progress
-) -> Scored:
-    """Two models on tokens int64 [windows, seq_len], window by window or layer by layer.
-
-    identity  what decides what the baseline says, but for what is known here
-    """
+def score(pair: Pair, tokens: Tokens, text: str, cache: Path, progress: Progress) -> Scored:
+    """Two models on tokens int64 [windows, seq_len] with the hash `text`, window by window or layer by layer."""
     coming, steps = tokens[:, 1:].reshape(-1), _Steps(progress, len(tokens))
-    environment = provenance.environment()
-    identity = identity | {"backend": baseline.name, "kept": KEPT, **{f"environment.{k}": environment[k] for k in WITH}}
-    steps.begin("the baseline", baseline)
-    arrays, cached = kept(cache, identity, lambda: _listen(baseline, tokens, coming, steps))
-    said = _restored(baseline, arrays)
-    steps.begin("the quantized model", quantized)
+
+    def opened(which: int) -> Runtime:
+        runtime = pair.opened(which, tokens.shape[1], note=progress.note)
+        steps.begin(("the baseline", "the quantized model")[which], runtime)
+        return runtime
+
+    identity = pair.identity(0) | _surroundings(pair) | {"tokens": text, "kept": KEPT}
+    arrays, cached = kept(cache, identity, lambda: _listen(opened(0), tokens, coming, steps))
+    said = _restored(arrays, lambda: pair.opened(0, 1))
+    quantized = opened(1)
+    whole = np.ones(len(coming), np.bool_)
     if isinstance(quantized, OpenAI) or isinstance(said, np.ndarray):
-        nll = _surprise(said, coming)
+        mine = _surprise(said, coming)
         theirs = _listen(quantized, tokens, coming, steps, alone=True)["nll"]
-        known = ~np.isnan((nll + theirs).reshape(len(tokens), -1)).any(0)  # some servers leave out the first token
-        mine, theirs = (part.reshape(len(tokens), -1)[:, known].reshape(-1) for part in (nll, theirs))
-        return Scored(TokenScores(mine, theirs, None, None), "none: a server gives no distributions", cached)
+        by_window = ~np.isnan((mine + theirs).reshape(len(tokens), -1)).any(0)
+        known = np.tile(by_window, len(tokens))
+        scores = TokenScores(mine[known], theirs[known], None, None)
+        return Scored(scores, "none: a server gives no distributions", cached, known)
     if isinstance(said, Sketch):
         exact = "exact" if int(said.top) == said.ids.shape[1] else f"{KEPT} of each distribution"
-        return Scored(against(said, _pieces(quantized, tokens, steps), coming), exact, cached)
+        return Scored(against(said, _pieces(quantized, tokens, steps), coming), exact, cached, whole)
     if isinstance(quantized, TorchModel):
         found = distance(said, quantized.projected(_predicting(quantized, tokens, steps)), coming)
     else:
         found = _joined(_by_window(said, quantized, tokens, coming, steps))
-    return Scored(found, "exact", cached)
+    return Scored(found, "exact", cached, whole)
 
 
-WITH = ("torch", "transformers", "cpu", "threads")  # what may change the last bits of what a model says
+def _surroundings(pair: Pair) -> dict[str, str]:
+    """What may change the last bits of what a baseline says."""
+    backend = pair.backends[0]
+    if backend == "torch":
+        environment = provenance.environment()
+        device = {"device": str(pick_device(pair.options.device))}
+        return device | {f"environment.{key}": environment[key] for key in WITH}
+    return {"version": provenance.version(PACKAGES[backend])} if backend in PACKAGES else {}
+
+
+WITH = ("torch", "transformers", "cpu", "threads")
+PACKAGES = {"onnxruntime": "onnxruntime", "llamacpp": "llama-cpp-python"}
 
 
 class _Steps:
@@ -117,8 +133,10 @@ def _surprise(said: Said, coming: Coming) -> npt.NDArray[np.float64]:
     return said.nll if isinstance(said, Sketch) else said
 
 
-def _restored(runtime: Runtime, arrays: Arrays) -> Said:
+def _restored(arrays: Arrays, opened: Callable[[], Runtime]) -> Said:
+    """The baseline is opened only where its head is needed; torch reads nothing until then."""
     if "states" in arrays:
+        runtime = opened()
         assert isinstance(runtime, TorchModel)
         dtype = getattr(torch, str(arrays["dtype"]))
         return runtime.projected(torch.from_numpy(arrays["states"]).view(dtype))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from r1quant import calibration, provenance
+from r1quant import calibration, problemsets, provenance
 from r1quant.archs import architecture_of, layer_count
 from r1quant.artifact import Artifact
+from r1quant.backends.wire import shown
 from r1quant.checkpoint import read_json
 from r1quant.errors import CheckpointError, RecipeError
 from r1quant.formats import table
@@ -24,13 +25,14 @@ from r1quant.jobs.quantize import default_text
 from r1quant.jobs.samples import cache_folder
 from r1quant.metrics import tokenclass
 from r1quant.metrics.divergence import TokenScores, summary
-from r1quant.metrics.gates import judge, parse, refuse_unknown
+from r1quant.metrics.gates import applicable, judge, parse, refuse_unknown
 from r1quant.planner import check_tensors
 from r1quant.progress import Progress, Silent
 from r1quant.sources import open_model
 from r1quant.tokenizer import Tokenizer
 
 SCHEMA = "r1quant.verification/2"
+PACKAGES = ("onnxruntime", "llama-cpp-python", "openai", "math-verify", "lm-eval")  # that a result may depend on
 NOTHING = TokenScores(np.zeros(8), np.zeros(8), np.zeros(8), np.zeros(8, np.bool_))  # shows what a record has
 
 
@@ -47,6 +49,12 @@ class Verified:
 
     def as_dict(self) -> dict[str, Any]:
         return dict(self.record)
+
+
+def applicable_gates(gates: Sequence[str], options: Options) -> tuple[str, ...]:
+    """Those of the gates that say something of what these options measure."""
+    kept = applicable([parse(gate) for gate in gates], _shape(options), ("tasks.",) if options.tasks else ())
+    return tuple(map(str, kept))
 
 
 def newest_output(folder: Path) -> Path:
@@ -72,8 +80,9 @@ def verify(
     """
     begun, progress, options = time.monotonic(), progress or Silent(), options or Options()
     gates = [parse(text) for text in options.gate]
-    refuse_unknown(gates, _shape(options))
+    refuse_unknown(gates, _shape(options), free=("tasks.",) if options.tasks else ())
     pair = _opened(out, baseline, options, progress)
+    _check(pair)
     measured: dict[str, Any] = {}
     for wanted, measure in (
         (options.windows, _text),
@@ -92,54 +101,89 @@ def verify(
         "backend": pair.backends[1],
         "baseline_backend": pair.backends[0],
         "dtype": options.dtype,
-        "hashes": {
-            "baseline": pair.hashes[0],
-            "quantized": pair.hashes[1],
-            "tokenizer": provenance.sha256_of_files(pair.baseline.carried),
-        },
-        "options": asdict(options),
-        "environment": provenance.environment(),
+        "hashes": _hashes(pair),
+        "options": _told(options),
+        "environment": provenance.environment() | provenance.versions(PACKAGES),
         "seconds": time.monotonic() - begun,
         "peak_rss_bytes": provenance.peak_rss_bytes(),
     }
     return Verified(record)
 
 
+def _told(options: Options) -> dict[str, Any]:
+    """The options without the names and passwords that addresses of servers may hold."""
+    urls = {name: list(map(shown, getattr(options, name))) for name in ("base_url", "baseline_url")}
+    return asdict(options) | urls
+
+
 def repeat(record: Mapping[str, Any], progress: Progress | None = None) -> Verified:
-    """Runs again what a record tells of. Raises CheckpointError where a model has changed since, RecipeError where it
-    is no record of this kind."""
-    if record.get("schema") != SCHEMA or not isinstance(record.get("options"), Mapping):
+    """Runs again what a record tells of. Raises CheckpointError where a model has changed since, which is said before
+    anything is measured, or the text or the problems; RecipeError where it is no record of this kind."""
+    parts = ("options", Mapping), ("hashes", Mapping), ("out", str), ("baseline", str)
+    known = isinstance(record, Mapping) and record.get("schema") == SCHEMA
+    if not known or not all(isinstance(record.get(name), kind) for name, kind in parts):
         raise RecipeError(f"this is no record of verify ({SCHEMA})", "give a file written by r1quant verify --record")
     options = Options.restored(record["options"])
+    pair = _opened(record["out"], record["baseline"], options, progress or Silent())
+    _unchanged(record["hashes"], _hashes(pair))
     done = verify(record["out"], record["baseline"], options, progress)
-    for name, before in record["hashes"].items():
-        if done.record["hashes"][name] != before:
-            raise CheckpointError(
-                f"the {name} is not the one that was measured ({before[:12]} then)", "restore it, or verify it anew"
-            )
+    for name in ("text", "aime"):
+        if name in record:
+            _unchanged({name: record[name].get("sha256")}, {name: done.record[name]["sha256"]})
     return done
+
+
+def _unchanged(before: Mapping[str, Any], now: Mapping[str, str]) -> None:
+    for name, digest in now.items():
+        if before.get(name) != digest:
+            raise CheckpointError(
+                f"the {name} is not the one that was measured ({str(before.get(name))[:12]} then)",
+                "restore it, or verify it anew",
+            )
+
+
+def _hashes(pair: Pair) -> dict[str, str]:
+    tokenizer = provenance.sha256_of_files(pair.baseline.carried)
+    return {"baseline": pair.hashes[0], "quantized": pair.hashes[1], "tokenizer": tokenizer}
 
 
 def _opened(out: str | Path | None, baseline: str | Path | None, options: Options, progress: Progress) -> Pair:
     quantized = open_artifact(out if out is not None else newest_output(Path()))
     named = baseline if baseline is not None else _source_of(quantized)
     base = _float_model(named) if options.baseline_backend == "torch" else open_artifact(named)
+    if base.forms:
+        progress.note(f"the baseline {base.source} is quantized itself: the numbers compare two forms of it")
     arch = same_model(base, quantized)
     tokenizer = Tokenizer.from_files(base.carried, base.source)
     cache = cache_folder()
     hashes = identity(base, cache, progress), identity(quantized, cache, progress)
+    if hashes[0] == hashes[1] and options.backend == options.baseline_backend == "torch":
+        raise CheckpointError(f"{quantized.source} is its own baseline", "name the model it was made from")
     return Pair(base, quantized, arch, tokenizer, options, hashes)
 
 
 def _float_model(source: str | Path) -> Artifact:
-    """A baseline as `quantize` reads it. Raises CheckpointError where it is quantized or not complete."""
+    """A baseline as `quantize` reads it; a quantized one as it is. Raises CheckpointError where it is not complete."""
     checkpoint = open_model(source)
     if checkpoint.config.get("quantization_config") is not None:
-        raise CheckpointError(f"the baseline {checkpoint.source} is quantized itself", "name the float model")
+        return open_artifact(source)
     layer_count(checkpoint.config, len(checkpoint.tensors))
     for problem in check_tensors(checkpoint, architecture_of(checkpoint.config)):
         raise problem.kind(f"{checkpoint.source}: {problem.message}", problem.hint)
     return table.artifact(checkpoint)
+
+
+def _check(pair: Pair) -> None:
+    """What can be refused before anything is measured."""
+    options = pair.options
+    if options.aime is not None:
+        problemsets.load(options.aime, options.limit)
+    if options.aime is not None or options.health:
+        pair.tokenizer.render([{"role": "user", "content": "?"}], add_generation_prompt=True)
+    if options.tasks:
+        from r1quant.jobs.tasks import choice_of, find
+
+        find(choice_of(pair))
 
 
 def _text(pair: Pair, progress: Progress) -> dict[str, Any]:
@@ -150,13 +194,11 @@ def _text(pair: Pair, progress: Progress) -> dict[str, Any]:
     text = calibration.evaluation_text(
         options.text or default_text(pair.baseline), tokenizer, options.windows, options.seq_len, vocabulary=vocabulary
     )
-    told = {"model": pair.hashes[0], "tokens": text.sha256, "dtype": options.dtype, "device": options.device}
-    runtimes = pair.opened(0, options.seq_len), pair.opened(1, options.seq_len)
-    found = score(*runtimes, told, text.tokens, cache_folder(), progress)
+    found = score(pair, text.tokens, text.sha256, cache_folder(), progress)
     opening, closing = (tokenizer.backend.token_to_id(tag) for tag in ("<think>", "</think>"))
     kinds = tokenclass.classes(text.tokens, opening, closing, pair.stop)
     return {
-        **summary(found.scores, text.windows, kinds),
+        **summary(found.scores, text.windows, {name: kind[found.known] for name, kind in kinds.items()}),
         "kl_estimator": found.estimator,
         "text": {
             "source": text.source,

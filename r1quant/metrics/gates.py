@@ -18,7 +18,7 @@ COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     ">": operator.gt,
 }
-FORM = re.compile(r"\s*([a-z][\w.]*)\s*(<=|>=|<|>)\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*")
+FORM = re.compile(r"\s*([a-z][^\s<>=]*)\s*(<=|>=|<|>)\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*")
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,17 @@ def parse(text: str) -> Gate:
     return Gate(found[1], found[2], bound)
 
 
-def refuse_unknown(gates: Iterable[Gate], shape: Mapping[str, Any]) -> None:
+def applicable(gates: Iterable[Gate], shape: Mapping[str, Any], free: tuple[str, ...] = ()) -> list[Gate]:
+    """Those whose key a record of this shape has, or that begin as one of `free`, of which the shape knows nothing."""
+    known = numbers(shape)
+    return [gate for gate in gates if gate.key in known or (free and gate.key.startswith(free))]
+
+
+def refuse_unknown(gates: Iterable[Gate], shape: Mapping[str, Any], free: tuple[str, ...] = ()) -> None:
     """Raises RecipeError for a key that a record of this shape does not have, naming those that it has."""
     known = numbers(shape)
     for gate in gates:
-        if gate.key not in known:
+        if not applicable([gate], shape, free):
             near = difflib.get_close_matches(gate.key, known, 3) or known
             raise RecipeError(f"there is no {gate.key} to set a gate on", f"there are {', '.join(near)}")
 
@@ -76,6 +82,9 @@ def numbers(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     for key, value in record.items():
         if isinstance(value, Mapping):
             found |= numbers(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and value and all(isinstance(part, Mapping) for part in value):
+            for place, part in enumerate(value):
+                found |= numbers(part, f"{prefix}{key}.{place}.")
         elif isinstance(value, list | tuple) and len(value) == 2 and key.endswith("ci95"):
             whole, short = f"{prefix}{key}", f"{prefix}{key.removesuffix('_ci95')}"
             for end, bound in zip(("low", "high"), value, strict=True):

@@ -22,6 +22,7 @@ from pathlib import Path
 
 OPEN, CLOSE = "<think>", "</think>"
 BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(\d+))")
+BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # or a character that is escaped, and so is none
 LONGEST = 200  # characters of an answer that is worth comparing; a box around a whole page is no answer
 SECONDS, START_SECONDS = 10.0, 120.0  # for one comparison, and for math-verify to load
 MEMORY = 4 << 30  # bytes that the comparing process may use, where the system can limit that
@@ -81,13 +82,13 @@ def after_think(text: str, thinking: bool = False) -> str | None:
 
 def final_answer(text: str, thinking: bool = False) -> str | None:
     """The content of the last box after the reasoning that is closed and not empty; None where there is none."""
-    answer = after_think(text, thinking)
-    found = None
-    for box in BOX.finditer(answer or ""):
-        content = box[1] or _braced(answer or "", box.end())
-        if content is not None and content.strip():
-            found = content.strip()
-    return found
+    answer = after_think(text, thinking) or ""
+    closed = _closed(answer)
+    for box in reversed(list(BOX.finditer(answer))):
+        content = box[1] or answer[box.end() : closed.get(box.end() - 1, box.end())].strip()
+        if content:
+            return content
+    return None
 
 
 def grade(text: str, answer: str, thinking: bool = False) -> Grade:
@@ -110,20 +111,15 @@ def grade(text: str, answer: str, thinking: bool = False) -> Grade:
     return Grade(given, _equal(_spelled(found), _spelled(answer)))
 
 
-def _braced(text: str, start: int) -> str | None:
-    """The content of the braces that were opened before `start`; None where they are not closed."""
-    depth, at = 1, start
-    while at < len(text):
-        if text[at] == "\\":
-            at += 1
-        elif text[at] == "{":
-            depth += 1
-        elif text[at] == "}":
-            depth -= 1
-            if not depth:
-                return text[start:at]
-        at += 1
-    return None
+def _closed(text: str) -> dict[int, int]:
+    """Where the brace is that closes the one at a place, of those that are closed. One pass, however many are not."""
+    opened, found = list[int](), dict[int, int]()
+    for brace in BRACE.finditer(text):
+        if brace[0] == "{":
+            opened.append(brace.start())
+        elif brace[0] == "}" and opened:
+            found[opened.pop()] = brace.start()
+    return found
 
 
 def _spelled(content: str) -> str:
@@ -135,8 +131,9 @@ def _spelled(content: str) -> str:
     text = re.sub(r"^\\[(\[](.*)\\[)\]]$", r"\1", text, flags=re.DOTALL).strip()
     text = re.sub(r"(?<!\\)\$", "", text).strip()
     box = BOX.match(text)
-    inner = _braced(text, box.end()) if box and not box[1] else None
-    return re.sub(r"(?<!\\)[.,;。，]$|(?<!\\)\\$", "", text if inner is None else inner).strip()
+    if box and not box[1] and (end := _closed(text).get(box.end() - 1)) is not None:
+        text = text[box.end() : end]
+    return re.sub(r"(?<!\\)[.,;。，]$|(?<!\\)\\$", "", text).strip()
 
 
 def _unreadable(content: str) -> bool:

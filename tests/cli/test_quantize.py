@@ -39,7 +39,7 @@ def test_the_baseline_has_to_be_there_and_the_same_model(run: Run, llama: Path, 
     assert run("quantize", "model", "--method", "rtn", "--group-size", "32", "-o", "out").code == 0
     ran = run("verify", "out", "--baseline", "other")
     assert ran.code == 3 and "intermediate_size is 128 in other and 96 in out" in ran.error[0]
-    assert "is quantized itself" in run("verify", "out", "--baseline", "out").error[0]
+    assert "is its own baseline" in run("verify", "out", "--baseline", "out").error[0]
     assert "does not say what it was made from" in run("verify", "model").error[0]
     (in_tmp / "model").rename(in_tmp / "moved")
     assert run("verify", "out").code == 3
