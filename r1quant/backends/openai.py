@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -157,7 +158,7 @@ class OpenAI:
     async def _chat_reply(self, client: Client, prompt: Prompt, arguments: dict[str, Any]) -> Reply:
         messages, length = [dict(message) for message in prompt.messages], len(prompt.tokens)
         try:
-            reply = await self._wire.reply(client, {**arguments, "messages": messages}, length)
+            reply = await self._counted(client, {**arguments, "messages": messages}, length)
         except Refused as refused:
             if "chat template" not in refused.reason.lower() or not length:
                 raise
@@ -169,9 +170,24 @@ class OpenAI:
     async def _raw_reply(self, client: Client, prompt: Prompt, arguments: dict[str, Any]) -> Reply:
         tokens = list(prompt.tokens)
         form = await self._form(client, str(arguments["model"]), tokens)
-        reply = await self._wire.reply(client, {**arguments, "prompt": self._prompt(form, tokens)}, len(tokens))
+        reply = await self._counted(client, {**arguments, "prompt": self._prompt(form, tokens)}, len(tokens))
         if reply.prompt_tokens not in (None, len(tokens)):
             raise _retokenized(client, reply.prompt_tokens, len(tokens))
+        return reply
+
+    async def _counted(self, client: Client, arguments: dict[str, Any], length: int) -> Reply:
+        """An answer with the number of its prompt's tokens.
+
+        A server that streams without counting is asked for it with one token more, unless it is being timed.
+        """
+        reply = await self._wire.reply(client, arguments, length)
+        if reply.prompt_tokens is None and client.counts and not self._moments:
+            try:
+                asked = await self._wire.reply(client, {**arguments, "max_tokens": 1}, length, stream=False)
+            except (Again, Refused):
+                return reply
+            client.counts = asked.prompt_tokens is not None
+            reply = replace(reply, prompt_tokens=asked.prompt_tokens)
         return reply
 
     def _prompt(self, form: str, tokens: list[int]) -> str | list[int]:

@@ -31,7 +31,7 @@ LATER = (408, 409, 425, 429)  # and every status from 500 on
 EVERY = 1 << 20  # as top-k: more than any vocabulary; servers disagree on whether 0 or -1 means all
 PLAIN = {"top_k": EVERY, "min_p": 0.0, "repeat_penalty": 1.0, "repetition_penalty": 1.0}
 UNKNOWN = re.compile(r"unrecogni|unknown|unsupported|not supported|unexpected|extra|permitted|not allowed", re.I)
-STREAMING = re.compile(r"\bstream_options\b|\bstream(?=ing\b|\b)", re.I)
+STREAMING = re.compile(r"\bstream(?:ing|_options)?\b", re.I)
 CONTEXT = re.compile(r"context (?:length|window)[^.\d]*?(?:is only|is|of|:|\()\s*(\d+)", re.I)
 TOO_LONG = re.compile(
     r"exceeds? the (?:available |model's )?context|longer than the (?:model's context|maximum model length)", re.I
@@ -51,6 +51,10 @@ class Refused(RecipeError):
         self.reason = reason
 
 
+class Mute(Exception):
+    """A stream that ended before anything came."""
+
+
 class TooLong(Refused):
     """A prompt that the context has no room for."""
 
@@ -62,12 +66,14 @@ class Client:
     form      how it takes a rendered prompt; empty while that is not known
     refused   the parameters that it does not know; `stream` and `stream_options` where it cannot
     believed  whether its echo agrees with its generation
+    counts    whether it tells how many tokens a prompt has, as far as is known
     """
 
     url: str
     api: Any
     form: str = ""
     believed: bool = False
+    counts: bool = True
     refused: set[str] = field(default_factory=set)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -135,18 +141,21 @@ class Wire:
 
         length: of the prompt in tokens. Raises Again, TooLong, Refused or RecipeError.
         """
-        sent, cut = dict(arguments), False
+        sent, cut, mute = dict(arguments), False, False
         while True:
             sent["extra_body"] = {k: v for k, v in sent.get("extra_body", {}).items() if k not in client.refused}
-            streams = stream and "stream" not in client.refused
+            streams = stream and not mute and "stream" not in client.refused
             try:
                 return await (self._streamed if streams else self._whole)(client, sent)
+            except Mute:
+                mute = True  # llama-cpp-python: what is wrong with a request it only tells those that do not stream
             except Refused as refused:
                 unknown = UNKNOWN.search(refused.reason)
                 named = {name for name in sent["extra_body"] if name in refused.reason}
                 room = _room(refused.reason, length)
-                if streams and unknown and (found := STREAMING.search(refused.reason)):
-                    client.refused.add(found[0].lower())
+                if streams and unknown and STREAMING.search(refused.reason):
+                    options = "stream_options" in refused.reason and "stream_options" not in client.refused
+                    client.refused.add("stream_options" if options else "stream")
                 elif named and unknown:
                     for name in sorted(named - client.refused):
                         self._note(f"{client.url} does not know {name}: its own default holds")
@@ -190,6 +199,8 @@ class Wire:
             raise Again("its answer is no JSON") from None
         except Exception as error:
             raise self._failure(client, error) from None
+        if reason is None and not moments:
+            raise Mute
         counts = (getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None))
         return Reply("".join(texts), "".join(thoughts), _finished(reason), *counts, tuple(moments))
 

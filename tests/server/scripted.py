@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,9 +34,13 @@ class Text:
     counted: bool = True
     scores: list[float | None] | None = None
     prompt_tokens: int | None = None
+    slow_s: float = 0.0
+    """Before each word of a stream."""
+    streams: bool = True
+    """If not, it comes as a whole, whatever was asked for."""
 
 
-HANG_UP, HALF, HOLD, NO_CHOICE = "hang up", "half an answer", "hold", "no choice"
+HANG_UP, HALF, HOLD, NO_CHOICE, MUTE = "hang up", "half an answer", "hold", "no choice", "an empty stream"
 Act = Status | Text | str
 
 
@@ -96,7 +101,12 @@ def serving(*script: Act) -> Iterator[Scripted]:
                 self._json(200, {"error": {"message": "upstream is down"}})
             elif act == HANG_UP:
                 self.close_connection = True
-            elif isinstance(act, Text) and body.get("stream"):
+            elif act == MUTE and body.get("stream"):
+                self.send_response(200)
+                self.send_header("Content-Type", "text/event-stream")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+            elif isinstance(act, Text) and act.streams and body.get("stream"):
                 self._stream(act, body)
             else:
                 self._json(200, answer(act if isinstance(act, Text) else Text(), body), half=act == HALF)
@@ -118,18 +128,24 @@ def serving(*script: Act) -> Iterator[Scripted]:
             choice = whole["choices"][0]
             chat = "message" in choice
             words = (choice["message"]["content"] if chat else choice["text"]).split(" ")
+            thought = choice["message"].get("reasoning_content") if chat else None
             self.send_response(200)
             self.send_header("Content-Type", "text/event-stream")
             self.send_header("Connection", "close")
             self.end_headers()
+            if thought is not None:
+                self._event({"choices": [{"index": 0, "finish_reason": None, "delta": {"reasoning_content": thought}}]})
             for i, word in enumerate(words):
                 piece = word if i == 0 else f" {word}"
+                if act.slow_s:
+                    time.sleep(act.slow_s)
                 part = {"delta": {"content": piece}} if chat else {"text": piece}
                 self._event({"choices": [{"index": 0, "finish_reason": None, **part}]})
             if act.finish is not None:
                 part = {"delta": {}} if chat else {"text": ""}
                 self._event({"choices": [{"index": 0, "finish_reason": act.finish, **part}]})
-                self._event({"choices": [], "usage": whole["usage"]})
+                if act.counted and body.get("stream_options", {}).get("include_usage"):
+                    self._event({"choices": [], "usage": whole["usage"]})
                 self.wfile.write(b"data: [DONE]\n\n")
             self.close_connection = True
 

@@ -15,7 +15,7 @@ import pytest
 from r1quant.backends import Completion, Prompt, Sampling, pool
 from r1quant.backends.openai import OpenAI
 from r1quant.errors import CheckpointError, MissingDependency, R1QuantError, RecipeError
-from tests.server.scripted import HALF, HANG_UP, HOLD, NO_CHOICE, Scripted, Status, Text, serving
+from tests.server.scripted import HALF, HANG_UP, HOLD, MUTE, NO_CHOICE, Scripted, Status, Text, serving
 
 KEY = "sk-very-secret-4711"
 SAMPLING = Sampling(0.6, 0.95, 50)
@@ -95,6 +95,65 @@ def test_streams_tell_when_each_piece_came(raw: bool) -> None:
     assert found.text == ("you sent [5, 6, 0]" if raw else "you said word 0")
     assert found.count == len(found.text.split()) == len(found.moments) and found.finished
     assert list(found.moments) == sorted(found.moments) and found.moments[0] > 0
+
+
+def test_an_answer_may_take_longer_than_a_request_may_be_silent() -> None:
+    """Ten words, each of them well within the limit, that come in more than it together."""
+    with serving(Text("a b c d e f g h i j", slow_s=0.1)) as server:
+        (found,) = run(server, request_s=0.8, patience_s=0.0)
+        assert len(server.sent) == 1 and server.sent[0]["stream"]
+    assert (found.text, found.count, found.moments) == ("a b c d e f g h i j", 10, ())
+
+
+def test_a_server_that_falls_silent_is_asked_again() -> None:
+    with serving(HOLD) as server:
+        (found,) = run(server, request_s=0.2)
+        assert len(server.sent) == 2
+    assert found.text == "you said word 0"
+
+
+def test_pieces_are_counted_where_the_server_does_not_count() -> None:
+    with serving(*[Text("a b c", counted=False)] * 3) as server:
+        found = run(server, 2, concurrency=1)
+        asked = [(sent.get("stream", False), sent["max_tokens"]) for sent in server.sent]
+    assert [each.count for each in found] == [3, 3]
+    assert asked == [(True, 50), (False, 1), (True, 50)], "it is asked once whether it counts a prompt"
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_server_that_counts_only_whole_answers_is_asked_for_the_prompt(streams: bool) -> None:
+    script = Text("a b c", counted=not streams, streams=streams), Text("x", prompt_tokens=7)
+    with serving(*script) as server:
+        model = OpenAI([server.url])
+        (found,) = model.complete(said(1), SAMPLING, frozenset())
+        assert len(server.sent) == 1 + streams
+    assert (found.text, found.count, model.retemplated) == ("a b c", 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("reasons", "sent"),
+    [
+        (["Unknown field: stream_options"], [(True, True), (True, False), (True, False)]),
+        (["streaming is not supported"], [(True, True), (False, False), (False, False)]),
+        (
+            ["stream_options is not supported", "stream is not supported"],
+            [(True, True), (True, False), (False, False), (False, False)],
+        ),
+    ],
+)
+def test_a_server_that_does_not_stream_answers_whole(reasons: list[str], sent: list[tuple[bool, bool]]) -> None:
+    with serving(*[Status(400, reason) for reason in reasons]) as server:
+        found = run(server, 2, concurrency=1, moments=True)
+        assert [(bool(body.get("stream")), "stream_options" in body) for body in server.sent] == sent
+    assert [each.text for each in found] == ["you said word 0", "you said word 1"]
+    assert all(each.count == 4 and each.finished for each in found)
+
+
+def test_a_stream_without_anything_in_it_is_asked_for_as_a_whole() -> None:
+    with serving(MUTE, Status(400, "This model's maximum context length is 2 tokens")) as server:
+        found = run(server, 2, concurrency=1)
+        assert [bool(sent.get("stream")) for sent in server.sent] == [True, False, True]
+    assert [each.count for each in found] == [0, 4]
 
 
 FAILURES = [
@@ -182,11 +241,35 @@ def test_an_answer_gets_what_the_context_has_room_for(reason: str) -> None:
     assert not found.finished
 
 
-def test_a_prompt_beyond_the_context_is_an_error() -> None:
-    with serving(Status(400, "This model's maximum context length is 2 tokens, you sent more")) as server:
-        with pytest.raises(RecipeError, match="maximum context length"):
-            run(server)
-        assert len(server.sent) == 1
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "This model's maximum context length is 2 tokens, you sent more",
+        "This model's maximum context length is 40 tokens. However, you requested 113 tokens (63 in the messages, 50 in "
+        "the completion).",
+        "The input (3 tokens) is longer than the model's context length (2 tokens).",
+        "The decoder prompt (length 3) is longer than the maximum model length of 2.",
+        "the request exceeds the available context size, try increasing it",
+    ],
+)
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_prompt_beyond_the_context_gets_no_token_and_costs_no_other_answer(reason: str, raw: bool) -> None:
+    notes: list[str] = []
+    script = [*[Text("x")] * raw, Status(400, reason)]
+    with serving(*script) as server:
+        found = run(server, 3, concurrency=1, raw=raw, note=notes.append)
+        assert len(server.sent) == 3 + raw
+    assert found[0] == Completion("k0", (), "", 0, False)
+    assert all(each.text and each.finished for each in found[1:])
+    assert notes == [f"{server.url} has no room for k0: {reason}"]
+
+
+def test_an_answer_that_is_refused_again_when_it_is_cut_has_no_room() -> None:
+    reason = "This model's maximum context length is 40 tokens. However, your messages resulted in more"
+    with serving(Status(400, reason), Status(400, reason)) as server:
+        (found,) = run(server)
+        assert [sent["max_tokens"] for sent in server.sent] == [50, 37]
+    assert (found.count, found.finished) == (0, False)
 
 
 def test_no_more_is_drawn_and_sent_than_there_is_room_for() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -144,6 +145,45 @@ def test_whatever_else_a_question_raises_ends_all() -> None:
     with pytest.raises(ZeroDivisionError):
         list(Pool[Client](3, 1.0, print).each(lambda: clients, [never, never, wrong]))
     assert ended == [True, True] and clients[0].closed
+    assert "requests" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_answers_that_are_there_come_before_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended, counted = list[object](), threading.Condition()
+
+    class Watched(queue.SimpleQueue[object]):
+        def put(self, item: object, *rest: object) -> None:  # type: ignore[override]
+            super().put(item)
+            with counted:
+                ended.append(item)
+                counted.notify_all()
+
+    monkeypatch.setattr(pool, "queue", SimpleNamespace(SimpleQueue=Watched, Empty=queue.Empty))
+    failed = asyncio.Event()
+
+    async def once(client: Client) -> float:
+        return 1.0
+
+    async def wrong(client: Client) -> float:
+        failed.set()
+        raise ZeroDivisionError
+
+    async def late(client: Client) -> float:
+        await failed.wait()
+        return 2.0
+
+    async def never(client: Client) -> float:
+        await asyncio.Event().wait()
+        return 3.0
+
+    found = Pool[Client](5, 1.0, print).each(lambda: [Client("a")], [once, wrong, late, wrong, never])
+    kept = [next(found)]  # once: the first that was begun ends first
+    with counted:
+        assert counted.wait_for(lambda: len(ended) == 4, timeout=30)
+    with pytest.raises(ZeroDivisionError):
+        for answer in found:
+            kept.append(answer)
+    assert kept == [1.0, 2.0]
     assert "requests" not in {thread.name for thread in threading.enumerate()}
 
 
