@@ -9,6 +9,7 @@ It does not know how weights are stored or quantized: it asks a Weights for tens
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -43,7 +44,9 @@ def pick_device(wanted: str) -> torch.device:
     """`auto` is the accelerator if there is one. Raises RecipeError for a device this machine lacks."""
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted != "cpu" and not (wanted.startswith("cuda") and torch.cuda.is_available()):
+    found = re.fullmatch(r"cpu|cuda(?::(\d+))?", wanted)
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not found or (wanted != "cpu" and int(found[1] or 0) >= cards):
         raise RecipeError(f"device {wanted!r} is not available here", "use --device cpu")
     return torch.device(wanted)
 
@@ -52,8 +55,10 @@ def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
     """`auto` is bfloat16 where the processor multiplies in it, else float32.
 
     The instruction set decides, not a measurement: a busy machine would measure otherwise than an idle one, and the
-    same plan would give other bytes.
+    same plan would give other bytes. Raises RecipeError for a name that is none of DTYPES.
     """
+    if wanted not in ("auto", *DTYPES):
+        raise RecipeError(f"dtype {wanted!r} is not supported", f"choose from auto, {', '.join(DTYPES)}")
     if wanted != "auto":
         return DTYPES[wanted]
     if device.type != "cpu":

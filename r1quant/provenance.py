@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import resource
 import sys
@@ -55,6 +56,12 @@ def environment() -> dict[str, str]:
         if torch.cuda.is_available():
             found["gpu"] = torch.cuda.get_device_name(0)
     return found
+
+
+def processors() -> int:
+    """How many this process may use, where the system says so."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def peak_rss_bytes() -> int:

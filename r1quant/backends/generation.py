@@ -8,12 +8,10 @@ It does not know how weights are stored, nor what the texts are about.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from torch.nn import functional
 
 from r1quant.archs import Architecture, head_dim, size
 from r1quant.backends import Completion, Prompt, Sampling
+from r1quant.backends.memory import free_bytes
 from r1quant.backends.sampling import check_finite, choose, completion, room
 from r1quant.forward import Weights, head_name, layer_state, skeleton, sliding_windows
 
@@ -57,6 +56,8 @@ class Engine:
               was begun is never short of memory
     resident  whether all weights are kept in the compute dtype; where None, if they take at most FOR_WEIGHTS of the
               memory that is free
+
+    at_once is the most texts that ran at the same time so far.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Engine:
         if resident is None:
             resident = weight_bytes(weights, arch, dtype) <= FOR_WEIGHTS * free_bytes(device)
         self._network = Network(weights, arch, device, dtype, resident)
-        self._slots, self.resident = slots or SLOTS, resident
+        self._slots, self.resident, self.at_once = slots or SLOTS, resident, 0
         self._places = int(FOR_CACHE * free_bytes(device)) // token_bytes(weights.config, dtype)
 
     def complete(self, prompts: Iterable[Prompt], sampling: Sampling, stop: frozenset[int]) -> Iterator[Completion]:
@@ -92,12 +93,17 @@ class Engine:
                     fresh.append(text)
                 else:
                     yield completion(text.prompt, (), (), stop)
+            self.at_once = max(self.at_once, len(batch.texts) + len(fresh))
             if fresh:
                 yield from batch.admit(fresh)
             elif batch.texts:
                 yield from batch.step()
             else:
                 return
+
+    def holds(self, tokens: int) -> int:
+        """How many texts of so many tokens, prompts included, may run at once."""
+        return max(1, min(self._slots, self._places // tokens))
 
     def _fits(self, texts: Sequence[Text]) -> bool:
         """Whether the cache holds these texts at their longest. One text is always tried."""
@@ -385,15 +391,3 @@ def token_bytes(config: Mapping[str, Any], dtype: torch.dtype) -> int:
     """What the keys and values of one position take in all layers."""
     heads = size(config, "num_key_value_heads", size(config, "num_attention_heads"))
     return 2 * size(config, "num_hidden_layers") * heads * head_dim(config) * dtype.itemsize
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that can be had: of the device, or of this machine, where the caches of files count as free."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    table = Path("/proc/meminfo")
-    if table.is_file():
-        fields = dict(line.split(":", 1) for line in table.read_text("utf-8").splitlines() if ":" in line)
-        if "MemAvailable" in fields:
-            return int(fields["MemAvailable"].split()[0]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

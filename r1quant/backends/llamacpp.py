@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from r1quant.backends import Completion, Prompt, Sampling
 from r1quant.errors import CheckpointError, MissingDependency, RecipeError
+from r1quant.provenance import processors
 
 INSTALL = "pip install 'r1quant[llamacpp]'"
 TOKENS_PER_CALL = 256
@@ -129,7 +130,7 @@ class LlamaCpp:
         if not path.is_file():
             raise CheckpointError(f"{path} is not a file", "name a GGUF file")
         try:
-            self._load(threads or _cores(), precise)
+            self._load(threads or processors(), precise)
         except BaseException:
             self.close()
             raise
@@ -274,8 +275,3 @@ class LlamaCpp:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
-
-
-def _cores() -> int:
-    """As many as this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -6,7 +6,6 @@ It takes the inputs and outputs that onnxruntime-genai defines. It does not know
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy.typing as npt
 
 from r1quant.backends import Completion, Prompt, Sampling
 from r1quant.errors import CheckpointError, MissingDependency, NumericError
+from r1quant.provenance import processors
 
 INSTALL = "pip install 'r1quant[onnxruntime]'"
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -42,7 +42,7 @@ class OnnxRuntime:
             raise MissingDependency("onnxruntime is not installed", INSTALL) from None
         path = model / "model.onnx" if model.is_dir() else model
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or _processors()
+        options.intra_op_num_threads = threads or processors()
         options.log_severity_level = QUIET
         config = _config(path)
         level = _level(config) if accuracy_level is None else accuracy_level
@@ -163,12 +163,6 @@ class _Text:
             new = np.zeros((1, heads, longer, columns), self._model._dtype)
             new[:, :, :written] = old.numpy()[:, :, :written]
             self._kept[name] = self._value(new)
-
-
-def _processors() -> int:
-    """How many this process may use, where the system says so."""
-    allowed = getattr(os, "sched_getaffinity", None)
-    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def _config(path: Path) -> Any:

@@ -71,6 +71,20 @@ class TorchModel:
         """Many at a time; see r1quant.backends.generation."""
         return self._engine.complete(prompts, sampling, stop)
 
+    @property
+    def resident(self) -> bool:
+        """Whether completions find all weights in memory; if not, they are read again for every token."""
+        return self._engine.resident
+
+    @property
+    def at_once(self) -> int:
+        """The most texts that were completed at the same time so far."""
+        return self._engine.at_once
+
+    def holds(self, tokens: int) -> int:
+        """How many texts of so many tokens, prompts included, can be completed at the same time."""
+        return self._engine.holds(tokens)
+
     @cached_property
     def _engine(self) -> Engine:
         return Engine(self._weights, self._arch, self._device, self._dtype, self._slots or SLOTS)

@@ -248,7 +248,9 @@ def complete(url: str) -> str:
     """The address of the API: /v1 where only a host is named. Raises RecipeError for what is no address."""
     parts = urlsplit(url if "://" in url else f"http://{url}")
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise RecipeError(f"{shown(urlunsplit(parts))} is not the address of a server", "write it as http://localhost:8000/v1")
+        raise RecipeError(
+            f"{shown(urlunsplit(parts))} is not the address of a server", "write it as http://localhost:8000/v1"
+        )
     return urlunsplit(parts._replace(path=parts.path.rstrip("/") or "/v1"))
 
 

@@ -17,8 +17,8 @@ BACKENDS = "auto, torch, onnxruntime, llamacpp, openai"
 @click.command()
 @click.argument("out", required=False)
 @click.option("--baseline", help="The float model to take turns with, or none.  [default: what OUT's record says]")
-@click.option("--backend", default="auto", show_default=True, help=f"Runs OUT: {BACKENDS}.")
-@click.option("--base-url", "base_urls", multiple=True, help="Of a server, for --backend openai. Repeatable.")
+@click.option("--backend", help=f"Runs OUT: {BACKENDS}.  [default: auto, or openai with --base-url]")
+@click.option("--base-url", "base_urls", multiple=True, help="A server that runs OUT. Repeatable.")
 @click.option("--served-model", help="What the server calls OUT.  [default: the first it lists]")
 @click.option("--prompt-tokens", multiple=True, default=["512"], show_default=True, help="Of each text: 512,4096.")
 @click.option("--new-tokens", multiple=True, default=["128"], show_default=True, help="Of each text.")
@@ -32,7 +32,7 @@ BACKENDS = "auto, torch, onnxruntime, llamacpp, openai"
 def bench(
     out: str | None,
     baseline: str | None,
-    backend: str,
+    backend: str | None,
     base_urls: tuple[str, ...],
     served_model: str | None,
     prompt_tokens: tuple[str, ...],
@@ -59,6 +59,7 @@ def bench(
         numbers("prompt-tokens", prompt_tokens), numbers("new-tokens", new_tokens), numbers("batch", batch),
         repeats, warm_up,
     )  # fmt: skip
+    backend = backend or ("openai" if base_urls else "auto")
     with console.watching() as progress:
         done = job(
             out, baseline, backend, protocol, device, dtype, base_urls, served_model, progress=progress, debug=debug

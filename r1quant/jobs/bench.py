@@ -3,13 +3,14 @@
 The same protocol whatever runs them: prompts of an exact number of tokens out of the bundled text, never the same
 prompt twice (servers keep what they have read), the likeliest token each time, and no token that ends an answer. Each
 model has a process of its own for every load. The two take turns, A B A B, so that what else the machine was doing
-falls on both alike.
+falls on both alike; but where memory does not hold both, one is measured after the other.
 
 It measures nothing on hardware that is not there: what a card of 40 GB would do is modelled, and says so.
 """
 
 from __future__ import annotations
 
+import glob
 import itertools
 import re
 import time
@@ -25,6 +26,7 @@ import numpy.typing as npt
 from r1quant import calibration, provenance
 from r1quant.archs import architecture_of
 from r1quant.artifact import Artifact
+from r1quant.backends.wire import complete, shown
 from r1quant.errors import RecipeError
 from r1quant.hardware import roofline
 from r1quant.hardware.cards import card
@@ -113,6 +115,8 @@ class _Side:
             "device": opened["device"],
             "dtype": opened["dtype"],
             "card": opened["card"],
+            "resident": opened["resident"],
+            "slots": self.batches[-1].at_once,
         }
 
 
@@ -135,12 +139,15 @@ def bench(
               the backend of its own format
     backend   what runs `out`: auto takes the one that its format is made for; with openai a server does, `out` gives
               the tokenizer, and there is no baseline unless one is named
-    base_urls, served  the addresses of the servers, and what they call the model
+    base_urls, served  the addresses of the servers, which belong to openai, and what they call the model
     dtype     of models in torch; auto is bfloat16 where the processor multiplies in it, else float32
 
     Raises RecipeError, CheckpointError, MissingDependency, and R1QuantError where a model's process was ended.
     """
     begun, protocol, progress = time.monotonic(), protocol or Protocol(), progress or Silent()
+    if bool(base_urls) != (backend == SERVER):
+        raise RecipeError("--base-url and the backend openai belong together", "give both, or leave out --base-url")
+    servers = [shown(complete(url)) for url in base_urls]
     named = str(out if out is not None else newest_output(Path()))
     artifact = open_artifact(named)
     _check_context(artifact, protocol)
@@ -153,7 +160,7 @@ def bench(
     prompts = _Prompts(text.tokens.reshape(-1), tokenizer)
     loads = protocol.loads
     progress.begin("timing", len(loads) * (protocol.repeats + protocol.warm_up) * len(models))
-    rows = []
+    rows, environment = [], provenance.environment()
     for load in loads:
         made = {
             side: Settings(
@@ -169,7 +176,9 @@ def bench(
             )
             for side, (model, ran) in models.items()
         }
-        rows.append(_row(load, made, prompts, protocol, progress))
+        row, found = _row(load, made, prompts, protocol, progress)
+        rows.append(row)
+        environment |= found
     first = rows[0]["quantized"]
     return Benched(
         {
@@ -184,11 +193,18 @@ def bench(
             "protocol": {
                 "repeats": protocol.repeats,
                 "warm_up": protocol.warm_up,
-                "order": "in turn" if base is not None else "alone",
+                "order": _order(rows),
                 "temperature": 0,
                 "text": {"source": text.source, "sha256": text.sha256},
             },
-            "environment": provenance.environment(),
+            "options": {
+                "backend": backend,
+                "device": device,
+                "dtype": dtype,
+                "base_urls": servers,
+                "served": served,
+            },
+            "environment": environment,
             "seconds": time.monotonic() - begun,
         }
     )
@@ -199,21 +215,52 @@ TOP = ("prefill_tokens_per_second", "decode_tokens_per_second", "ttft_seconds")
 
 def _row(
     load: Load, made: Mapping[str, Settings], prompts: _Prompts, protocol: Protocol, progress: Progress
-) -> dict[str, Any]:
-    """Both models at one load, in turn."""
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Both models at one load, in turn where memory holds both; and what their processes ran in."""
+    given = [prompts.take(load) for _ in range(protocol.warm_up + protocol.repeats)]
+
+    def measure(sides: Mapping[str, _Side]) -> None:
+        for turn, batch in enumerate(given):
+            for name, side in sides.items():
+                done = side.process.run(batch, load.new_tokens)
+                if turn >= protocol.warm_up:
+                    side.batches.append(done)
+                progress.advance(1, f"{name}: {load.prompt_tokens} + {load.new_tokens} tokens, batch {load.batch}")
+
     with ExitStack() as stack:
         sides = {name: _Side(stack.enter_context(BenchProcess(settings))) for name, settings in made.items()}
-        for turn in range(protocol.warm_up + protocol.repeats):
-            given = prompts.take(load)
-            for name, side in sides.items():
-                batch = side.process.run(given, load.new_tokens)
-                if turn >= protocol.warm_up:
-                    side.batches.append(batch)
-                progress.advance(1, f"{name}: {load.prompt_tokens} + {load.new_tokens} tokens, batch {load.batch}")
+        together = len(sides) == 1 or not any(side.process.crowded for side in sides.values())
+        if together:
+            measure(sides)
+    if not together:
+        for name, settings in made.items():
+            with BenchProcess(settings) as process:
+                sides[name] = _Side(process)
+                measure({name: sides[name]})
     row: dict[str, Any] = {**vars(load), **{name: side.figures() for name, side in sides.items()}}
+    for name in sides:
+        _note_memory(name, load, row[name], progress)
     speeds = {name: [speed(batch.texts) for batch in side.batches] for name, side in sides.items()}
-    row["ratio"] = ratios(speeds["quantized"], speeds["baseline"]) if "baseline" in speeds else None
-    return {"baseline": None, **row}
+    both = "baseline" in speeds
+    row["ratio"] = ratios(speeds["quantized"], speeds["baseline"]) if both else None
+    row["turns"] = together if both else None
+    environments = [side.process.opened["environment"] for side in reversed(sides.values())]
+    return {"baseline": None, **row}, dict(itertools.chain.from_iterable(found.items() for found in environments))
+
+
+def _note_memory(name: str, load: Load, figures: Mapping[str, Any], progress: Progress) -> None:
+    """Says what was measured for want of memory."""
+    if figures["resident"] is False:
+        progress.note(f"{name}: the weights do not fit in memory and were read again for every token")
+    if figures["slots"] is not None and figures["slots"] < load.batch:
+        progress.note(f"{name}: memory held only {figures['slots']} of {load.batch} texts at the same time")
+
+
+def _order(rows: Sequence[Mapping[str, Any]]) -> str:
+    turns = {row["turns"] for row in rows}
+    if turns == {None}:
+        return "alone"
+    return "in turn" if turns == {True} else "in turn where memory holds both"
 
 
 class _Prompts:
@@ -303,7 +350,7 @@ def _stored_sizes(artifact: Artifact) -> roofline.Sizes:
     if artifact.format != "gguf" or artifact.forms:
         return made
     path = file_of(artifact)
-    parts = path.parent.glob(PARTS.sub("-*-of-", path.name))
+    parts = path.parent.glob(PARTS.sub("-?????-of-", glob.escape(path.name)))
     stored = sum(part.stat().st_size for part in parts)
     return replace(made, weights_bytes=stored, streamed_bytes=round(made.streamed_bytes * stored / made.weights_bytes))
 

@@ -20,7 +20,7 @@ from typing import Any
 from r1quant.artifact import Artifact
 from r1quant.backends import Prompt, Runtime, Sampling
 from r1quant.errors import R1QuantError
-from r1quant.provenance import peak_rss_bytes
+from r1quant.provenance import environment, peak_rss_bytes
 
 SERVER = "openai"
 STATUS = Path("/proc/self/status")
@@ -37,7 +37,7 @@ def main(settings: Mapping[str, Any]) -> None:
 
     try:
         runtime, opened = _open(settings)
-        answer(opened)
+        answer({**opened, "environment": environment()})
         for line in sys.stdin:
             answer(_run(runtime, json.loads(line)))
     except KeyboardInterrupt:
@@ -85,7 +85,15 @@ def _open(settings: Mapping[str, Any]) -> tuple[Runtime, dict[str, Any]]:
     first = Prompt("", ({"role": "user", "content": ""},), (0,))
     for _ in runtime.complete([first], Sampling(temperature=0.0, max_tokens=2), frozenset()):
         pass  # some runtimes load the weights only now
-    return runtime, {**opened, "backend": runtime.name, "empty_rss_bytes": empty, "elsewhere": False}
+    holds = getattr(runtime, "holds", None)
+    return runtime, {
+        **opened,
+        "backend": runtime.name,
+        "empty_rss_bytes": empty,
+        "elsewhere": False,
+        "resident": getattr(runtime, "resident", None),
+        "holds": None if holds is None else holds(settings["context"]),
+    }
 
 
 def _served(artifact: Artifact, settings: Mapping[str, Any]) -> tuple[Runtime, dict[str, Any]]:
@@ -103,7 +111,7 @@ def _served(artifact: Artifact, settings: Mapping[str, Any]) -> tuple[Runtime, d
         text_of=tokenizer.decode,
         bos=tokenizer.bos_id,
     )
-    unknown: dict[str, Any] = dict.fromkeys(("device", "dtype", "card", "empty_rss_bytes"))
+    unknown: dict[str, Any] = dict.fromkeys(("device", "dtype", "card", "empty_rss_bytes", "resident", "holds"))
     return runtime, {**unknown, "backend": runtime.name, "elsewhere": True}
 
 
@@ -121,7 +129,7 @@ def _run(runtime: Runtime, request: Mapping[str, Any]) -> dict[str, Any]:
     for done in runtime.complete(prompts, sampling, frozenset()):
         ended = time.perf_counter() - begun
         texts.append({"prompt_tokens": given[done.key], "count": done.count, "moments": done.moments, "ended": ended})
-    return {"texts": texts, "memory": peak_memory()}
+    return {"texts": texts, "memory": peak_memory(), "at_once": getattr(runtime, "at_once", None)}
 
 
 def peak_memory() -> dict[str, int | None]:

@@ -43,14 +43,23 @@ class Settings:
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch completed. memory: bytes by kind, see bench_child.peak_memory."""
+    """One batch completed.
+
+    memory   bytes by kind, see bench_child.peak_memory
+    at_once  the most texts that ran at the same time so far; None where the runtime does not tell
+    """
 
     texts: tuple[Timed, ...]
     memory: Mapping[str, int | None]
+    at_once: int | None = None
 
 
 class BenchProcess:
-    """Use it in a with block. Whatever the child raises is raised here; `opened` is what it said at first."""
+    """Use it in a with block. Whatever the child raises is raised here; `opened` is what it said at first.
+
+    Of models in torch it also says whether they are `resident` (all weights in memory), and how many texts of the
+    context their memory `holds`; of others None.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -62,6 +71,12 @@ class BenchProcess:
             self.close()
             raise
 
+    @property
+    def crowded(self) -> bool:
+        """Whether the model has less memory than it wants."""
+        resident, holds = self.opened["resident"], self.opened["holds"]
+        return resident is False or (holds is not None and holds < self.settings.slots)
+
     def run(self, prompts: Sequence[Mapping[str, Any]], new_tokens: int) -> Batch:
         """Completes prompts (key, text and tokens of each) by new_tokens each, all at once."""
         assert self._child.stdin is not None
@@ -72,7 +87,7 @@ class BenchProcess:
             raise self._ended() from None
         found = self._answer()
         texts = tuple(Timed(**{**text, "moments": tuple(text["moments"])}) for text in found["texts"])
-        return Batch(texts, found["memory"])
+        return Batch(texts, found["memory"], found["at_once"])
 
     def _answer(self) -> dict[str, Any]:
         assert self._child.stdout is not None

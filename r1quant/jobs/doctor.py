@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from r1quant.artifact import has_chat_template
+from r1quant.provenance import processors
 from r1quant.sources import open_model
 from r1quant.yarn import yarn
 
@@ -57,7 +58,7 @@ def _machine() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": processors(),
         "memory_bytes": pages,
         "free_disk_bytes": shutil.disk_usage(".").free,
         "instructions": [name for name in EXTENSIONS if name in flags],

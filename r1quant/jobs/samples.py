@@ -63,13 +63,26 @@ class Samples:
         where it holds something else.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"samples-{sha256(_line(dict(sorted(identity.items()))))[:DIGITS]}.jsonl"
+        path = _path(folder, identity)
         with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ResumeError(f"another process is writing {path}", "wait for it to end") from None
             yield cls(path, file, _read(path, file, identity))
+
+    @staticmethod
+    def peek(folder: Path, identity: Mapping[str, str]) -> Mapping[str, Sample]:
+        """The samples of `identity` that are there by now, by key. Locks and changes nothing, whoever is writing.
+
+        Raises ResumeError where the file holds something else.
+        """
+        path = _path(folder, identity)
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return {}
+        return _known(path, _whole(content), identity)
 
     @property
     def have(self) -> Mapping[str, Sample]:
@@ -124,6 +137,10 @@ def collect(
     return [store.have[prompt.key] for prompt in prompts]
 
 
+def _path(folder: Path, identity: Mapping[str, str]) -> Path:
+    return folder / f"samples-{sha256(_line(dict(sorted(identity.items()))))[:DIGITS]}.jsonl"
+
+
 def _line(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
 
@@ -148,15 +165,27 @@ def _append(file: IO[bytes], line: bytes, path: Path) -> None:
 def _read(path: Path, file: IO[bytes], identity: Mapping[str, str]) -> dict[str, Sample]:
     """What the file holds; begins it where it holds nothing. Raises ResumeError."""
     content = file.read()
-    lines = content.splitlines(keepends=True)
-    parsed = [_parsed(line) for line in lines]
-    if parsed and parsed[-1] is None:
-        lines, parsed = lines[:-1], parsed[:-1]
-        file.truncate(sum(map(len, lines)))
+    lines = _whole(content)
+    if (length := sum(map(len, lines))) < len(content):
+        file.truncate(length)
     if not lines:
         _append(file, _line({"r1quant_samples": VERSION, "identity": dict(identity)}), path)
         atomic.sync_folder(path.parent)
         return {}
+    return _known(path, lines, identity)
+
+
+def _whole(content: bytes) -> list[bytes]:
+    """The lines of a file, without a last one that is cut off."""
+    lines = content.splitlines(keepends=True)
+    return lines[:-1] if lines and _parsed(lines[-1]) is None else lines
+
+
+def _known(path: Path, lines: Sequence[bytes], identity: Mapping[str, str]) -> dict[str, Sample]:
+    """What whole lines say. Raises ResumeError."""
+    if not lines:
+        return {}
+    parsed = [_parsed(line) for line in lines]
     first = parsed[0] or {}
     if first.get("identity") != dict(identity) or first.get("r1quant_samples") != VERSION:
         raise ResumeError(f"{path} holds samples of something else", "move it away")

@@ -7,6 +7,7 @@ asked or graded: lm-eval does that.
 from __future__ import annotations
 
 import difflib
+import gc
 import logging
 import math
 import warnings
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import metadata
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +85,14 @@ def compare(pair: Pair, progress: Progress) -> dict[str, Any]:
     scored, samples = [], []
     for which in (0, 1):
         one, its = score(pair.opened(which, choice.context), pair.tokenizer, pair.stop, choice, known)
+        gc.collect()  # lm-eval's class around the model refers to itself, and would keep it beside the next one
         scored.append(one)
         samples.append(its)
         progress.advance(1)
     return {
         "baseline": scored[0],
         "quantized": scored[1],
-        "delta": difference(samples[1], samples[0]),
+        "delta": _valued(difference(samples[1], samples[0]), scored),
         "choice": asdict(choice),
         "lm_eval": metadata.version("lm_eval"),
     }
@@ -180,7 +183,10 @@ def score(
 
 
 def difference(quantized: Samples, baseline: Samples) -> dict[str, dict[str, Any]]:
-    """Quantized minus baseline, question by question, with a bootstrap 95 % interval: by task, then by metric."""
+    """Quantized minus baseline, question by question, with a bootstrap 95 % interval: by task, then by metric.
+
+    Questions that one of the two has no value of are left out.
+    """
     found: dict[str, dict[str, Any]] = {}
     for (task, metric), values in quantized.items():
         other = baseline.get((task, metric), {})
@@ -195,6 +201,17 @@ def difference(quantized: Samples, baseline: Samples) -> dict[str, dict[str, Any
             "questions": len(shared),
         }
     return found
+
+
+def _valued(found: dict[str, dict[str, Any]], scored: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Only of metrics that both models have a value of."""
+
+    def known(task: str, metric: str) -> bool:
+        metrics = [one["tasks"].get(task, {}).get("metrics", {}).get(metric, {}) for one in scored]
+        return all(entry.get("value") is not None for entry in metrics)
+
+    kept = {task: {m: part for m, part in metrics.items() if known(task, m)} for task, metrics in found.items()}
+    return {task: metrics for task, metrics in kept.items() if metrics}
 
 
 def _model(harness: Harness, tokenizer: Tokenizer) -> Any:
@@ -248,10 +265,9 @@ def _task(name: str, found: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[s
         metric, _, filtered = key.partition(",")
         if not filtered or metric.endswith("_stderr"):
             continue
-        error = found.get(f"{metric}_stderr,{filtered}")
         metrics[metric if filtered == "none" else key] = {
-            "value": value,
-            "stderr": error if isinstance(error, int | float) and not math.isnan(error) else None,
+            "value": _number(value),
+            "stderr": _number(found.get(f"{metric}_stderr,{filtered}")),
             "higher_is_better": (raw["higher_is_better"].get(name) or {}).get(metric),
         }
     return {
@@ -268,11 +284,17 @@ def _samples(raw: Mapping[str, Any]) -> Samples:
         for entry in entries:
             filtered = entry.get("filter", "none")
             for metric in entry.get("metrics", ()):
-                value = entry.get(metric)
-                if isinstance(value, int | float):
+                value = _number(entry.get(metric))
+                if value is not None:
                     name = metric if filtered == "none" else f"{metric},{filtered}"
-                    found.setdefault((task, name), {})[str(entry["doc_id"])] = float(value)
+                    found.setdefault((task, name), {})[str(entry["doc_id"])] = value
     return found
+
+
+def _number(value: object) -> float | None:
+    """A finite number of any library; None for what is none."""
+    found = float(value) if isinstance(value, Real) else math.nan
+    return found if math.isfinite(found) else None
 
 
 @contextmanager

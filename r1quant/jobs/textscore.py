@@ -1,7 +1,8 @@
 """Scores one text with the baseline, or takes what it said before, then with the quantized model: never both at once.
 
-A baseline that torch runs is kept as the final hidden states that its head reads, 2 to 4 bytes a channel and token,
-from which every distribution comes back exactly. Of another runtime's baseline a sketch is kept.
+A baseline that torch runs is kept as the final hidden states that its head reads, from which every distribution comes
+back exactly, and as what a divergence needs of it where both have one head: 6 to 8 bytes a channel and token. Of any
+other baseline a sketch is kept.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 
 from r1quant import provenance
 from r1quant.backends import Runtime
-from r1quant.backends.distance import Given, Projected, distance, likelihood
+from r1quant.backends.distance import Expected, Given, Projected, distance, expected, likelihood, under_one_head
 from r1quant.backends.openai import OpenAI
 from r1quant.backends.sketch import KEPT, Sketch, against, sketch
 from r1quant.backends.torch import TorchModel
@@ -29,7 +30,17 @@ from r1quant.progress import Progress
 
 Tokens = npt.NDArray[np.int64]
 Coming = npt.NDArray[np.int64]
-Said = Projected | Sketch | npt.NDArray[np.float64]  # of a baseline; the last is negative log-probabilities alone
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What is kept of a baseline that torch ran."""
+
+    projected: Projected
+    expected: Expected
+
+
+Said = Known | Sketch | npt.NDArray[np.float64]  # of a baseline; the last is negative log-probabilities alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,13 +63,13 @@ def score(pair: Pair, tokens: Tokens, text: str, cache: Path, progress: Progress
         steps.begin(("the baseline", "the quantized model")[which], runtime)
         return runtime
 
-    identity = pair.identity(0) | _surroundings(pair) | {"tokens": text, "kept": KEPT}
+    identity = pair.identity(0) | _surroundings(pair) | {"tokens": text, "kept": f"states, expected outputs; {KEPT}"}
     arrays, cached = kept(cache, identity, lambda: _listen(opened(0), tokens, coming, steps))
     said = _restored(arrays, lambda: pair.opened(0, 1))
     quantized = opened(1)
     whole = np.ones(len(coming), np.bool_)
     if isinstance(quantized, OpenAI) or isinstance(said, np.ndarray):
-        mine = _surprise(said, coming)
+        mine = _surprise(said)
         theirs = _listen(quantized, tokens, coming, steps, alone=True)["nll"]
         by_window = ~np.isnan((mine + theirs).reshape(len(tokens), -1)).any(0)
         known = np.tile(by_window, len(tokens))
@@ -68,9 +79,9 @@ def score(pair: Pair, tokens: Tokens, text: str, cache: Path, progress: Progress
         exact = "exact" if int(said.top) == said.ids.shape[1] else f"{KEPT} of each distribution"
         return Scored(against(said, _pieces(quantized, tokens, steps), coming), exact, cached, whole)
     if isinstance(quantized, TorchModel):
-        found = distance(said, quantized.projected(_predicting(quantized, tokens, steps)), coming)
+        found = _apart(said, quantized.projected(_predicting(quantized, tokens, steps)), coming)
     else:
-        found = _joined(_by_window(said, quantized, tokens, coming, steps))
+        found = _joined(_by_window(said.projected, quantized, tokens, coming, steps))
     return Scored(found, "exact", cached, whole)
 
 
@@ -122,14 +133,15 @@ def _listen(
         if alone:
             return {"nll": likelihood(runtime.projected(states), coming)}
         bits = torch.int32 if states.dtype == torch.float32 else torch.int16
-        return {"states": states.view(bits).numpy(), "dtype": np.array(str(states.dtype).removeprefix("torch."))}
+        kept_states = {"states": states.view(bits).numpy(), "dtype": np.array(str(states.dtype).removeprefix("torch."))}
+        return kept_states | vars(expected(runtime.projected(states), coming))
     made = sketch(_pieces(runtime, tokens, step), coming)
     return {"nll": made.nll} if alone else {field.name: getattr(made, field.name) for field in fields(made)}
 
 
-def _surprise(said: Said, coming: Coming) -> npt.NDArray[np.float64]:
-    if isinstance(said, Projected):
-        return likelihood(said, coming)
+def _surprise(said: Said) -> npt.NDArray[np.float64]:
+    if isinstance(said, Known):
+        return said.expected.nll
     return said.nll if isinstance(said, Sketch) else said
 
 
@@ -139,10 +151,19 @@ def _restored(arrays: Arrays, opened: Callable[[], Runtime]) -> Said:
         runtime = opened()
         assert isinstance(runtime, TorchModel)
         dtype = getattr(torch, str(arrays["dtype"]))
-        return runtime.projected(torch.from_numpy(arrays["states"]).view(dtype))
+        projected = runtime.projected(torch.from_numpy(arrays["states"]).view(dtype))
+        stored: dict[str, Any] = {field.name: arrays[field.name] for field in fields(Expected)}
+        return Known(projected, Expected(**stored))
     if "ids" in arrays:
         return Sketch(**arrays)  # type: ignore[arg-type]
     return arrays["nll"].astype(np.float64)
+
+
+def _apart(said: Known, quantized: Projected, coming: Coming) -> TokenScores:
+    mine = said.projected
+    if torch.equal(mine.head, quantized.head):
+        return under_one_head(said.expected, mine.hidden, quantized, coming)
+    return distance(mine, quantized, coming)
 
 
 def _pieces(runtime: Runtime, tokens: Tokens, step: Callable[[], None]) -> Iterable[torch.Tensor]:

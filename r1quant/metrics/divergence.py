@@ -83,7 +83,7 @@ def _divergences(
     kl = values.reshape(windows, -1)
     parts = np.array_split(np.arange(kl.shape[1]), min(BUCKETS, kl.shape[1]))
     return {
-        "mean": float(values.mean()),
+        "mean": max(0.0, float(values.mean())),  # rounding may leave a little less than nothing
         "mean_ci95": _bounds(interval(_blocks(windows, values)), least=0.0),
         "sampling_error": 0.0 if variance is None else float(np.sqrt(variance.sum()) / len(values)),
         "median": float(np.median(values)),

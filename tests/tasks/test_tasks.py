@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 from r1quant.archs import architecture_of
 from r1quant.backends import Runtime
 from r1quant.errors import CalibrationError, RecipeError
+from r1quant.jobs import tasks
 from r1quant.jobs.artifacts import open_artifact
 from r1quant.jobs.harness import Harness
 from r1quant.jobs.pair import Options, Pair
@@ -126,6 +129,40 @@ def test_the_difference_is_paired(record: dict[str, Any]) -> None:
     same = {("task", "acc"): {str(n): float(n % 2) for n in range(20)}}
     assert difference(same, same) == {"task": {"acc": {"mean": 0.0, "ci95": [0.0, 0.0], "questions": 20}}}
     assert difference(same, {}) == {}
+
+
+def test_the_first_model_is_gone_when_the_second_is_opened(
+    folder: Path, four_bits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[weakref.ref[Runtime]] = []
+    real = Pair.opened
+
+    def watched(pair: Pair, which: int, context: int) -> Runtime:
+        assert not any(model() for model in alive)
+        runtime = real(pair, which, context)
+        alive.append(weakref.ref(runtime))
+        return runtime
+
+    monkeypatch.setattr(Pair, "opened", watched)
+    compare(paired(four_bits, folder, "tiny_choices", limit=1), Silent())
+    assert len(alive) == 2
+
+
+def test_what_is_no_number_is_none() -> None:
+    """A metric of nothing is NaN to lm-eval, and what it cannot aggregate a string."""
+    values = {"a,none": math.nan, "a_stderr,none": "N/A", "b,none": "", "c,none": np.float32(0.5), "c_stderr,none": 1}
+    raw: dict[str, Any] = {"higher_is_better": {}, "versions": {}, "n-samples": {}, "n-shot": {}}
+    found = tasks._task("t", {**values, "d,none": math.inf, "alias": "t"}, raw)["metrics"]
+    assert {name: (part["value"], part["stderr"]) for name, part in found.items()} == {
+        "a": (None, None), "b": (None, None), "c": (0.5, 1.0), "d": (None, None),
+    }  # fmt: skip
+    entries = [{"doc_id": n, "metrics": ["acc"], "acc": value} for n, value in enumerate((1, math.nan, "x", 0.0, True))]
+    samples = tasks._samples({"samples": {"t": entries}})
+    assert samples == {("t", "acc"): {"0": 1.0, "3": 0.0, "4": 1.0}}
+    delta = difference(samples, {("t", "acc"): {"0": 0.0, "1": 1.0, "3": 0.0}})
+    assert delta["t"]["acc"]["questions"] == 2 and delta["t"]["acc"]["mean"] == 0.5
+    scored = [{"tasks": {"t": {"metrics": {"acc": {"value": value}}}}} for value in (0.5, None)]
+    assert tasks._valued(delta, [scored[0]] * 2) == delta and tasks._valued(delta, scored) == {}
 
 
 def test_a_limit_examples_and_the_chat_format(folder: Path) -> None:
