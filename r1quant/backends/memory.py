@@ -25,7 +25,7 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.empty_cache()  # what freed tensors had, torch keeps, and the driver counts as used
         return int(torch.cuda.mem_get_info(device)[0])
-    return max(0, min(_of_machine(), *_of_groups()))
+    return max(0, min([_of_machine(), *_of_groups()]))
 
 
 def _of_machine() -> int:

@@ -59,7 +59,7 @@ class OpenAI:
         bos: int | None = None,
         note: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self._wire = Wire(api_key or os.environ.get("OPENAI_API_KEY") or NO_KEY, request_s, note)
+        self._wire = Wire(api_key or os.environ.get("OPENAI_API_KEY") or NO_KEY, request_s, moments, note)
         self._urls = [complete(url) for url in base_urls]
         if not self._urls:
             raise RecipeError("no server is named", "give its address: --base-url http://localhost:8000/v1")
@@ -178,7 +178,8 @@ class OpenAI:
     async def _counted(self, client: Client, arguments: dict[str, Any], length: int) -> Reply:
         """An answer with the number of its prompt's tokens.
 
-        A server that streams without counting is asked for it with one token more, unless it is being timed.
+        A server that streams without counting is asked for it with one token more, and after that for whole answers,
+        which it counts; unless it is being timed.
         """
         reply = await self._wire.reply(client, arguments, length)
         if reply.prompt_tokens is None and client.counts and not self._moments:
@@ -187,6 +188,8 @@ class OpenAI:
             except (Again, Refused):
                 return reply
             client.counts = asked.prompt_tokens is not None
+            if client.counts:
+                client.refused.add("stream")
             reply = replace(reply, prompt_tokens=asked.prompt_tokens)
         return reply
 

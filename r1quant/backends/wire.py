@@ -26,7 +26,7 @@ from r1quant.errors import CheckpointError, MissingDependency, RecipeError
 INSTALL = "pip install 'r1quant[server]'"
 NO_KEY = "none"  # sent where there is none: the package wants some
 CONNECT_S = 10.0
-WHOLE_S = 3600.0  # for an answer that does not come in pieces
+WHOLE_S = 86400.0  # for an answer that does not come in pieces
 LATER = (408, 409, 425, 429)  # and every status from 500 on
 EVERY = 1 << 20  # as top-k: more than any vocabulary; servers disagree on whether 0 or -1 means all
 PLAIN = {"top_k": EVERY, "min_p": 0.0, "repeat_penalty": 1.0, "repetition_penalty": 1.0}
@@ -51,8 +51,12 @@ class Refused(RecipeError):
         self.reason = reason
 
 
-class Mute(Exception):
-    """A stream that ended before anything came."""
+class Broken(Exception):
+    """A stream that ended without the answer's end. begun: whether anything came."""
+
+    def __init__(self, begun: bool) -> None:
+        super().__init__()
+        self.begun = begun
 
 
 class TooLong(Refused):
@@ -108,15 +112,16 @@ class Wire:
     """Makes clients and sends requests. Raises MissingDependency without the openai package.
 
     idle_s  without a piece of an answer, after which a request counts as failed
+    timed   whether answers must come in pieces
     """
 
-    def __init__(self, key: str, idle_s: float, note: Callable[[str], None]) -> None:
+    def __init__(self, key: str, idle_s: float, timed: bool, note: Callable[[str], None]) -> None:
         try:
             import openai
         except ImportError:
             raise MissingDependency("the openai package is not installed", INSTALL) from None
         self._openai: Any = openai
-        self._key, self._idle_s, self._note = key, idle_s, note
+        self._key, self._idle_s, self._timed, self._note = key, idle_s, timed, note
 
     def client(self, url: str) -> Client:
         timeout = self._openai.Timeout(self._idle_s, connect=CONNECT_S)
@@ -147,8 +152,13 @@ class Wire:
             streams = stream and not mute and "stream" not in client.refused
             try:
                 return await (self._streamed if streams else self._whole)(client, sent)
-            except Mute:
-                mute = True  # llama-cpp-python: what is wrong with a request it only tells those that do not stream
+            except Broken as broken:
+                # llama-cpp-python: a stream ends when another request comes, or where the request is wrong
+                if broken.begun and self._timed:
+                    raise Again("it stopped in the middle of an answer (no reason)") from None
+                mute = True
+                if broken.begun:
+                    client.refused.add("stream")
             except Refused as refused:
                 unknown = UNKNOWN.search(refused.reason)
                 named = {name for name in sent["extra_body"] if name in refused.reason}
@@ -199,8 +209,8 @@ class Wire:
             raise Again("its answer is no JSON") from None
         except Exception as error:
             raise self._failure(client, error) from None
-        if reason is None and not moments:
-            raise Mute
+        if reason is None:
+            raise Broken(bool(moments))
         counts = (getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None))
         return Reply("".join(texts), "".join(thoughts), _finished(reason), *counts, tuple(moments))
 

@@ -39,8 +39,8 @@ def export(source: str | None, to: str, out: Path | None, kind: str, as_json: bo
     which is converted without quantizing. Left out, it is the quantized checkpoint last written into this folder. What
     a format cannot hold exactly is refused; K-quants and rounded embeddings are named as such.
     """
+    from r1quant.jobs.artifacts import newest_output
     from r1quant.jobs.export import export as job
-    from r1quant.jobs.verify import newest_output
     from r1quant.targets import ExportOptions
 
     name = source if source is not None else newest_output(Path())

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from r1quant.archs import Architecture, architecture_of, layer_count
 from r1quant.artifact import Artifact
+from r1quant.checkpoint import read_json
 from r1quant.errors import CheckpointError
 from r1quant.formats import table
+from r1quant.jobs.folder import RECORD
 from r1quant.sources import open_model
 
 ONNX_FILE = "model.onnx"
@@ -33,6 +35,27 @@ def open_artifact(model: str | Path) -> Artifact:
     checkpoint = open_model(model)
     layer_count(checkpoint.config, len(checkpoint.tensors))
     return table.artifact(checkpoint)
+
+
+def newest_output(folder: Path) -> Path:
+    """The quantized checkpoint last written into this folder. Raises CheckpointError where there is none."""
+    found = [path.parent for path in folder.glob(f"*/{RECORD}")]
+    if not found:
+        raise CheckpointError(
+            f"no quantized checkpoint in {folder}", "name one, or make one first: r1quant quantize --bits 4"
+        )
+    return max(found, key=lambda path: (path / RECORD).stat().st_mtime_ns)
+
+
+def source_of(quantized: Artifact) -> str:
+    """What the record of a checkpoint says it was made from. Raises CheckpointError where it does not say."""
+    path = quantized.folder / RECORD
+    record = read_json(path) if path.is_file() else {}
+    source = record.get("source") if isinstance(record, dict) else None
+    if not isinstance(source, str):
+        raise CheckpointError(f"{quantized.source} does not say what it was made from", "name it with --baseline")
+    local = (quantized.folder / source).resolve()
+    return str(local) if local.exists() else source
 
 
 def same_model(one: Artifact, other: Artifact) -> Architecture:

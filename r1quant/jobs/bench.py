@@ -27,14 +27,12 @@ from r1quant import calibration, provenance
 from r1quant.archs import architecture_of
 from r1quant.artifact import Artifact
 from r1quant.backends.wire import complete, shown
-from r1quant.errors import RecipeError
+from r1quant.errors import CheckpointError, RecipeError
 from r1quant.hardware import roofline
 from r1quant.hardware.cards import card
-from r1quant.jobs.artifacts import open_artifact
+from r1quant.jobs.artifacts import newest_output, open_artifact, source_of
 from r1quant.jobs.bench_process import Batch, BenchProcess, Settings
-from r1quant.jobs.folder import RECORD
 from r1quant.jobs.runtimes import backend_of, file_of
-from r1quant.jobs.verify import newest_output
 from r1quant.metrics.speed import over_repeats, ratios, speed
 from r1quant.progress import Progress, Silent
 from r1quant.tokenizer import Tokenizer
@@ -293,15 +291,10 @@ def _baseline(artifact: Artifact, wanted: str | Path | None) -> str | None:
     """The model to compare with: the one that is wanted, or what a record says; None where neither names one."""
     if wanted is not None:
         return None if str(wanted) == NONE else str(wanted)
-    from r1quant.checkpoint import read_json
-
-    path = artifact.folder / RECORD
-    record = read_json(path) if path.is_file() else {}
-    source = record.get("source") if isinstance(record, dict) else None
-    if not isinstance(source, str):
+    try:
+        return source_of(artifact)
+    except CheckpointError:
         return None
-    local = (artifact.folder / source).resolve()
-    return str(local) if local.exists() else source
 
 
 def _reference(artifact: Artifact, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

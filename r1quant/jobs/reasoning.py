@@ -118,19 +118,22 @@ def _ask(
     options = pair.options
     sampling = Sampling(options.temperature, options.top_p, options.max_tokens)
     prompts = [_prompt(pair, each, number) for each in asked for number in range(samples)]
-    with Samples.open(cache_folder(), _identity(pair, side)) as store:
-        if any(prompt.key not in store.have for prompt in prompts):
-            answers = {
-                prompt.key: each.answer
-                for prompt, each in zip(prompts, (each for each in asked for _ in range(samples)), strict=True)
-                if isinstance(each, Problem)
-            }
-            context = max(len(prompt.tokens) for prompt in prompts) + options.max_tokens
+    identity = _identity(pair, side)
+    have = Samples.peek(cache_folder(), identity)
+    if any(prompt.key not in have for prompt in prompts):
+        answers = {
+            prompt.key: each.answer
+            for prompt, each in zip(prompts, (each for each in asked for _ in range(samples)), strict=True)
+            if isinstance(each, Problem)
+        }
+        context = max(len(prompt.tokens) for prompt in prompts) + options.max_tokens
+        with Samples.open(cache_folder(), identity) as store:
             runtime = pair.opened(side, min(context, _limit(pair)), answers, progress.note)
             collect(runtime, prompts, sampling, pair.stop, store, pair.tokenizer.decode, progress)
-            if changed := getattr(runtime, "retemplated", 0):
-                progress.note(f"the server's chat template or tokenizer makes other tokens of {changed} prompts")
-        found = [store.have[prompt.key] for prompt in prompts]
+            have = store.have
+        if changed := getattr(runtime, "retemplated", 0):
+            progress.note(f"the server's chat template or tokenizer makes other tokens of {changed} prompts")
+    found = [have[prompt.key] for prompt in prompts]
     return [found[start : start + samples] for start in range(0, len(found), samples)]
 
 

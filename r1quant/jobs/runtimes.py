@@ -42,6 +42,10 @@ def backend_of(artifact: Artifact, wanted: str) -> str:
     name = wanted.partition(":")[0]
     if name not in ("auto", *BACKENDS):
         raise RecipeError(f"backend {wanted!r} is not supported", f"choose from auto, {', '.join(BACKENDS)}")
+    if name == "mock":
+        from r1quant.backends.mock import Truth
+
+        Truth.of(wanted)
     if name in ("openai", "mock"):
         return name
     own = OF_FORMAT.get(artifact.format, "torch")

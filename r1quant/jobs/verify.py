@@ -14,11 +14,9 @@ from r1quant import calibration, problemsets, provenance
 from r1quant.archs import architecture_of, layer_count
 from r1quant.artifact import Artifact
 from r1quant.backends.wire import shown
-from r1quant.checkpoint import read_json
 from r1quant.errors import CheckpointError, RecipeError
 from r1quant.formats import table
-from r1quant.jobs.artifacts import open_artifact, same_model
-from r1quant.jobs.folder import RECORD
+from r1quant.jobs.artifacts import newest_output, open_artifact, same_model, source_of
 from r1quant.jobs.identity import identity
 from r1quant.jobs.pair import Options, Pair
 from r1quant.jobs.quantize import default_text
@@ -55,16 +53,6 @@ def applicable_gates(gates: Sequence[str], options: Options) -> tuple[str, ...]:
     """Those of the gates that say something of what these options measure."""
     kept = applicable([parse(gate) for gate in gates], _shape(options), ("tasks.",) if options.tasks else ())
     return tuple(map(str, kept))
-
-
-def newest_output(folder: Path) -> Path:
-    """The quantized checkpoint last written into this folder. Raises CheckpointError where there is none."""
-    found = [path.parent for path in folder.glob(f"*/{RECORD}")]
-    if not found:
-        raise CheckpointError(
-            f"no quantized checkpoint in {folder}", "name one, or make one first: r1quant quantize --bits 4"
-        )
-    return max(found, key=lambda path: (path / RECORD).stat().st_mtime_ns)
 
 
 def verify(
@@ -149,7 +137,7 @@ def _hashes(pair: Pair) -> dict[str, str]:
 
 def _opened(out: str | Path | None, baseline: str | Path | None, options: Options, progress: Progress) -> Pair:
     quantized = open_artifact(out if out is not None else newest_output(Path()))
-    named = baseline if baseline is not None else _source_of(quantized)
+    named = baseline if baseline is not None else source_of(quantized)
     base = _float_model(named) if options.baseline_backend == "torch" else open_artifact(named)
     if base.forms:
         progress.note(f"the baseline {base.source} is quantized itself: the numbers compare two forms of it")
@@ -237,14 +225,3 @@ def _shape(options: Options) -> dict[str, Any]:
 def _name(model: Artifact) -> str:
     last = model.source.rstrip("/").split("/")[-1]
     return model.folder.resolve().name if last in ("", ".", "..") else last
-
-
-def _source_of(quantized: Artifact) -> str:
-    """What the record of a checkpoint says it was made from."""
-    path = quantized.folder / RECORD
-    record = read_json(path) if path.is_file() else {}
-    source = record.get("source") if isinstance(record, dict) else None
-    if not isinstance(source, str):
-        raise CheckpointError(f"{quantized.source} does not say what it was made from", "name it with --baseline")
-    local = (quantized.folder / source).resolve()
-    return str(local) if local.exists() else source

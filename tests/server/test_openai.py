@@ -125,9 +125,9 @@ def test_a_server_that_counts_only_whole_answers_is_asked_for_the_prompt(streams
     script = Text("a b c", counted=not streams, streams=streams), Text("x", prompt_tokens=7)
     with serving(*script) as server:
         model = OpenAI([server.url])
-        (found,) = model.complete(said(1), SAMPLING, frozenset())
+        found = list(model.complete(said(1), SAMPLING, frozenset()))
         assert len(server.sent) == 1 + streams
-    assert (found.text, found.count, model.retemplated) == ("a b c", 3, 1)
+        assert (found[0].text, found[0].count, model.retemplated) == ("a b c", 3, 1)
 
 
 @pytest.mark.parametrize(
@@ -147,6 +147,21 @@ def test_a_server_that_does_not_stream_answers_whole(reasons: list[str], sent: l
         assert [(bool(body.get("stream")), "stream_options" in body) for body in server.sent] == sent
     assert [each.text for each in found] == ["you said word 0", "you said word 1"]
     assert all(each.count == 4 and each.finished for each in found)
+
+
+def test_a_server_that_breaks_streams_off_is_asked_for_whole_answers() -> None:
+    """As llama-cpp-python does when another request comes."""
+    with serving(Text("x", finish=None)) as server:
+        found = run(server, 2, concurrency=1, patience_s=0.0)
+        assert [bool(sent.get("stream")) for sent in server.sent] == [True, False, False]
+    assert [each.count for each in found] == [4, 4]
+
+
+def test_a_server_that_streams_without_counting_is_asked_for_whole_answers() -> None:
+    with serving(Text("a b c", counted=False)) as server:
+        found = run(server, 2, concurrency=1)
+        sent = [(bool(body.get("stream")), body["max_tokens"]) for body in server.sent]
+    assert [each.count for each in found] == [3, 4] and sent == [(True, 50), (False, 1), (False, 50)]
 
 
 def test_a_stream_without_anything_in_it_is_asked_for_as_a_whole() -> None:
@@ -245,8 +260,8 @@ def test_an_answer_gets_what_the_context_has_room_for(reason: str) -> None:
     "reason",
     [
         "This model's maximum context length is 2 tokens, you sent more",
-        "This model's maximum context length is 40 tokens. However, you requested 113 tokens (63 in the messages, 50 in "
-        "the completion).",
+        "This model's maximum context length is 40 tokens. However, you requested 113 tokens (63 in the messages, 50 "
+        "in the completion).",
         "The input (3 tokens) is longer than the model's context length (2 tokens).",
         "The decoder prompt (length 3) is longer than the maximum model length of 2.",
         "the request exceeds the available context size, try increasing it",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import r1quant
+from r1quant.jobs import reasoning, samples
 from r1quant.jobs.pair import Options
 from r1quant.jobs.verify import verify
 from tests.conftest import Run
@@ -25,22 +27,28 @@ def made(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
-def test_a_true_difference_lies_in_its_interval(
-    run: Run, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """95 % of the intervals: at most 7 of 40 miss it, which is all but one in 10,000 such tests."""
+@pytest.fixture
+def cheap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of answers that nobody needs tomorrow, and of which nothing but right and wrong is asked."""
     monkeypatch.setenv("R1QUANT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(samples.os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr(reasoning.health, "compare", lambda *told: {"length_ratio": 1.0})
+
+
+def compared(made: Path, seed: int, worse: str, better: str) -> dict[str, Any]:
+    options = Options(
+        windows=0, aime="mini", limit=PROBLEMS, seed=seed, backend=f"mock:{worse}", baseline_backend=f"mock:{better}"
+    )
+    found: dict[str, Any] = verify(made, options=options).record["aime"]
+    return found
+
+
+@pytest.mark.usefixtures("cheap")
+def test_a_true_difference_lies_in_its_interval(made: Path) -> None:
+    """95 % of the intervals: at most 7 of 40 miss it, which is all but one in 10,000 such tests."""
     deltas, holds, holds_own, significant = [], 0, 0, 0
     for seed in range(SEEDS):
-        options = Options(
-            windows=0,
-            aime="mini",
-            limit=PROBLEMS,
-            seed=seed,
-            backend=f"mock:{WORSE}",
-            baseline_backend=f"mock:{BETTER}",
-        )
-        aime = verify(made, options=options).record["aime"]
+        aime = compared(made, seed, str(WORSE), str(BETTER))
         deltas.append(aime["delta"])
         low, high = aime["delta_ci95"]
         assert -1 <= low < aime["delta"] < high <= 1
@@ -54,15 +62,12 @@ def test_a_true_difference_lies_in_its_interval(
     assert significant > 0.9 * SEEDS, "twenty points in a hundred problems are found"
 
 
-def test_equal_models_do_not_differ(run: Run, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("cheap")
+def test_equal_models_do_not_differ(made: Path) -> None:
     """Of the same accuracy, but each with its own luck: the interval holds 0, and p is rarely small."""
-    monkeypatch.setenv("R1QUANT_CACHE", str(tmp_path / "cache"))
     holds, small = 0, 0
     for seed in range(SEEDS // 2):
-        options = Options(
-            windows=0, aime="mini", limit=PROBLEMS, seed=seed, backend="mock:0.8,seed=1", baseline_backend="mock:0.8"
-        )
-        aime = verify(made, options=options).record["aime"]
+        aime = compared(made, seed, "0.8,seed=1", "0.8")
         holds += aime["delta_ci95"][0] <= 0 <= aime["delta_ci95"][1]
         small += aime["p_value"] < 0.05
     assert holds >= 16 and small <= 4
