@@ -63,7 +63,7 @@ def score(pair: Pair, tokens: Tokens, text: str, cache: Path, progress: Progress
         steps.begin(("the baseline", "the quantized model")[which], runtime)
         return runtime
 
-    identity = pair.identity(0) | _surroundings(pair) | {"tokens": text, "kept": f"states, expected outputs; {KEPT}"}
+    identity = pair.identity(0) | _surroundings(pair) | {"tokens": text, "kept": f"states, expected outputs 2; {KEPT}"}
     arrays, cached = kept(cache, identity, lambda: _listen(opened(0), tokens, coming, steps))
     said = _restored(arrays, lambda: pair.opened(0, 1))
     quantized = opened(1)

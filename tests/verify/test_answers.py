@@ -22,19 +22,8 @@ from tests.conftest import Ran, Run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROBLEMS = 8
-ASKED = (
-    "--windows",
-    "0",
-    "--aime",
-    "mini",
-    "--limit",
-    str(PROBLEMS),
-    "--max-tokens",
-    "250",
-    "--temperature",
-    "0",
-    "--json",
-)
+GREEDY = ("--max-tokens", "150", "--temperature", "0")
+ASKED = ("--windows", "0", "--aime", "mini", "--limit", str(PROBLEMS), *GREEDY, "--json")
 WAITING_S = 120.0
 COMMAND = "import sys; from r1quant.cli import cli, console; sys.exit(console.run(cli, sys.argv[1:]))"
 

