@@ -77,6 +77,7 @@ def check(a: str | Path, b: str | Path, progress: Progress | None = None) -> Che
 def verify(
     out: str | Path | None = None,
     baseline: str | Path | None = None,
+    text: str | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Verified:
@@ -84,4 +85,4 @@ def verify(
     from r1quant.jobs.pair import Options
     from r1quant.jobs.verify import verify as job
 
-    return job(out, baseline, Options(**options), progress)
+    return job(out, baseline, Options(text=text, **options), progress)
