@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,17 @@ from pathlib import Path
 from r1quant.archs import architecture_of
 from r1quant.artifact import Artifact
 from r1quant.backends import Runtime
-from r1quant.errors import RecipeError
+from r1quant.errors import MissingDependency, RecipeError
 from r1quant.tokenizer import Tokenizer
 
 LOCAL = ("torch", "onnxruntime", "llamacpp")
 BACKENDS = (*LOCAL, "openai", "mock")
 OF_FORMAT = {"onnx": "onnxruntime", "gguf": "llamacpp"}  # else torch
+PACKAGES = {
+    "onnxruntime": ("onnxruntime", "pip install 'r1quant[onnxruntime]'"),
+    "llamacpp": ("llama_cpp", "pip install 'r1quant[llamacpp]'"),
+    "openai": ("openai", "pip install 'r1quant[server]'"),
+}
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -53,6 +59,14 @@ def backend_of(artifact: Artifact, wanted: str) -> str:
         hint = f"export it first: r1quant export {artifact.source} --to {'onnx' if name == 'onnxruntime' else 'gguf'}"
         raise RecipeError(f"{name} does not run {artifact.format}", hint)
     return own if name == "auto" else name
+
+
+def installed(backend: str) -> None:
+    """Raises MissingDependency where the package of a backend is not there, without loading it."""
+    if backend in PACKAGES:
+        module, line = PACKAGES[backend]
+        if importlib.util.find_spec(module) is None:
+            raise MissingDependency(f"{module} is not installed", line)
 
 
 def open_runtime(

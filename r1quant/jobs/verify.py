@@ -20,6 +20,7 @@ from r1quant.jobs.artifacts import newest_output, open_artifact, same_model, sou
 from r1quant.jobs.identity import identity
 from r1quant.jobs.pair import Options, Pair
 from r1quant.jobs.quantize import default_text
+from r1quant.jobs.runtimes import installed
 from r1quant.jobs.samples import cache_folder
 from r1quant.metrics import tokenclass
 from r1quant.metrics.divergence import TokenScores, summary
@@ -164,6 +165,8 @@ def _float_model(source: str | Path) -> Artifact:
 def _check(pair: Pair) -> None:
     """What can be refused before anything is measured."""
     options = pair.options
+    for backend in pair.backends:
+        installed(backend)
     if options.aime is not None:
         problemsets.load(options.aime, options.limit)
     if options.aime is not None or options.health:

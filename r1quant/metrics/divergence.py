@@ -69,11 +69,11 @@ def _perplexities(scores: TokenScores, windows: int) -> dict[str, Any]:
     baseline, quantized = perplexity(scores.nll_baseline), perplexity(scores.nll_quantized)
     return {
         "baseline": baseline,
-        "baseline_ci95": _bounds(interval(blocks[:, [0]], lambda means: np.exp(means[..., 0]))),
+        "baseline_ci95": _bounds(interval(blocks[:, [0]], lambda means: np.exp(means[..., 0])), least=0.0),
         "quantized": quantized,
-        "quantized_ci95": _bounds(interval(blocks[:, [1]], lambda means: np.exp(means[..., 0]))),
+        "quantized_ci95": _bounds(interval(blocks[:, [1]], lambda means: np.exp(means[..., 0])), least=0.0),
         "ratio": quantized / baseline,
-        "ratio_ci95": _bounds(interval(blocks, lambda means: np.exp(means[..., 1] - means[..., 0]))),
+        "ratio_ci95": _bounds(interval(blocks, lambda means: np.exp(means[..., 1] - means[..., 0])), least=0.0),
     }
 
 

@@ -30,7 +30,7 @@ class Gate:
     bound: float
 
     def __str__(self) -> str:
-        return f"{self.key}{self.comparison}{self.bound:g}"
+        return f"{self.key}{self.comparison}{self.bound:.12g}"
 
 
 def parse(text: str) -> Gate:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 RESAMPLES, FEWEST = 4000, 500
 NUMBERS = 10**7  # block numbers drawn in all: where there are many blocks, fewer resamples serve as well
 LEVEL = 0.95
+SPREAD = 1e-6  # of the estimate's own standard error: the least that a resample's is taken for
 
 Values = npt.NDArray[np.float64]
 
@@ -34,7 +35,7 @@ def interval(
     samples = blocks[drawn]  # [resamples, n, k]
     found = statistic(samples.mean(1))
     error, errors = _jackknife(blocks, statistic), _spread(samples, statistic)
-    safe = errors > 0
+    safe = errors > SPREAD * error  # resamples of one block alone have a spread of rounding size
     if error == 0 or not safe.any():
         return estimate, estimate
     t = (found[safe] - estimate) / errors[safe]

@@ -55,3 +55,11 @@ def test_few_blocks() -> None:
 def test_the_same_blocks_give_the_same_interval() -> None:
     blocks = np.random.default_rng(0).gamma(2.0, 1.0, (24, 1))
     assert interval(blocks) == interval(blocks) != interval(blocks, seed=1)
+
+
+def test_few_blocks_have_wide_intervals_but_not_absurd_ones() -> None:
+    random = np.random.default_rng(3)
+    for _ in range(60):
+        blocks = random.normal(3, 1, (3, 1))
+        low, high = interval(blocks)
+        assert -1e4 < low <= blocks.mean() <= high < 1e4
