@@ -11,7 +11,7 @@ demo: .venv/ready
 	cd build/demo && ../../$(BIN)/r1quant verify
 
 test: .venv/ready-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: .venv/ready-dev
 	$(BIN)/ruff check .
