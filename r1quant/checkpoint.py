@@ -57,6 +57,12 @@ class TensorInfo:
     nbytes: int
 
 
+def short_name(source: str, folder: Path) -> str:
+    """Of a model, for files and reports: the last part of what the user named, or its folder's own name."""
+    last = source.rstrip("/").split("/")[-1]
+    return folder.resolve().name if last in ("", ".", "..") else last
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A model on disk.
@@ -78,8 +84,7 @@ class Checkpoint:
     @property
     def name(self) -> str:
         """A short name for files and reports."""
-        last = self.source.rstrip("/").split("/")[-1]
-        return self.folder.resolve().name if last in ("", ".", "..") else last
+        return short_name(self.source, self.folder)
 
     @property
     def dtype(self) -> str:

@@ -7,8 +7,7 @@
     ├── CalibrationError    3    the calibration or test text cannot be used
     ├── NumericError        3    NaN or Inf where numbers are needed
     ├── OutOfSpaceError     3    the disk cannot hold the result
-    ├── MissingDependency   4    an optional package is not installed
-    └── GateFailed          1    a check or gate did not hold
+    └── MissingDependency   4    an optional package is not installed
 
 A message says in one line what is wrong, a hint says in one line what to do.
 """
@@ -60,7 +59,3 @@ class OutOfSpaceError(R1QuantError):
 
 class MissingDependency(R1QuantError):
     exit_code = 4
-
-
-class GateFailed(R1QuantError):
-    exit_code = 1

@@ -139,12 +139,8 @@ def expected(p: Projected, coming: npt.NDArray[np.int64]) -> Expected:
 def under_one_head(p: Expected, states: torch.Tensor, q: Projected, coming: npt.NDArray[np.int64]) -> TokenScores:
     """As `distance`, for p with the final states [n, hidden] and q under the same head, of which p's logits are not
     made again. What rounding leaves has either sign."""
-    seen = Running.start(q.shape[0], q.device)
+    seen = _gone_through(q)
     with torch.inference_mode():
-        for columns, blocks in _tiles(q):
-            q.turn(columns)
-            for rows in blocks:
-                seen.add(rows, q.tile(rows), columns.start)
         moved = torch.cat(
             [
                 (torch.from_numpy(p.output[rows]).double() * (states[rows].double() - q.hidden[rows].double())).sum(1)
@@ -158,13 +154,8 @@ def under_one_head(p: Expected, states: torch.Tensor, q: Projected, coming: npt.
 
 def likelihood(p: Logits, coming: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """The negative log-probability of each of the tokens that came, int64 [n] -> float64 [n], in nats."""
-    seen = Running.start(p.shape[0], p.device)
     with torch.inference_mode():
-        for columns, blocks in _tiles(p):
-            p.turn(columns)
-            for rows in blocks:
-                seen.add(rows, p.tile(rows), columns.start)
-        return _nll("baseline", seen, p, coming)
+        return _nll("baseline", _gone_through(p), p, coming)
 
 
 def distance(p: Logits, q: Logits, coming: npt.NDArray[np.int64]) -> TokenScores:
@@ -188,6 +179,16 @@ def distance(p: Logits, q: Logits, coming: npt.NDArray[np.int64]) -> TokenScores
     if not bool(torch.isfinite(kl).all()):  # -Inf where no token that came is: in the first NaN, in the second Inf
         raise _no_number("baseline" if bool(kl.isnan().any()) else "quantized model")
     return TokenScores(*nll, kl.cpu().numpy(), (first.best == second.best).cpu().numpy())
+
+
+@torch.inference_mode()
+def _gone_through(logits: Logits) -> Running:
+    seen = Running.start(logits.shape[0], logits.device)
+    for columns, blocks in _tiles(logits):
+        logits.turn(columns)
+        for rows in blocks:
+            seen.add(rows, logits.tile(rows), columns.start)
+    return seen
 
 
 def _tiles(logits: Logits) -> Iterator[tuple[slice, Iterator[slice]]]:

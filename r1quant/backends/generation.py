@@ -32,22 +32,6 @@ ALIGNED = 8  # masks of such widths need no copy in CUDA's kernels
 FOR_WEIGHTS, FOR_CACHE = 0.8, 0.6  # of the memory that is free before and after the weights are loaded
 
 
-def complete(
-    weights: Weights,
-    arch: Architecture,
-    device: torch.device,
-    dtype: torch.dtype,
-    prompts: Iterable[Prompt],
-    sampling: Sampling,
-    stop: frozenset[int],
-    *,
-    slots: int | None = None,
-    resident: bool | None = None,
-) -> Iterator[Completion]:
-    """What an Engine that is made for these prompts gives; its memory is given back with the last of them."""
-    yield from Engine(weights, arch, device, dtype, slots, resident).complete(prompts, sampling, stop)
-
-
 class Engine:
     """A model that completes prompts. It may be used for one batch after the other, not for two at once.
 

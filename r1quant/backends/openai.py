@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from r1quant.backends import Completion, Prompt, Sampling
 from r1quant.backends.pool import Again, Pool
-from r1quant.backends.wire import NO_KEY, PLAIN, Client, Refused, Reply, TooLong, Wire, complete, shown
+from r1quant.backends.wire import NO_KEY, PLAIN, Client, Refused, Reply, TooLong, Wire, complete
 from r1quant.errors import RecipeError
 
 SAME = 0.1  # nats: how far two log-probabilities of one token may be apart in bfloat16
@@ -74,11 +74,6 @@ class OpenAI:
     @property
     def name(self) -> str:
         return "openai"
-
-    @property
-    def servers(self) -> tuple[str, ...]:
-        """Their addresses, without user names and passwords."""
-        return tuple(shown(url) for url in self._urls)
 
     @property
     def model(self) -> str:

@@ -14,6 +14,7 @@ from r1quant import calibration, problemsets, provenance
 from r1quant.archs import architecture_of, layer_count
 from r1quant.artifact import Artifact
 from r1quant.backends.wire import shown
+from r1quant.checkpoint import short_name
 from r1quant.errors import CheckpointError, RecipeError
 from r1quant.formats import table
 from r1quant.jobs.artifacts import newest_output, open_artifact, same_model, source_of
@@ -82,7 +83,7 @@ def verify(
             measured |= measure(pair, progress)
     record = {
         "schema": SCHEMA,
-        "model": _name(pair.baseline),
+        "model": short_name(pair.baseline.source, pair.baseline.folder),
         "out": pair.quantized.source,
         "baseline": pair.baseline.source,
         **measured,
@@ -223,8 +224,3 @@ def _shape(options: Options) -> dict[str, Any]:
 
         found |= shape(options)
     return found
-
-
-def _name(model: Artifact) -> str:
-    last = model.source.rstrip("/").split("/")[-1]
-    return model.folder.resolve().name if last in ("", ".", "..") else last

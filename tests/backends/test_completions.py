@@ -14,7 +14,7 @@ import torch
 from r1quant.archs import architecture_of
 from r1quant.artifact import Artifact
 from r1quant.backends import Completion, Prompt, Runtime, Sampling, onnxruntime
-from r1quant.backends.generation import complete
+from r1quant.backends.generation import Engine
 from r1quant.backends.llamacpp import LlamaCpp
 from r1quant.backends.onnxruntime import OnnxRuntime
 from r1quant.errors import RecipeError
@@ -38,7 +38,7 @@ def tiny_r1() -> Artifact:
 def in_torch(prompts: list[Prompt], how: Sampling) -> dict[str, Completion]:
     weights = tiny_r1()
     arch = architecture_of(weights.config)
-    found = complete(weights, arch, torch.device("cpu"), torch.float32, prompts, how, STOP)
+    found = Engine(weights, arch, torch.device("cpu"), torch.float32).complete(prompts, how, STOP)
     return {each.key: each for each in found}
 
 

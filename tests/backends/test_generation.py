@@ -16,7 +16,7 @@ from transformers.initialization import no_init_weights
 
 from r1quant.archs import architecture_of
 from r1quant.backends import Completion, Prompt, Sampling, generation
-from r1quant.backends.generation import Engine, SlotCache, complete, token_bytes, weight_bytes
+from r1quant.backends.generation import Engine, SlotCache, token_bytes, weight_bytes
 from r1quant.checkpoint import Checkpoint, open_folder
 from r1quant.errors import NumericError, RecipeError
 from r1quant.forward import Weights
@@ -215,8 +215,8 @@ def test_bytes_are_counted(llama_model: Checkpoint) -> None:
 def test_bfloat16_says_nearly_the_same() -> None:
     weights, prompts = open_model("tiny-r1"), questions(4)
     arch, how = architecture_of(weights.config), Sampling(0.0, max_tokens=40)
-    found = by_key(complete(weights, arch, CPU, torch.bfloat16, prompts, how, STOP))
-    wanted = by_key(complete(weights, arch, CPU, torch.float32, prompts, how, STOP, slots=3))
+    found = by_key(Engine(weights, arch, CPU, torch.bfloat16).complete(prompts, how, STOP))
+    wanted = by_key(engine(weights, slots=3).complete(prompts, how, STOP))
     assert all(found[key].count == 40 for key in wanted)
     assert sum(found[key].ids[:20] == wanted[key].ids[:20] for key in wanted) >= 3
 

@@ -191,9 +191,8 @@ def test_a_process_completes_batch_after_batch_and_its_memory_is_its_own(four_bi
             process.run([prompt("d", 5)], 4)
 
 
-def test_a_process_that_is_killed_is_told_of(in_tmp: Path) -> None:
-    made = r1quant.export("tiny-r1", "gguf", "out").as_dict()["files"][0]["path"]
-    with BenchProcess(settings(made)) as process:
+def test_a_process_that_is_killed_is_told_of(four_bits: Path) -> None:
+    with BenchProcess(settings(four_bits)) as process:
         os.kill(process._child.pid, signal.SIGKILL)
         with pytest.raises(R1QuantError, match="was ended by signal 9") as caught:
             process.run([prompt("a", 5)], 4)

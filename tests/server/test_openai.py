@@ -14,6 +14,7 @@ import pytest
 
 from r1quant.backends import Completion, Prompt, Sampling, pool
 from r1quant.backends.openai import OpenAI
+from r1quant.backends.wire import complete
 from r1quant.errors import CheckpointError, MissingDependency, R1QuantError, RecipeError
 from tests.server.scripted import HALF, HANG_UP, HOLD, MUTE, NO_CHOICE, Scripted, Status, Text, serving
 
@@ -217,7 +218,7 @@ def test_the_key_is_sent_and_never_shown(code: int, monkeypatch: pytest.MonkeyPa
         with pytest.raises(R1QuantError) as caught:
             list(model.complete(said(1), SAMPLING, frozenset()))
         assert KEY in " ".join(server.keys) or "Basic" in " ".join(server.keys)
-    shown = f"{caught.value} {caught.value!r} {model!r} {model.servers} {notes}"
+    shown = f"{caught.value} {caught.value!r} {model!r} {notes}"
     assert KEY not in shown and "hidden" not in shown and "***" in shown
 
 
@@ -395,7 +396,7 @@ def test_a_server_without_prompt_log_probabilities_is_an_error_at_once(act: Any)
 def test_what_cannot_be_given_and_what_cannot_be_meant() -> None:
     with pytest.raises(RecipeError, match="does not give logits"):
         OpenAI(["localhost:1"]).logits(WINDOWS[0])
-    assert OpenAI(["localhost:8000", "https://h/api/"]).servers == ("http://localhost:8000/v1", "https://h/api")
+    assert list(map(complete, ["localhost:8000", "https://h/api/"])) == ["http://localhost:8000/v1", "https://h/api"]
     for urls, more in (([], {}), (["ftp://h"], {}), (["http://h"], {"concurrency": 0})):
         with pytest.raises(RecipeError):
             OpenAI(urls, **more)  # type: ignore[arg-type]
