@@ -7,12 +7,14 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
+from r1quant import problemsets
 from r1quant.archs import Architecture
 from r1quant.artifact import Artifact, generation_config
 from r1quant.backends import Runtime
 from r1quant.backends.wire import shown
 from r1quant.errors import RecipeError
 from r1quant.jobs.runtimes import DTYPES, Server, backend_of, open_runtime
+from r1quant.problemsets import ProblemSet
 from r1quant.tokenizer import Tokenizer
 
 
@@ -163,6 +165,12 @@ class Pair:
             tokenizer=self.tokenizer,
             note=note,
         )
+
+    @cached_property
+    def problems(self) -> ProblemSet:
+        """What `aime` names. Raises as problemsets.load."""
+        assert self.options.aime is not None
+        return problemsets.load(self.options.aime, self.options.limit)
 
     @cached_property
     def thinking(self) -> bool:

@@ -17,7 +17,7 @@ from r1quant.backends import Prompt, Sampling
 from r1quant.jobs.pair import Options, Pair
 from r1quant.jobs.samples import Sample, Samples, cache_folder, collect
 from r1quant.metrics import accuracy, grading, health
-from r1quant.problemsets import HealthPrompt, Problem, ProblemSet
+from r1quant.problemsets import HealthPrompt, Problem
 from r1quant.progress import Progress
 from r1quant.provenance import sha256
 
@@ -29,8 +29,7 @@ def measure(pair: Pair, progress: Progress) -> dict[str, Any]:
     options = pair.options
     found: dict[str, Any] = {}
     if options.aime is not None:
-        problems = problemsets.load(options.aime, options.limit)
-        found |= _problems(pair, problems, progress)
+        found |= _problems(pair, progress)
     if options.health:
         prompts = problemsets.health_prompts()
         answers = [_ask(pair, side, prompts, 1, progress) for side in (0, 1)]
@@ -53,8 +52,9 @@ def shape(options: Options) -> dict[str, Any]:
     return found
 
 
-def _problems(pair: Pair, problems: ProblemSet, progress: Progress) -> dict[str, Any]:
-    options, asked = pair.options, problems.problems
+def _problems(pair: Pair, progress: Progress) -> dict[str, Any]:
+    options, problems = pair.options, pair.problems
+    asked = problems.problems
     answers = [_ask(pair, side, asked, options.samples, progress) for side in (0, 1)]
     graded = [_graded(asked, of, pair.thinking) for of in answers]
     right = [np.array([[ok for _, ok in marks] for marks in of]) for of in graded]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from r1quant import calibration, problemsets, provenance
+from r1quant import calibration, provenance
 from r1quant.archs import architecture_of, layer_count
 from r1quant.artifact import Artifact
 from r1quant.backends.wire import shown
@@ -68,10 +68,15 @@ def verify(
     out       a quantized model in any format that is read; the newest one in the current folder where it is left out
     baseline  the model it was made from; looked up in the checkpoint's record where it is left out
     """
-    begun, progress, options = time.monotonic(), progress or Silent(), options or Options()
+    options = options or Options()
+    return _verified(lambda shown: _opened(out, baseline, options, shown), options, progress or Silent())
+
+
+def _verified(opened: Callable[[Progress], Pair], options: Options, progress: Progress) -> Verified:
+    begun = time.monotonic()
     gates = [parse(text) for text in options.gate]
     refuse_unknown(gates, _shape(options), free=("tasks.",) if options.tasks else ())
-    pair = _opened(out, baseline, options, progress)
+    pair = opened(progress)
     _check(pair)
     measured: dict[str, Any] = {}
     for wanted, measure in (
@@ -114,9 +119,13 @@ def repeat(record: Mapping[str, Any], progress: Progress | None = None) -> Verif
     if not known or not all(isinstance(record.get(name), kind) for name, kind in parts):
         raise RecipeError(f"this is no record of verify ({SCHEMA})", "give a file written by r1quant verify --record")
     options = Options.restored(record["options"])
-    pair = _opened(record["out"], record["baseline"], options, progress or Silent())
-    _unchanged(record["hashes"], _hashes(pair))
-    done = verify(record["out"], record["baseline"], options, progress)
+
+    def unchanged(shown: Progress) -> Pair:
+        pair = _opened(record["out"], record["baseline"], options, shown)
+        _unchanged(record["hashes"], _hashes(pair))
+        return pair
+
+    done = _verified(unchanged, options, progress or Silent())
     for name in ("text", "aime"):
         if name in record:
             _unchanged({name: record[name].get("sha256")}, {name: done.record[name]["sha256"]})
@@ -169,7 +178,7 @@ def _check(pair: Pair) -> None:
     for backend in pair.backends:
         installed(backend)
     if options.aime is not None:
-        problemsets.load(options.aime, options.limit)
+        pair.problems  # noqa: B018  (says what is wrong with them)
     if options.aime is not None or options.health:
         pair.tokenizer.render([{"role": "user", "content": "?"}], add_generation_prompt=True)
     if options.tasks:
