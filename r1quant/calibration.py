@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import importlib.util
 import json
 import random
 import re
@@ -21,7 +20,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from r1quant.errors import CalibrationError, CheckpointError, MissingDependency
+from r1quant.errors import CalibrationError, CheckpointError
+from r1quant.extras import need
 from r1quant.tokenizer import Tokenizer, trace_of
 
 DEFAULT, HELD_OUT = "default.jsonl", "verify.jsonl"
@@ -125,7 +125,7 @@ def check(spec: str | None) -> None:
     """What can be said without a tokenizer: the file is there and begins as it should, the package is installed."""
     source = _source(spec, DEFAULT)
     if source.kind == "hub":
-        _need_datasets()
+        need("datasets")
         return
     found = 0
     if source.kind == "text":
@@ -316,14 +316,9 @@ def _text(document: Document, tokenizer: Tokenizer, source: Source) -> str:
     return tokenizer.render_trace(document)
 
 
-def _need_datasets() -> None:
-    if importlib.util.find_spec("datasets") is None:
-        raise MissingDependency("Hub datasets need the datasets package", "pip install 'r1quant[datasets]'")
-
-
 def _hub(source: Source, seed: int) -> Iterator[Document]:
     """The rows of a dataset, streamed in an order that the seed decides."""
-    _need_datasets()
+    need("datasets")
     import datasets
 
     try:

@@ -7,7 +7,6 @@ It knows what is asked and what the answer is, not how answers are graded, and n
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -16,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from r1quant.calibration import bundled
-from r1quant.errors import CalibrationError, MissingDependency, RecipeError
+from r1quant.errors import CalibrationError, RecipeError
+from r1quant.extras import need
 from r1quant.tinyr1 import problems as tinyr1
 
 MINI = "mini"
@@ -171,8 +171,7 @@ def _label(dataset: Dataset) -> str:
 
 def _hub(dataset: Dataset, prefix: str) -> list[Problem]:
     """All rows of a dataset; where a row has an id, it is part of the key."""
-    if importlib.util.find_spec("datasets") is None:
-        raise MissingDependency("Hub datasets need the datasets package", "pip install 'r1quant[datasets]'")
+    need("datasets")
     import datasets
 
     label, revision = _label(dataset), dataset.revision

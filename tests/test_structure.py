@@ -18,7 +18,7 @@ ROOT = Path(r1quant.__file__).parent
 
 # From the ground up. A room may import rooms of lower floors, and those of its own floor unless they are siblings.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "atomic", "tinyr1"),
+    ("errors", "extras", "atomic", "tinyr1"),
     ("grid", "bits", "qlinear", "floats", "registry"),
     (
         "archs", "rope", "yarn", "artifact", "checkpoint", "recipe", "tensorfile", "provenance", "hub", "sources",

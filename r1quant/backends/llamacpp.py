@@ -23,10 +23,10 @@ import numpy as np
 import numpy.typing as npt
 
 from r1quant.backends import Completion, Prompt, Sampling
-from r1quant.errors import CheckpointError, MissingDependency, RecipeError
+from r1quant.errors import CheckpointError, RecipeError
+from r1quant.extras import missing
 from r1quant.provenance import processors
 
-INSTALL = "pip install 'r1quant[llamacpp]'"
 TOKENS_PER_CALL = 256
 F32, FLASH_OFF, CPU = 0, 0, 0  # of ggml_type, llama_flash_attn_type and ggml_backend_dev_type
 WARNING, ERROR = 3, 4  # of ggml_log_level
@@ -61,9 +61,9 @@ def library() -> Library:
         from llama_cpp import _ggml
         from llama_cpp import llama_cpp as api
     except ImportError:
-        raise MissingDependency("llama.cpp is not installed", INSTALL) from None
+        raise missing("llamacpp") from None
     except (OSError, RuntimeError) as error:
-        raise MissingDependency(f"llama.cpp cannot be loaded: {str(error).splitlines()[0]}", INSTALL) from None
+        raise missing("llamacpp", f"llama.cpp cannot be loaded: {str(error).splitlines()[0]}") from None
     log: deque[tuple[int, str]] = deque(maxlen=LOG_LINES)
 
     def keep(level: int, text: bytes, _: object) -> None:

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from r1quant.backends import Completion, Prompt, Sampling
-from r1quant.errors import CheckpointError, MissingDependency, NumericError
+from r1quant.errors import CheckpointError, NumericError
+from r1quant.extras import missing
 from r1quant.provenance import processors
 
-INSTALL = "pip install 'r1quant[onnxruntime]'"
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 QUIET = 3  # errors only
 TOKENS_PER_CALL = 256
@@ -39,7 +39,7 @@ class OnnxRuntime:
         try:
             import onnxruntime
         except ImportError:
-            raise MissingDependency("onnxruntime is not installed", INSTALL) from None
+            raise missing("onnxruntime") from None
         path = model / "model.onnx" if model.is_dir() else model
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or processors()

@@ -21,9 +21,9 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from r1quant.backends.pool import Again
-from r1quant.errors import CheckpointError, MissingDependency, RecipeError
+from r1quant.errors import CheckpointError, RecipeError
+from r1quant.extras import missing
 
-INSTALL = "pip install 'r1quant[server]'"
 NO_KEY = "none"  # sent where there is none: the package wants some
 CONNECT_S = 10.0
 WHOLE_S = 86400.0  # for an answer that does not come in pieces
@@ -119,7 +119,7 @@ class Wire:
         try:
             import openai
         except ImportError:
-            raise MissingDependency("the openai package is not installed", INSTALL) from None
+            raise missing("server") from None
         self._openai: Any = openai
         self._key, self._idle_s, self._timed, self._note = key, idle_s, timed, note
 

@@ -5,47 +5,31 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from r1quant.artifact import has_chat_template
-from r1quant.provenance import processors
+from r1quant.extras import EXTRAS, missing
+from r1quant.provenance import processors, version
 from r1quant.sources import open_model
 from r1quant.yarn import yarn
 
-# Optional packages: what each is for, and the line that installs it.
-OPTIONAL = {
-    "onnxruntime": ("runs ONNX exports", "pip install 'r1quant[onnxruntime]'"),
-    "onnxruntime-gpu": ("runs ONNX exports on a GPU", "pip install 'r1quant[gpu]'"),
-    "llama-cpp-python": ("runs GGUF files and makes K-quants", "pip install 'r1quant[llamacpp]'"),
-    "openai": ("asks servers", "pip install 'r1quant[server]'"),
-    "lm-eval": ("runs tasks", "pip install 'r1quant[tasks]'"),
-    "datasets": ("calibrates on datasets of the Hub", "pip install 'r1quant[datasets]'"),
-}
 REQUIRED = ("torch", "transformers", "safetensors", "tokenizers", "onnx", "gguf", "numba", "numpy")
 EXTENSIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 
 
 def doctor(model: str | Path | None = None) -> dict[str, Any]:
     """Findings by part; `advice` is what to do, one line each. Reads headers only."""
-    packages = {name: _version(name) for name in (*REQUIRED, *OPTIONAL)}
+    packages = {name: version(name) or None for name in (*REQUIRED, *(extra.package for extra in EXTRAS.values()))}
     machine = _machine()
-    useless = "onnxruntime-gpu" if not machine["gpus"] else "onnxruntime" if packages["onnxruntime-gpu"] else ""
-    missing = [name for name in OPTIONAL if packages[name] is None and name != useless]
-    advice = [f"{name} is not installed: it {OPTIONAL[name][0]}; {OPTIONAL[name][1]}" for name in missing]
+    useless = "gpu" if not machine["gpus"] else "onnxruntime" if packages["onnxruntime-gpu"] else ""
+    problems = [missing(name) for name, extra in EXTRAS.items() if not packages[extra.package] and name != useless]
+    advice = [f"{problem.message}; {problem.hint}" for problem in problems]
     found: dict[str, Any] = {"packages": packages, "machine": machine}
     if model is not None:
         found["model"], more = _model(model)
         advice += more
     return found | {"advice": advice}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _machine() -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,17 +9,14 @@ from pathlib import Path
 from r1quant.archs import architecture_of
 from r1quant.artifact import Artifact
 from r1quant.backends import Runtime
-from r1quant.errors import MissingDependency, RecipeError
+from r1quant.errors import RecipeError
+from r1quant.extras import need
 from r1quant.tokenizer import Tokenizer
 
 LOCAL = ("torch", "onnxruntime", "llamacpp")
 BACKENDS = (*LOCAL, "openai", "mock")
 OF_FORMAT = {"onnx": "onnxruntime", "gguf": "llamacpp"}  # else torch
-PACKAGES = {
-    "onnxruntime": ("onnxruntime", "pip install 'r1quant[onnxruntime]'"),
-    "llamacpp": ("llama_cpp", "pip install 'r1quant[llamacpp]'"),
-    "openai": ("openai", "pip install 'r1quant[server]'"),
-}
+EXTRA_OF = {"onnxruntime": "onnxruntime", "llamacpp": "llamacpp", "openai": "server"}
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -63,10 +59,8 @@ def backend_of(artifact: Artifact, wanted: str) -> str:
 
 def installed(backend: str) -> None:
     """Raises MissingDependency where the package of a backend is not there, without loading it."""
-    if backend in PACKAGES:
-        module, line = PACKAGES[backend]
-        if importlib.util.find_spec(module) is None:
-            raise MissingDependency(f"{module} is not installed", line)
+    if backend in EXTRA_OF:
+        need(EXTRA_OF[backend])
 
 
 def open_runtime(

@@ -24,13 +24,13 @@ import numpy as np
 
 from r1quant.backends import Runtime
 from r1quant.errors import CalibrationError, MissingDependency, R1QuantError, RecipeError
+from r1quant.extras import missing
 from r1quant.jobs.harness import Harness
 from r1quant.jobs.pair import Pair
 from r1quant.metrics.stats import interval
 from r1quant.progress import Progress
 from r1quant.tokenizer import Tokenizer
 
-INSTALL = "pip install 'r1quant[tasks]'"
 BOOTSTRAPS = 1000
 CONTEXT = 4096  # tokens of a question and its answer, where the model has so many positions
 
@@ -122,7 +122,7 @@ def find(choice: Choice) -> Any:
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise MissingDependency(f"tasks need lm-eval: {error}", INSTALL) from None
+        raise missing("tasks", f"tasks need lm-eval: {error}") from None
     known: Any = None
     for own in (False, True) if choice.include is not None else (True,):
         with _quiet():
@@ -132,10 +132,10 @@ def find(choice: Choice) -> Any:
                 raise _unavailable(choice, error) from None
         if all(known.match_tasks([name]) for name in choice.names):
             return known
-    missing = next(name for name in choice.names if not known.match_tasks([name]))
-    near = difflib.get_close_matches(missing, known.all_tasks, 3)
+    unknown = next(name for name in choice.names if not known.match_tasks([name]))
+    near = difflib.get_close_matches(unknown, known.all_tasks, 3)
     hint = f"did you mean {' or '.join(near)}?" if near else "lm-eval ls tasks names them all"
-    raise RecipeError(f"lm-eval has no task {missing!r}", hint)
+    raise RecipeError(f"lm-eval has no task {unknown!r}", hint)
 
 
 Samples = dict[tuple[str, str], dict[str, float]]  # by task and metric: of each question, by its number and filter

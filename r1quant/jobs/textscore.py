@@ -22,9 +22,11 @@ from r1quant.backends.distance import Expected, Given, Projected, distance, expe
 from r1quant.backends.openai import OpenAI
 from r1quant.backends.sketch import KEPT, Sketch, against, sketch
 from r1quant.backends.torch import TorchModel
+from r1quant.extras import EXTRAS
 from r1quant.forward import pick_device
 from r1quant.jobs.baselines import Arrays, kept
 from r1quant.jobs.pair import Pair
+from r1quant.jobs.runtimes import LOCAL
 from r1quant.metrics.divergence import TokenScores
 from r1quant.progress import Progress
 
@@ -92,11 +94,10 @@ def _surroundings(pair: Pair) -> dict[str, str]:
         environment = provenance.environment()
         device = {"device": str(pick_device(pair.options.device))}
         return device | {f"environment.{key}": environment[key] for key in WITH}
-    return {"version": provenance.version(PACKAGES[backend])} if backend in PACKAGES else {}
+    return {"version": provenance.version(EXTRAS[backend].package)} if backend in LOCAL else {}
 
 
 WITH = ("torch", "transformers", "cpu", "threads")
-PACKAGES = {"onnxruntime": "onnxruntime", "llamacpp": "llama-cpp-python"}
 
 
 class _Steps:

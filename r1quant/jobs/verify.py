@@ -16,6 +16,7 @@ from r1quant.artifact import Artifact
 from r1quant.backends.wire import shown
 from r1quant.checkpoint import short_name
 from r1quant.errors import CheckpointError, RecipeError
+from r1quant.extras import EXTRAS
 from r1quant.formats import table
 from r1quant.jobs.artifacts import newest_output, open_artifact, same_model, source_of
 from r1quant.jobs.identity import identity
@@ -32,7 +33,7 @@ from r1quant.sources import open_model
 from r1quant.tokenizer import Tokenizer
 
 SCHEMA = "r1quant.verification/2"
-PACKAGES = ("onnxruntime", "llama-cpp-python", "openai", "math-verify", "lm-eval")  # that a result may depend on
+PACKAGES = (*(extra.package for extra in EXTRAS.values()), "math-verify")  # that a result may depend on
 NOTHING = TokenScores(np.zeros(8), np.zeros(8), np.zeros(8), np.zeros(8, np.bool_))  # shows what a record has
 
 

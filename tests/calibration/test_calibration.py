@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1quant import calibration
+from r1quant import calibration, extras
 from r1quant.calibration import bundled, check, evaluation_text, load, pack
 from r1quant.errors import CalibrationError, CheckpointError, MissingDependency, R1QuantError
 
@@ -254,7 +254,7 @@ def test_a_dataset_is_streamed_in_the_seed_s_order(toy, dataset):
 
 def test_owner_and_name_is_a_dataset_and_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    monkeypatch.setattr(calibration.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None)
     for spec in ("owner/name", "hub:name"):
         with pytest.raises(MissingDependency) as caught:
             check(spec)

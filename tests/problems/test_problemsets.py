@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from r1quant import problemsets
+from r1quant import extras, problemsets
 from r1quant.errors import CalibrationError, MissingDependency, R1QuantError, RecipeError
 from r1quant.problemsets import Problem, health_prompts, load, messages
 from r1quant.tinyr1.problems import INSTRUCTION
@@ -170,7 +170,7 @@ def test_any_dataset(hub: Path) -> None:
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    monkeypatch.setattr(problemsets.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None)
     for spec in ("aime24", "aime", "hub:owner/name"):
         with pytest.raises(MissingDependency) as caught:
             load(spec)

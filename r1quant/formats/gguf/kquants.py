@@ -8,7 +8,6 @@ which this module is also the program. It does not know how the importance was m
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import json
 import os
 import re
@@ -26,11 +25,11 @@ import numpy.typing as npt
 
 from r1quant import atomic
 from r1quant.errors import CheckpointError, MissingDependency, NumericError, OutOfSpaceError, R1QuantError, RecipeError
+from r1quant.extras import missing, need
 from r1quant.formats.gguf import imatrix
 from r1quant.formats.gguf.options import FILE_TYPES
 from r1quant.gguf_header import GgufHeader, read_gguf_header
 
-INSTALL = "pip install 'r1quant[llamacpp]'"
 TENSOR_TYPES: Mapping[str, int] = {  # ggml_type
     "F32": 0, "F16": 1, "BF16": 30, "Q4_0": 2, "Q5_0": 6, "Q8_0": 8, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14,
 }  # fmt: skip
@@ -144,8 +143,7 @@ def _checked(
     for name, kind in asked.items():
         if kind is not None and kind not in TENSOR_TYPES:
             raise RecipeError(f"{kind!r} is not a type for {name}", f"use {', '.join(TENSOR_TYPES)}")
-    if importlib.util.find_spec("llama_cpp") is None:
-        raise MissingDependency("K-quants are made by llama.cpp, which is not installed", INSTALL)
+    need("llamacpp")
     header = read_gguf_header(source)
     for tensor in header.tensors.values():
         if _kind(tensor.kind) not in FLOATS:
@@ -221,7 +219,7 @@ def _failure(source: str, code: int, lines: list[str]) -> R1QuantError:
     """The error that a child's end stands for."""
     reason = next((line for line in lines if "failed to quantize: " in line), "").partition("failed to quantize: ")[2]
     if code == MissingDependency.exit_code:
-        return MissingDependency(f"llama.cpp cannot be loaded: {lines[-1] if lines else ''}", INSTALL)
+        return missing("llamacpp", f"llama.cpp cannot be loaded: {lines[-1] if lines else ''}")
     if "iostream error" in reason or "file write" in reason:
         return OutOfSpaceError("llama.cpp cannot write its result", "free space on the disk, or name another folder")
     if "invalid data" in reason:
