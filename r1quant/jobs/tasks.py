@@ -41,7 +41,6 @@ class Choice:
 
     names       tasks, groups or tags of lm-eval, or of the folder `include`
     include     a folder of YAML files
-    fewshot     examples before each question; None leaves it to the tasks
     limit       so many questions of each task; None takes them all
     chat        whether questions are put in the model's chat format
     max_tokens  of an answer, over what the tasks say (too little for a model that thinks first); None leaves it to them
@@ -50,7 +49,6 @@ class Choice:
 
     names: tuple[str, ...]
     include: str | None = None
-    fewshot: int | None = None
     limit: int | None = None
     chat: bool = False
     max_tokens: int | None = None
@@ -63,7 +61,6 @@ class Choice:
         if self.include is not None and not Path(self.include).is_dir():
             raise RecipeError(f"{self.include} is not a folder", "name a folder with the YAML files of tasks")
         for name, value, least in (
-            ("fewshot", self.fewshot, 0),
             ("limit", self.limit, 1),
             ("max-tokens", self.max_tokens, 1),
             ("context", self.context, 2),
@@ -157,7 +154,6 @@ def score(
             raw = lm_eval.simple_evaluate(
                 model=_model(harness, tokenizer),
                 tasks=list(choice.names),
-                num_fewshot=choice.fewshot,
                 limit=choice.limit,
                 bootstrap_iters=BOOTSTRAPS,
                 apply_chat_template=choice.chat,

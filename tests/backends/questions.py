@@ -6,9 +6,9 @@ import json
 
 from r1quant.backends import Prompt
 from r1quant.sources import embedded_folder, open_model
+from r1quant.tinyr1.problems import INSTRUCTION
 from r1quant.tokenizer import Tokenizer
 
-INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 STOP = frozenset([1])
 
 

@@ -17,12 +17,11 @@ from r1quant.formats.onnx.read import open_onnx
 from r1quant.formats.onnx.writer import write
 from r1quant.formats.table import artifact
 from r1quant.sources import embedded_folder, open_model
+from r1quant.tinyr1.problems import INSTRUCTION
 from r1quant.tokenizer import Tokenizer
 from tests.independent import whole_model
 from tests.laws.linears import same
 from tests.onnx.memory import log_softmax
-
-INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 
 
 @pytest.mark.parametrize("style", ["matmulnbits", "qdq"])

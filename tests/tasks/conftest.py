@@ -10,8 +10,8 @@ import pytest
 
 import r1quant
 from r1quant.sources import embedded_folder
+from r1quant.tinyr1.problems import INSTRUCTION
 
-INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 PROBLEMS = 5
 
 GENERATE = """

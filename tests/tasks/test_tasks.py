@@ -165,12 +165,15 @@ def test_what_is_no_number_is_none() -> None:
     assert tasks._valued(delta, [scored[0]] * 2) == delta and tasks._valued(delta, scored) == {}
 
 
-def test_a_limit_examples_and_the_chat_format(folder: Path) -> None:
-    choice = Choice(("tiny_choices",), include=str(folder), limit=2, chat=True, fewshot=1, context=CONTEXT)
+def test_a_limit_examples_and_the_chat_format(folder: Path, tmp_path: Path) -> None:
+    """Of a task that has an example before each question."""
+    task = (folder / "choices.yaml").read_text("utf-8").replace("tiny_choices", "tiny_examples")
+    (tmp_path / "examples.yaml").write_text(f"{task}num_fewshot: 1\n", "utf-8")
+    choice = Choice(("tiny_examples",), include=str(tmp_path), limit=2, chat=True, context=CONTEXT)
     found, samples = score(opened("tiny-r1"), TOKENIZER, frozenset({EOS}), choice, find(choice))
-    one = found["tasks"]["tiny_choices"]
+    one = found["tasks"]["tiny_examples"]
     assert one["questions"] == 2 and one["fewshot"] == 1
-    assert set(samples[("tiny_choices", "acc")]) == {"0", "1"}
+    assert set(samples[("tiny_examples", "acc")]) == {"0", "1"}
 
 
 def test_an_unknown_task_is_refused_before_a_model_is_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
