@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,32 +59,33 @@ class Scored:
 
 def score(pair: Pair, tokens: Tokens, text: str, cache: Path, progress: Progress) -> Scored:
     """Two models on tokens int64 [windows, seq_len] with the hash `text`, window by window or layer by layer."""
-    coming, steps = tokens[:, 1:].reshape(-1), _Steps(progress, len(tokens))
+    coming, step = tokens[:, 1:].reshape(-1), partial(progress.advance, 1)
 
     def opened(which: int) -> Runtime:
         runtime = pair.opened(which, tokens.shape[1], note=progress.note)
-        steps.begin(("the baseline", "the quantized model")[which], runtime)
+        steps = runtime.layers if isinstance(runtime, TorchModel) else len(tokens)
+        progress.begin(f"scoring with {('the baseline', 'the quantized model')[which]}", steps)
         return runtime
 
     identity = pair.identity(0) | _surroundings(pair) | {"tokens": text, "kept": f"states, expected outputs 2; {KEPT}"}
-    arrays, cached = kept(cache, identity, lambda: _listen(opened(0), tokens, coming, steps))
+    arrays, cached = kept(cache, identity, lambda: _listen(opened(0), tokens, coming, step))
     said = _restored(arrays, lambda: pair.opened(0, 1))
     quantized = opened(1)
     whole = np.ones(len(coming), np.bool_)
     if isinstance(quantized, OpenAI) or isinstance(said, np.ndarray):
         mine = _surprise(said)
-        theirs = _listen(quantized, tokens, coming, steps, alone=True)["nll"]
+        theirs = _listen(quantized, tokens, coming, step, alone=True)["nll"]
         by_window = ~np.isnan((mine + theirs).reshape(len(tokens), -1)).any(0)
         known = np.tile(by_window, len(tokens))
         scores = TokenScores(mine[known], theirs[known], None, None)
         return Scored(scores, "none: a server gives no distributions", cached, known)
     if isinstance(said, Sketch):
         exact = "exact" if int(said.top) == said.ids.shape[1] else f"{KEPT} of each distribution"
-        return Scored(against(said, _pieces(quantized, tokens, steps), coming), exact, cached, whole)
+        return Scored(against(said, _pieces(quantized, tokens, step), coming), exact, cached, whole)
     if isinstance(quantized, TorchModel):
-        found = _apart(said, quantized.projected(_predicting(quantized, tokens, steps)), coming)
+        found = _apart(said, quantized.projected(_predicting(quantized, tokens, step)), coming)
     else:
-        found = _joined(_by_window(said.projected, quantized, tokens, coming, steps))
+        found = _joined(_by_window(said.projected, quantized, tokens, coming, step))
     return Scored(found, "exact", cached, whole)
 
 
@@ -98,23 +100,6 @@ def _surroundings(pair: Pair) -> dict[str, str]:
 
 
 WITH = ("torch", "transformers", "cpu", "threads")
-
-
-class _Steps:
-    """Progress in layers or windows, whichever a runtime goes through."""
-
-    def __init__(self, progress: Progress, windows: int) -> None:
-        self._progress, self._windows, self._what = progress, windows, ""
-
-    def begin(self, what: str, runtime: Runtime) -> None:
-        self._what = f"scoring with {what}"
-        if not isinstance(runtime, TorchModel):
-            self._progress.begin(self._what, self._windows)
-        else:
-            self._progress.begin(self._what, runtime.layers)
-
-    def __call__(self) -> None:
-        self._progress.advance(1)
 
 
 def _predicting(model: TorchModel, tokens: Tokens, step: Callable[[], None]) -> torch.Tensor:
