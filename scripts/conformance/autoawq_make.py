@@ -9,20 +9,20 @@ in its folder, and the next one is begun.
 from __future__ import annotations
 
 import json
-import os
-import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
+from foreign import make_all
 
-def make(folder: str, out: Path, group_size: int) -> None:
+
+def make(request: dict[str, Any], out: Path, options: dict[str, Any]) -> None:
     import torch
     from awq.modules.linear.gemm import WQLinear_GEMM
     from awq.quantize.quantizer import AwqQuantizer
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM
 
+    folder, group_size = request["model"], options["group_size"]
     quantizer: Any = AwqQuantizer.__new__(AwqQuantizer)  # only its grid is wanted
     quantizer.w_bit, quantizer.group_size, quantizer.zero_point = 4, group_size, True
     model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float16)
@@ -53,17 +53,5 @@ def make(folder: str, out: Path, group_size: int) -> None:
     (out / "config.json").write_text(json.dumps(config, indent=2), "utf-8")
 
 
-def main() -> None:
-    request = json.loads(Path(sys.argv[1]).read_text("utf-8"))
-    for name, options in request["made"].items():
-        out = Path(name)
-        try:
-            make(request["model"], out, options["group_size"])
-        except Exception:
-            out.mkdir(exist_ok=True)
-            (out / "error.txt").write_text(traceback.format_exc(), "utf-8")
-
-
 if __name__ == "__main__":
-    os.environ |= {"HF_HUB_OFFLINE": "1"}
-    main()
+    make_all(make)

@@ -1,8 +1,9 @@
 """The half of a conformance test that runs in the other program's environment.
 
-A reader script says how that program loads a checkpoint, and what can be asked of it there. This module does the rest:
-it takes the jobs, scores the tokens, and leaves for each job `result.json` (kernel, hash of every dequantized weight,
-generated tokens) and `logprobs.npy`. It needs numpy, and torch only where it is called with tensors.
+A reader script says how that program loads a checkpoint, and what can be asked of it there; a maker script how it
+writes one. This module does the rest: it takes the jobs, scores the tokens, and leaves for each job `result.json`
+(kernel, hash of every dequantized weight, generated tokens) and `logprobs.npy`. It needs numpy, and torch only where it
+is called with tensors.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -58,6 +60,23 @@ def run(load: Callable[[Path], Loaded], packages: Iterable[str]) -> None:
             result = {"error": traceback.format_exc()}
         (out / RESULT).write_text(json.dumps({"versions": versions, **result}), "utf-8")
         gc.collect()
+
+
+def make_all(make: Callable[[dict[str, Any], Path, dict[str, Any]], None]) -> None:
+    """Writes the folders of the request that the last argument names, by make(request, folder, its options).
+
+    {"model": folder, "made": {folder: options, ...}, ...}. Where one cannot be made, its folder has the traceback as
+    error.txt, and the next one is begun.
+    """
+    os.environ["HF_HUB_OFFLINE"] = "1"  # before make imports what reads it
+    request = json.loads(Path(sys.argv[-1]).read_text("utf-8"))
+    for name, options in request["made"].items():
+        out = Path(name)
+        try:
+            make(request, out, options)
+        except Exception:
+            out.mkdir(exist_ok=True)
+            (out / "error.txt").write_text(traceback.format_exc(), "utf-8")
 
 
 def _one(loaded: Loaded, job: dict[str, Any], out: Path) -> dict[str, Any]:

@@ -67,6 +67,26 @@ def test_a_shortfall_excuses_nothing_else(tmp_path: Path) -> None:
     assert not row["passed"] and "short" not in row and row["differing_linears"] == ["a"]
 
 
+def test_a_checkpoint_that_cannot_be_made_says_why_and_the_next_one_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from conformance.foreign import make_all
+
+    def make(request: dict[str, Any], out: Path, options: dict[str, Any]) -> None:
+        out.mkdir()
+        (out / "model").write_text(f"{request['model']} / {options['parts']}", "utf-8")
+
+    made = {str(tmp_path / name): {"parts": parts} if parts else {} for name, parts in (("a", 0), ("b", 2))}
+    request = tmp_path / "request.json"
+    request.write_text(json.dumps({"model": "m", "made": made}), "utf-8")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # put back afterwards
+    monkeypatch.setattr("sys.argv", ["maker", str(request)])
+    make_all(make)
+    assert "KeyError: 'parts'" in (tmp_path / "a" / "error.txt").read_text("utf-8")
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["model"]
+    assert (tmp_path / "b" / "model").read_text("utf-8") == "m / 2"
+
+
 def test_the_record_says_what_its_figures_say() -> None:
     from conformance.comparison import against_limit
     from conformance.readers import READERS
