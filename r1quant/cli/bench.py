@@ -19,7 +19,7 @@ BACKENDS = "auto, torch, onnxruntime, llamacpp, openai"
 @click.option("--baseline", help="The float model to take turns with, or none.  [default: what OUT's record says]")
 @click.option("--backend", help=f"Runs OUT: {BACKENDS}.  [default: auto, or openai with --base-url]")
 @click.option("--base-url", "base_urls", multiple=True, help="A server that runs OUT. Repeatable.")
-@click.option("--served-model", help="What the server calls OUT.  [default: the first it lists]")
+@click.option("--served-model", "served", help="What the server calls OUT.  [default: the first it lists]")
 @click.option("--prompt-tokens", multiple=True, default=["512"], show_default=True, help="Of each text: 512,4096.")
 @click.option("--new-tokens", multiple=True, default=["128"], show_default=True, help="Of each text.")
 @click.option("--batch", multiple=True, default=["1"], show_default=True, help="Texts at the same time: 1,8,32.")
@@ -32,19 +32,15 @@ BACKENDS = "auto, torch, onnxruntime, llamacpp, openai"
 def bench(
     out: str | None,
     baseline: str | None,
-    backend: str | None,
-    base_urls: tuple[str, ...],
-    served_model: str | None,
     prompt_tokens: tuple[str, ...],
     new_tokens: tuple[str, ...],
     batch: tuple[str, ...],
     repeats: int,
     warm_up: int,
-    device: str,
-    dtype: str,
     record: Path | None,
     as_json: bool,
     debug: bool,
+    **how: Any,
 ) -> int:
     """Measure how fast OUT and the model it was made from run here: tokens a second, time to first token, memory.
 
@@ -54,16 +50,15 @@ def bench(
     """
     from r1quant.jobs.bench import Protocol
     from r1quant.jobs.bench import bench as job
+    from r1quant.jobs.runtimes import Setup
 
     protocol = Protocol(
         numbers("prompt-tokens", prompt_tokens), numbers("new-tokens", new_tokens), numbers("batch", batch),
         repeats, warm_up,
     )  # fmt: skip
-    backend = backend or ("openai" if base_urls else "auto")
+    how["backend"] = how["backend"] or ("openai" if how["base_urls"] else "auto")
     with console.watching() as progress:
-        done = job(
-            out, baseline, backend, protocol, device, dtype, base_urls, served_model, progress=progress, debug=debug
-        )
+        done = job(out, baseline, Setup(**how), protocol, progress, debug)
     found = done.as_dict()
     if record is not None:
         import json

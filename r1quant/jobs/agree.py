@@ -10,7 +10,7 @@ import numpy.typing as npt
 from r1quant import calibration
 from r1quant.artifact import Artifact
 from r1quant.errors import CalibrationError, CheckpointError, MissingDependency
-from r1quant.jobs.runtimes import open_runtime
+from r1quant.jobs.runtimes import Setup, open_runtime
 from r1quant.progress import Progress
 from r1quant.tokenizer import Tokenizer
 
@@ -34,7 +34,7 @@ def agree(a: Artifact, b: Artifact, count: int, wanted: bool | None, progress: P
         progress.begin("running both", 2)
         scores = []
         for artifact in (a, b):
-            runtime = open_runtime(artifact, count, device="cpu")
+            runtime = open_runtime(artifact, count, Setup(device="cpu", dtype="float32"))
             scores.append((runtime.name, log_softmax(runtime.logits(tokens))))
             progress.advance(1)
     except (MissingDependency, CalibrationError, CheckpointError) as error:

@@ -10,11 +10,9 @@ It measures nothing on hardware that is not there: what a card of 40 GB would do
 
 from __future__ import annotations
 
-import glob
 import itertools
-import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,28 +22,19 @@ import numpy as np
 import numpy.typing as npt
 
 from r1quant import calibration, provenance
-from r1quant.archs import architecture_of
 from r1quant.artifact import Artifact
 from r1quant.backends.wire import complete, shown
 from r1quant.errors import CheckpointError, RecipeError
-from r1quant.hardware import roofline
-from r1quant.hardware.cards import card
 from r1quant.jobs.artifacts import newest_output, open_artifact, source_of
 from r1quant.jobs.bench_process import Batch, BenchProcess, Settings
-from r1quant.jobs.runtimes import backend_of, file_of
+from r1quant.jobs.bench_record import headline, order, reference
+from r1quant.jobs.runtimes import SERVER, Setup, backend_of
 from r1quant.metrics.speed import over_repeats, ratios, speed
 from r1quant.progress import Progress, Silent
 from r1quant.tokenizer import Tokenizer
 
-SERVER = "openai"
 SCHEMA = "r1quant.bench/1"
-REFERENCE = "A100 40GB"
-FORTY = (38e9, 44e9)  # bytes of a card that counts as one of 40 GB
 NONE = "none"
-PARTS = re.compile(r"-\d{5}-of-")  # in the name of a GGUF file that is in several
-WINDOW, ENOUGH = 64, 1 << 14  # the text is read in so many windows of so many tokens, or all there is
-STRIDE = 7919  # tokens from the begin of one prompt to that of the next; a prime, so that none comes again soon
-MARGIN = 16  # tokens that a chat format may put around a prompt
 
 
 @dataclass(frozen=True)
@@ -121,12 +110,8 @@ class _Side:
 def bench(
     out: str | Path | None = None,
     baseline: str | Path | None = None,
-    backend: str = "auto",
+    setup: Setup | None = None,
     protocol: Protocol | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    base_urls: Sequence[str] = (),
-    served: str | None = None,
     progress: Progress | None = None,
     debug: bool = False,
 ) -> Benched:
@@ -135,80 +120,92 @@ def bench(
     out       a model in any format that is read; the newest one in the current folder where it is left out
     baseline  the model it was made from, or none; looked up in the record of `out` where it is left out. It runs in
               the backend of its own format
-    backend   what runs `out`: auto takes the one that its format is made for; with openai a server does, `out` gives
-              the tokenizer, and there is no baseline unless one is named
-    base_urls, served  the addresses of the servers, which belong to openai, and what they call the model
-    dtype     of models in torch; auto is bfloat16 where the processor multiplies in it, else float32
+    setup     how `out` is run: auto takes the backend that its format is made for; with openai a server does, `out`
+              gives the tokenizer, and there is no baseline unless one is named
+    debug     whether the processes of the models show the traceback of an error
 
     Raises RecipeError, CheckpointError, MissingDependency, and R1QuantError where a model's process was ended.
     """
-    begun, protocol, progress = time.monotonic(), protocol or Protocol(), progress or Silent()
-    if bool(base_urls) != (backend == SERVER):
-        raise RecipeError("--base-url and the backend openai belong together", "give both, or leave out --base-url")
-    servers = [shown(complete(url)) for url in base_urls]
-    named = str(out if out is not None else newest_output(Path()))
-    artifact = open_artifact(named)
-    _check_context(artifact, protocol)
-    models = {"quantized": (named, backend if backend == SERVER else backend_of(artifact, backend))}
-    base = _baseline(artifact, NONE if backend == SERVER and baseline is None else baseline)
-    if base is not None:
-        models["baseline"] = (base, backend_of(open_artifact(base), "auto"))
-    tokenizer = Tokenizer.from_files(artifact.carried, artifact.source)
-    text = calibration.evaluation_text(None, tokenizer, ENOUGH, WINDOW, vocabulary=int(artifact.config["vocab_size"]))
-    prompts = _Prompts(text.tokens.reshape(-1), tokenizer)
-    loads = protocol.loads
-    progress.begin("timing", len(loads) * (protocol.repeats + protocol.warm_up) * len(models))
-    rows, environment = [], provenance.environment()
-    for load in loads:
-        made = {
-            side: Settings(
-                model=model,
-                backend=ran,
-                device=device,
-                dtype=dtype,
-                context=load.prompt_tokens + load.new_tokens + MARGIN,
-                slots=load.batch,
-                base_urls=tuple(base_urls),
-                served=served,
-                debug=debug,
-            )
-            for side, (model, ran) in models.items()
-        }
-        row, found = _row(load, made, prompts, protocol, progress)
-        rows.append(row)
-        environment |= found
-    first = rows[0]["quantized"]
+    begun, setup, protocol, progress = time.monotonic(), setup or Setup(), protocol or Protocol(), progress or Silent()
+    options = _told(setup)
+    case = _opened(out, baseline, setup, protocol)
+    rows, environment = _measured(case, protocol, progress, debug)
     return Benched(
         {
             "schema": SCHEMA,
-            "out": artifact.source,
-            "format": artifact.format,
-            "model": base,
-            **{key: _median(first[key]) for key in TOP},
-            "peak_memory_bytes": first["peak_memory_bytes"],
+            "out": case.artifact.source,
+            "format": case.artifact.format,
+            "model": case.models.get("baseline"),
+            **headline(rows[0]["quantized"]),
             "rows": rows,
-            "reference": _reference(artifact, rows),
+            "reference": reference(case.artifact, rows),
             "protocol": {
                 "repeats": protocol.repeats,
                 "warm_up": protocol.warm_up,
-                "order": _order(rows),
+                "order": order(rows),
                 "temperature": 0,
-                "text": {"source": text.source, "sha256": text.sha256},
+                "text": {"source": case.text.source, "sha256": case.text.sha256},
             },
-            "options": {
-                "backend": backend,
-                "device": device,
-                "dtype": dtype,
-                "base_urls": servers,
-                "served": served,
-            },
+            "options": options,
             "environment": environment,
             "seconds": time.monotonic() - begun,
         }
     )
 
 
-TOP = ("prefill_tokens_per_second", "decode_tokens_per_second", "ttft_seconds")
+@dataclass(frozen=True, eq=False)
+class _Case:
+    """What is timed: the models by name and how each is run, both by side; and the text that they are given."""
+
+    artifact: Artifact
+    models: Mapping[str, str]
+    setups: Mapping[str, Setup]
+    tokenizer: Tokenizer
+    text: calibration.Calibration
+
+
+def _told(setup: Setup) -> dict[str, Any]:
+    """The setup without the names and passwords that addresses of servers may hold."""
+    urls = [shown(complete(url)) for url in setup.base_urls]
+    kept = {name: getattr(setup, name) for name in ("backend", "device", "dtype")}
+    return {**kept, "base_urls": urls, "served": setup.served}
+
+
+def _opened(out: str | Path | None, baseline: str | Path | None, setup: Setup, protocol: Protocol) -> _Case:
+    """Reads headers and the text. Raises what can be refused before a model is run."""
+    named = str(out if out is not None else newest_output(Path()))
+    artifact = open_artifact(named)
+    _check_context(artifact, protocol)
+    models = {"quantized": named}
+    setups = {"quantized": replace(setup, backend=backend_of(artifact, setup.backend))}
+    base = _baseline(artifact, NONE if setup.backend == SERVER and baseline is None else baseline)
+    if base is not None:
+        models["baseline"] = base
+        own = backend_of(open_artifact(base), "auto")
+        setups["baseline"] = replace(setup, backend=own, base_urls=(), served=None)
+    tokenizer = Tokenizer.from_files(artifact.carried, artifact.source)
+    vocabulary = int(artifact.config["vocab_size"])
+    text = calibration.evaluation_text(None, tokenizer, 1 << 14, 64, vocabulary=vocabulary)  # a million, or all
+    return _Case(artifact, models, setups, tokenizer, text)
+
+
+def _measured(
+    case: _Case, protocol: Protocol, progress: Progress, debug: bool
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """A row for every load, and what the processes ran in."""
+    prompts = _Prompts(case.text.tokens.reshape(-1), case.tokenizer)
+    loads = protocol.loads
+    progress.begin("timing", len(loads) * (protocol.repeats + protocol.warm_up) * len(case.models))
+    rows, environment = [], provenance.environment()
+    for load in loads:
+        context = load.prompt_tokens + load.new_tokens + 16  # tokens that a chat format may put around a prompt
+        made = {
+            side: Settings(model, case.setups[side], context, load.batch, debug) for side, model in case.models.items()
+        }
+        row, found = _row(load, made, prompts, protocol, progress)
+        rows.append(row)
+        environment |= found
+    return rows, environment
 
 
 def _row(
@@ -254,13 +251,6 @@ def _note_memory(name: str, load: Load, figures: Mapping[str, Any], progress: Pr
         progress.note(f"{name}: memory held only {figures['slots']} of {load.batch} texts at the same time")
 
 
-def _order(rows: Sequence[Mapping[str, Any]]) -> str:
-    turns = {row["turns"] for row in rows}
-    if turns == {None}:
-        return "alone"
-    return "in turn" if turns == {True} else "in turn where memory holds both"
-
-
 class _Prompts:
     """Prompts out of one long text, each beginning where none has begun before, as long as the text allows."""
 
@@ -271,7 +261,7 @@ class _Prompts:
     def take(self, load: Load) -> list[dict[str, Any]]:
         made = []
         for number in itertools.islice(self._numbers, load.batch):
-            start = number * STRIDE % len(self._text)
+            start = number * 7919 % len(self._text)  # a prime, so that no place comes again soon
             tokens = self._text[(start + np.arange(load.prompt_tokens)) % len(self._text)].tolist()
             made.append({"key": str(number), "text": self._tokenizer.decode(tokens), "tokens": tokens})
         return made
@@ -295,65 +285,3 @@ def _baseline(artifact: Artifact, wanted: str | Path | None) -> str | None:
         return source_of(artifact)
     except CheckpointError:
         return None
-
-
-def _reference(artifact: Artifact, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The 16-bit model on a card of 40 GB at every load: measured where that is what was measured, else modelled."""
-    if all(_on_forty(row["baseline"]) for row in rows):
-        shown = [
-            {
-                **{key: row[key] for key in ("prompt_tokens", "new_tokens", "batch")},
-                "baseline": {
-                    "source": "measured",
-                    **{key: _median(row["baseline"][key]) for key in TOP},
-                    "total_bytes": row["baseline"]["peak_memory_bytes"],
-                },
-                "quantized": {
-                    "source": "measured",
-                    **{key: _median(row["quantized"][key]) for key in TOP},
-                    "total_bytes": row["quantized"]["peak_memory_bytes"],
-                },
-            }
-            for row in rows
-        ]
-        first = rows[0]["baseline"]
-        return {"card": first["card"]["name"], "source": "measured", "dtype": first["dtype"], "rows": shown}
-    known, arch = card(REFERENCE), architecture_of(artifact.config)
-    floats, quantized = roofline.sizes(artifact.config, arch), _stored_sizes(artifact)
-    shown = []
-    for row in rows:
-        load = Load(row["prompt_tokens"], row["new_tokens"], row["batch"])
-        found = {
-            name: roofline.model(of, known, load.prompt_tokens, load.new_tokens, load.batch).as_dict()
-            for name, of in (("baseline", floats), ("quantized", quantized))
-        }
-        shown.append({**vars(load), **found})
-    return {
-        "card": known.name,
-        "source": roofline.SOURCE,
-        "dtype": "float16",
-        "assumptions": roofline.assumptions(),
-        "rows": shown,
-    }
-
-
-def _stored_sizes(artifact: Artifact) -> roofline.Sizes:
-    """As the model is stored. A GGUF file whose blocks are no QLinears is taken at its own size, evenly spread."""
-    made = roofline.sizes(artifact.config, architecture_of(artifact.config), artifact.forms)
-    if artifact.format != "gguf" or artifact.forms:
-        return made
-    path = file_of(artifact)
-    parts = path.parent.glob(PARTS.sub("-?????-of-", glob.escape(path.name)))
-    stored = sum(part.stat().st_size for part in parts)
-    return replace(made, weights_bytes=stored, streamed_bytes=round(made.streamed_bytes * stored / made.weights_bytes))
-
-
-def _on_forty(side: Mapping[str, Any] | None) -> bool:
-    """Whether this was a 16-bit model on a card of 40 GB."""
-    if side is None or side["card"] is None:
-        return False
-    return side["dtype"] in roofline.DTYPES and FORTY[0] <= side["card"]["memory_bytes"] <= FORTY[1]
-
-
-def _median(found: Mapping[str, float] | None) -> float | None:
-    return None if found is None else found["median"]

@@ -14,19 +14,22 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from r1quant.artifact import Artifact
 from r1quant.backends import Prompt, Runtime, Sampling
 from r1quant.errors import R1QuantError
+from r1quant.jobs.artifacts import open_artifact
+from r1quant.jobs.bench_process import Settings
+from r1quant.jobs.runtimes import SERVER, backend_of, open_runtime
 from r1quant.provenance import environment, peak_rss_bytes
 
-SERVER = "openai"
 STATUS = Path("/proc/self/status")
 
 
-def main(settings: Mapping[str, Any]) -> None:
+def main(settings: Settings) -> None:
     """Answers until the input ends. What libraries print on stdout goes to stderr."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -43,7 +46,7 @@ def main(settings: Mapping[str, Any]) -> None:
     except KeyboardInterrupt:
         return
     except Exception as error:
-        if settings["debug"]:
+        if settings.debug:
             traceback.print_exc()
         answer({"error": _told(error)})
 
@@ -57,31 +60,23 @@ def _told(error: Exception) -> dict[str, str]:
     return {"kind": "R1QuantError", "message": f"unexpected: {type(error).__name__}: {reason}", "hint": hint}
 
 
-def _open(settings: Mapping[str, Any]) -> tuple[Runtime, dict[str, Any]]:
-    from r1quant.jobs.artifacts import open_artifact
-    from r1quant.jobs.runtimes import backend_of, open_runtime
-
-    artifact = open_artifact(settings["model"])
-    if settings["backend"] == SERVER:
+def _open(settings: Settings) -> tuple[Runtime, dict[str, Any]]:
+    artifact, setup = open_artifact(settings.model), replace(settings.setup, slots=settings.slots)
+    if setup.backend == SERVER:
         return _served(artifact, settings)
-    ran = backend_of(artifact, settings["backend"])
     opened: dict[str, Any] = {"device": None, "dtype": None, "card": None}
-    dtype = settings["dtype"]
-    if ran == "torch":
+    if backend_of(artifact, setup.backend) == "torch":
         import torch
 
         from r1quant.forward import pick_device, pick_dtype
 
-        device = pick_device(settings["device"])
-        dtype = str(pick_dtype(dtype, device)).removeprefix("torch.")
-        opened |= {"device": str(device), "dtype": dtype}
+        device = pick_device(setup.device)
+        opened |= {"device": str(device), "dtype": str(pick_dtype(setup.dtype, device)).removeprefix("torch.")}
         if device.type == "cuda":
             card = torch.cuda.get_device_properties(device)
             opened["card"] = {"name": card.name, "memory_bytes": card.total_memory}
     empty = peak_memory()["rss"]
-    runtime = open_runtime(
-        artifact, settings["context"], backend=ran, device=settings["device"], dtype=dtype, slots=settings["slots"]
-    )
+    runtime = open_runtime(artifact, settings.context, setup)
     first = Prompt("", ({"role": "user", "content": ""},), (0,))
     for _ in runtime.complete([first], Sampling(temperature=0.0, max_tokens=2), frozenset()):
         pass  # some runtimes load the weights only now
@@ -92,20 +87,20 @@ def _open(settings: Mapping[str, Any]) -> tuple[Runtime, dict[str, Any]]:
         "empty_rss_bytes": empty,
         "elsewhere": False,
         "resident": getattr(runtime, "resident", None),
-        "holds": None if holds is None else holds(settings["context"]),
+        "holds": None if holds is None else holds(settings.context),
     }
 
 
-def _served(artifact: Artifact, settings: Mapping[str, Any]) -> tuple[Runtime, dict[str, Any]]:
+def _served(artifact: Artifact, settings: Settings) -> tuple[Runtime, dict[str, Any]]:
     """A model on a server, which is sent the very tokens where it takes them. Its memory is not this process's."""
     from r1quant.backends.openai import OpenAI
     from r1quant.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_files(artifact.carried, artifact.source)
     runtime = OpenAI(
-        settings["base_urls"],
-        settings["served"],
-        concurrency=settings["slots"],
+        settings.setup.base_urls,
+        settings.setup.served,
+        concurrency=settings.slots,
         raw=True,
         moments=True,
         text_of=tokenizer.decode,
@@ -179,4 +174,4 @@ def _nvml_bytes() -> int | None:
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    main(Settings.restored(json.loads(sys.argv[1])))

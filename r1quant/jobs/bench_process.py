@@ -17,6 +17,7 @@ from typing import Any
 
 from r1quant import errors
 from r1quant.errors import R1QuantError
+from r1quant.jobs.runtimes import Setup
 from r1quant.metrics.speed import Timed
 
 CHILD = "r1quant.jobs.bench_child"
@@ -25,20 +26,19 @@ PATIENCE = 10  # seconds that a child may take to end once it has nothing to do
 
 @dataclass(frozen=True)
 class Settings:
-    """What is opened and how: the arguments of jobs.runtimes.open_runtime; dtype may be auto.
-
-    base_urls, served  where the servers of backend openai are, and what they call the model; `model` is its tokenizer's
-    """
+    """What is opened, how, and for what: `slots` texts at a time, of `context` tokens. Of a model that servers run
+    `model` gives the tokenizer."""
 
     model: str
-    backend: str
-    device: str
-    dtype: str
+    setup: Setup
     context: int
     slots: int
-    base_urls: tuple[str, ...] = ()
-    served: str | None = None
     debug: bool = False
+
+    @staticmethod
+    def restored(values: Mapping[str, Any]) -> Settings:
+        """From what dataclasses.asdict made of them."""
+        return Settings(**{**values, "setup": Setup(**values["setup"])})
 
 
 @dataclass(frozen=True)

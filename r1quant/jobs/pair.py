@@ -13,7 +13,7 @@ from r1quant.artifact import Artifact, generation_config
 from r1quant.backends import Runtime
 from r1quant.backends.wire import shown
 from r1quant.errors import RecipeError
-from r1quant.jobs.runtimes import DTYPES, Server, backend_of, open_runtime
+from r1quant.jobs.runtimes import DTYPES, Setup, backend_of, open_runtime
 from r1quant.problemsets import ProblemSet
 from r1quant.tokenizer import Tokenizer
 
@@ -152,19 +152,16 @@ class Pair:
         options = self.options
         urls = (options.baseline_url, options.base_url)[which]
         served = (options.baseline_served, options.served_model)[which]
-        server = Server(urls, served, options.concurrency, options.patience) if urls else None
-        backend = (options.baseline_backend, options.backend)[which]
-        return open_runtime(
-            self.models[which],
-            context,
-            backend,
+        setup = Setup(
+            (options.baseline_backend, options.backend)[which],
             options.device,
             options.dtype,
-            server=server,
-            answers=answers,
-            tokenizer=self.tokenizer,
-            note=note,
+            base_urls=urls,
+            served=served,
+            concurrency=options.concurrency,
+            patience=options.patience,
         )
+        return open_runtime(self.models[which], context, setup, answers, self.tokenizer, note)
 
     @cached_property
     def problems(self) -> ProblemSet:

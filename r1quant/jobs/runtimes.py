@@ -14,26 +14,38 @@ from r1quant.extras import need
 from r1quant.tokenizer import Tokenizer
 
 LOCAL = ("torch", "onnxruntime", "llamacpp")
-BACKENDS = (*LOCAL, "openai", "mock")
+SERVER = "openai"
+BACKENDS = (*LOCAL, SERVER, "mock")
 OF_FORMAT = {"onnx": "onnxruntime", "gguf": "llamacpp"}  # else torch
-EXTRA_OF = {"onnxruntime": "onnxruntime", "llamacpp": "llamacpp", "openai": "server"}
+EXTRA_OF = {"onnxruntime": "onnxruntime", "llamacpp": "llamacpp", SERVER: "server"}
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
-class Server:
-    """An OpenAI-compatible server, or several that serve the same model.
+class Setup:
+    """How a model is run. Raises RecipeError where servers are named for another backend than openai, or none for it.
 
-    urls         such as http://localhost:8000/v1
-    model        the name it is served under; the first that the server lists where it is None
-    concurrency  requests under way at a time, over all urls
-    patience     seconds to wait for servers of which none answers
+    backend        one of BACKENDS, or auto, which is the one that the model's format is made for
+    device, dtype  where and in what precision torch computes; auto takes what suits this machine
+    slots          the most texts that torch completes at a time; memory decides where it is None
+    base_urls      OpenAI-compatible servers of this one model, such as http://localhost:8000/v1
+    served         the name it is served under; the first that the server lists where it is None
+    concurrency    requests under way at a time, over all servers
+    patience       seconds to wait for servers of which none answers
     """
 
-    urls: tuple[str, ...]
-    model: str | None = None
+    backend: str = "auto"
+    device: str = "auto"
+    dtype: str = "auto"
+    slots: int | None = None
+    base_urls: tuple[str, ...] = ()
+    served: str | None = None
     concurrency: int = 8
     patience: float = 300.0
+
+    def __post_init__(self) -> None:
+        if bool(self.base_urls) != (self.backend == SERVER):
+            raise RecipeError("--base-url and the backend openai belong together", "give both, or leave out --base-url")
 
 
 def backend_of(artifact: Artifact, wanted: str) -> str:
@@ -48,7 +60,7 @@ def backend_of(artifact: Artifact, wanted: str) -> str:
         from r1quant.backends.mock import Truth
 
         Truth.of(wanted)
-    if name in ("openai", "mock"):
+    if name in (SERVER, "mock"):
         return name
     own = OF_FORMAT.get(artifact.format, "torch")
     if name not in ("auto", "torch", own):
@@ -66,34 +78,27 @@ def installed(backend: str) -> None:
 def open_runtime(
     artifact: Artifact,
     context: int,
-    backend: str = "auto",
-    device: str = "auto",
-    dtype: str = "float32",
-    slots: int | None = None,
-    server: Server | None = None,
+    setup: Setup,
     answers: Mapping[str, str] | None = None,
     tokenizer: Tokenizer | None = None,
     note: Callable[[str], None] = lambda line: None,
 ) -> Runtime:
     """The model, ready for texts of `context` tokens.
 
-    device, dtype, slots are torch's: where and how it computes, and how many texts it completes at a time. server is
-    where the backend openai finds it; the tokenizer turns tokens to text for servers that want text;
-    answers are what a mock knows; note is told of servers that fail.
+    answers are what a mock knows; the tokenizer turns tokens to text for servers that want text; note is told of
+    servers that fail.
 
     Raises RecipeError, MissingDependency where the backend's package is not installed, and what the backend raises.
     """
-    name = backend_of(artifact, backend)
-    if name == "openai":
-        if server is None or not server.urls:
-            raise RecipeError("the backend openai needs a server", "name it with --base-url http://host:port/v1")
+    name = backend_of(artifact, setup.backend)
+    if name == SERVER:
         from r1quant.backends.openai import OpenAI
 
         return OpenAI(
-            server.urls,
-            server.model,
-            concurrency=server.concurrency,
-            patience_s=server.patience,
+            setup.base_urls,
+            setup.served,
+            concurrency=setup.concurrency,
+            patience_s=setup.patience,
             text_of=tokenizer.decode if tokenizer else None,
             bos=tokenizer.bos_id if tokenizer else None,
             note=note,
@@ -101,9 +106,11 @@ def open_runtime(
     if name == "mock":
         from r1quant.backends.mock import Mock
 
-        return Mock(backend, answers or {}, int(artifact.config["vocab_size"]))
-    if name in ("onnxruntime", "llamacpp") and device not in ("auto", "cpu"):
-        raise RecipeError(f"{name} is run on the processor, not on {device}", "leave out --device, or use a server")
+        return Mock(setup.backend, answers or {}, int(artifact.config["vocab_size"]))
+    if name in ("onnxruntime", "llamacpp") and setup.device not in ("auto", "cpu"):
+        raise RecipeError(
+            f"{name} is run on the processor, not on {setup.device}", "leave out --device, or use a server"
+        )
     if name == "onnxruntime":
         from r1quant.backends.onnxruntime import OnnxRuntime
 
@@ -115,10 +122,9 @@ def open_runtime(
     from r1quant import forward
     from r1quant.backends.torch import TorchModel
 
-    if dtype not in DTYPES:
-        raise RecipeError(f"dtype {dtype!r} is not supported", f"choose from {', '.join(DTYPES)}")
-    place = forward.pick_device(device)
-    return TorchModel(artifact, architecture_of(artifact.config), place, forward.DTYPES[dtype], slots)
+    device = forward.pick_device(setup.device)
+    dtype = forward.pick_dtype(setup.dtype, device)
+    return TorchModel(artifact, architecture_of(artifact.config), device, dtype, setup.slots)
 
 
 def file_of(artifact: Artifact) -> Path:

@@ -22,9 +22,11 @@ from r1quant.errors import CheckpointError, R1QuantError, RecipeError
 from r1quant.jobs import bench as job
 from r1quant.jobs import bench_child
 from r1quant.jobs.artifacts import open_artifact
-from r1quant.jobs.bench import Load, Protocol, _Prompts, _reference, _stored_sizes, bench
+from r1quant.jobs.bench import Load, Protocol, _Prompts, bench
 from r1quant.jobs.bench_child import _told
 from r1quant.jobs.bench_process import BenchProcess, Settings
+from r1quant.jobs.bench_record import reference, stored_sizes
+from r1quant.jobs.runtimes import Setup
 from r1quant.metrics.speed import FIGURES, Timed
 from r1quant.progress import Silent
 from r1quant.tokenizer import Tokenizer
@@ -125,7 +127,7 @@ def test_models_that_do_not_fit_together_are_measured_one_after_the_other(
     monkeypatch.setattr(Crowded, "opened_beside", [])
     monkeypatch.setattr(Crowded, "never", never)
     notes = Notes()
-    found = bench(four_bits, protocol=SMALL, device="cpu", progress=notes).as_dict()
+    found = bench(four_bits, setup=Setup(device="cpu"), protocol=SMALL, progress=notes).as_dict()
     assert Crowded.opened_beside == [False, True, False, False] and Crowded.running == 0
     (row,) = found["rows"]
     assert row["turns"] is False and found["protocol"]["order"] == "in turn where memory holds both"
@@ -143,7 +145,7 @@ def test_texts_that_memory_does_not_hold_are_told_of(monkeypatch: pytest.MonkeyP
     artifact = open_artifact("tiny-r1")
     room = 2.5 * 64 * generation.token_bytes(artifact.config, torch.float32) / generation.FOR_CACHE
     monkeypatch.setattr(generation, "free_bytes", lambda device: int(room))
-    runtime, opened = bench_child._open({**vars(settings("tiny-r1", slots=4)), "base_urls": ()})
+    runtime, opened = bench_child._open(settings("tiny-r1", slots=4))
     assert opened["resident"] is False and opened["holds"] == 2
     found = bench_child._run(runtime, {"prompts": [prompt(str(n), *range(5, 55)) for n in range(4)], "new_tokens": 4})
     assert found["at_once"] == 2 and len(found["texts"]) == 4
@@ -162,9 +164,8 @@ def test_options_that_cannot_be_end_with_two(
     assert "unexpected" not in capsys.readouterr().err
 
 
-def settings(model: str | Path, **more: Any) -> Settings:
-    return Settings(**{"model": str(model), "backend": "auto", "device": "cpu", "dtype": "float32", "context": 64,
-                       "slots": 2, **more})  # fmt: skip
+def settings(model: str | Path, slots: int = 2) -> Settings:
+    return Settings(str(model), Setup(device="cpu", dtype="float32"), context=64, slots=slots)
 
 
 def prompt(key: str, *tokens: int) -> dict[str, Any]:
@@ -225,12 +226,12 @@ def test_refusals_come_before_a_model_is_run(four_bits: Path) -> None:
     with pytest.raises(RecipeError, match="4090 \\+ 8 tokens are more than the model's 4096 positions"):
         bench(four_bits, protocol=Protocol((4090,), (8,)))
     with pytest.raises(RecipeError, match="llamacpp does not run gptq"):
-        bench(four_bits, backend="llamacpp", protocol=SMALL)
+        bench(four_bits, setup=Setup("llamacpp"), protocol=SMALL)
     with pytest.raises(CheckpointError, match="absent"):
         bench(four_bits, baseline="absent", protocol=SMALL)
     for backend, urls in (("openai", ()), ("auto", ("http://localhost:1/v1",)), ("torch", ("localhost:1",))):
         with pytest.raises(RecipeError, match="--base-url and the backend openai belong together"):
-            bench(four_bits, backend=backend, base_urls=urls, protocol=SMALL)
+            bench(four_bits, setup=Setup(backend, base_urls=urls), protocol=SMALL)
 
 
 def test_the_grid_and_its_words() -> None:
@@ -261,7 +262,7 @@ def test_a_gguf_file_is_modelled_at_its_own_size() -> None:
     from scripts.smollm2 import gguf
 
     file = gguf()
-    found = _stored_sizes(open_artifact(file))
+    found = stored_sizes(open_artifact(file))
     assert found.weights_bytes == file.stat().st_size
     assert 0.25 < found.weights_bytes / (2 * 134_515_008) < 0.45 and found.streamed_bytes == found.weights_bytes
 
@@ -273,7 +274,7 @@ def test_a_gguf_file_of_any_name_has_a_size(name: str, in_tmp: Path) -> None:
     from scripts.smollm2 import gguf
 
     Path(name).symlink_to(gguf())
-    assert _stored_sizes(open_artifact(name)).weights_bytes == gguf().stat().st_size
+    assert stored_sizes(open_artifact(name)).weights_bytes == gguf().stat().st_size
 
 
 def side(memory: float | None, dtype: str) -> dict[str, Any]:
@@ -296,8 +297,8 @@ def side(memory: float | None, dtype: str) -> dict[str, Any]:
 def test_a_card_of_40_gb_is_measured_where_it_is_there(memory: float | None, dtype: str, source: str) -> None:
     both = {name: side(memory, dtype) for name in ("quantized", "baseline")}
     row = {"prompt_tokens": 16, "new_tokens": 8, "batch": 1, **both}
-    found = _reference(open_artifact("tiny-r1"), [row])
+    found = reference(open_artifact("tiny-r1"), [row])
     assert found["source"] == source
     assert {found["rows"][0][name]["source"] for name in both} == {source}
     assert (found["rows"][0]["baseline"]["decode_tokens_per_second"] == 5.0) == (source == "measured")
-    assert _reference(open_artifact("tiny-r1"), [{**row, "baseline": None}])["source"] == "modelled"
+    assert reference(open_artifact("tiny-r1"), [{**row, "baseline": None}])["source"] == "modelled"

@@ -20,7 +20,7 @@ from r1quant.jobs import tasks
 from r1quant.jobs.artifacts import open_artifact
 from r1quant.jobs.harness import Harness
 from r1quant.jobs.pair import Options, Pair
-from r1quant.jobs.runtimes import open_runtime
+from r1quant.jobs.runtimes import Setup, open_runtime
 from r1quant.jobs.tasks import Choice, compare, difference, find, score
 from r1quant.progress import Silent
 from r1quant.tokenizer import Tokenizer
@@ -42,7 +42,7 @@ def paired(quantized: str | Path, folder: Path, *names: str, limit: int | None =
 
 
 def opened(source: str | Path) -> Runtime:
-    return open_runtime(open_artifact(source), CONTEXT, backend="torch", device="cpu")
+    return open_runtime(open_artifact(source), CONTEXT, Setup("torch", "cpu", "float32"))
 
 
 @pytest.fixture(scope="module")
