@@ -27,7 +27,7 @@ BACKENDS = "auto, torch, onnxruntime, llamacpp, openai"
 @click.option("--warm-up", default=1, show_default=True, help="Times that each is run before that.")
 @click.option("--device", default="auto", show_default=True, help="Of models in torch: cpu, cuda, or auto.")
 @click.option("--dtype", default="auto", show_default=True, help="Of models in torch: float32, bfloat16, ... or auto.")
-@click.option("--record", type=click.Path(path_type=Path), help="Also write the JSON record to this file.")
+@console.recorded
 @console.common
 def bench(
     out: str | None,
@@ -60,12 +60,7 @@ def bench(
     with console.watching() as progress:
         done = job(out, baseline, Setup(**how), protocol, progress, debug)
     found = done.as_dict()
-    if record is not None:
-        import json
-
-        from r1quant.atomic import write_bytes
-
-        write_bytes(record, (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
+    console.write_record(record, found)
     console.emit(found, as_json, lambda: show(found))
     return 0
 

@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 
 import click
 
-from r1quant.errors import R1QuantError
+from r1quant.atomic import write_bytes
+from r1quant.errors import R1QuantError, RecipeError
 
 F = TypeVar("F", bound=Callable[..., Any])
 INTERRUPTED = 130
@@ -78,6 +79,27 @@ def common(function: F) -> F:
     """The options that every command has."""
     function = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")(function)
     return click.option("--debug", is_flag=True, help="Show the traceback of an error.")(function)
+
+
+def recorded(function: F) -> F:
+    """The option --record of commands that measure. A file that cannot be written is refused before they begin."""
+    kind = click.Path(path_type=Path)
+    help = "Also write the JSON record to this file."
+    return click.option("--record", type=kind, callback=_writable, help=help)(function)
+
+
+def _writable(context: click.Context, option: click.Parameter, record: Path | None) -> Path | None:
+    if record is not None and not record.parent.is_dir():
+        raise RecipeError(f"there is no folder {record.parent} for the record", "make it, or choose another --record")
+    if record is not None and record.is_dir():
+        raise RecipeError(f"{record} is a folder", "choose a file for --record")
+    return record
+
+
+def write_record(record: Path | None, result: Mapping[str, Any]) -> None:
+    """The result of a command into the file of --record, if there is one, whole or not at all."""
+    if record is not None:
+        write_bytes(record, (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def emit(result: Mapping[str, Any], as_json: bool, show: Callable[[], None]) -> None:

@@ -47,7 +47,7 @@ from r1quant.cli import console
 @click.option(
     "--from", "source", type=click.Path(path_type=Path), help="Repeat what this record tells of, and nothing else."
 )
-@click.option("--record", type=click.Path(path_type=Path), help="Also write the JSON record to this file.")
+@console.recorded
 @console.common
 def verify(
     out: str | None,
@@ -69,8 +69,6 @@ def verify(
     from r1quant.jobs.verify import verify as job
     from r1quant.recipe import read_settings
 
-    if record is not None and not record.parent.is_dir():
-        raise RecipeError(f"there is no folder {record.parent} for the record", "make it, or choose another --record")
     chosen = {key: value for key, value in given.items() if value not in (None, ())}
     with console.watching() as progress:
         if source is not None:
@@ -92,12 +90,7 @@ def verify(
                 options = replace(options, gate=applicable_gates(read_settings(Path.cwd()).gates, options))
             done = job(out, baseline, options, progress)
     found = done.as_dict()
-    if record is not None:
-        import json
-
-        from r1quant.atomic import write_bytes
-
-        write_bytes(record, (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
+    console.write_record(record, found)
 
     def show() -> None:
         heading = ["measure", "baseline", "quantized", "difference", "95 % interval"]

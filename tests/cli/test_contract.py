@@ -144,6 +144,19 @@ def test_a_missing_package(run: Run, llama: Path, monkeypatch: pytest.MonkeyPatc
     assert not Path("out").exists() and not Path("out.run").exists()
 
 
+@pytest.mark.parametrize("command", ["verify", "bench"])
+def test_a_record_that_cannot_be_written_is_refused_before_a_model_is_looked_for(
+    run: Run, in_tmp: Path, command: str
+) -> None:
+    Path("folder").mkdir()
+    for record, reason in (("none/r.json", "there is no folder none for the record"), ("folder", "folder is a folder")):
+        ran = run(command, "no-such-model", "--record", record)
+        assert (ran.code, ran.out, ran.error[0]) == (2, "", reason) and len(ran.error) == 2
+        assert run(command, "no-such-model", "--record", record, "--json").json["error"]["kind"] == "RecipeError"
+    assert run(command, "no-such-model", "--record", "r.json").code == 3
+    assert [path.name for path in Path().iterdir()] == ["folder"]
+
+
 def test_the_unexpected_has_no_traceback_without_debug(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     raising(monkeypatch, ZeroDivisionError("a\nb"))
     ran = run("inspect", "m")
