@@ -16,10 +16,17 @@ import torch
 
 @dataclass(frozen=True, eq=False)
 class Stats:
-    """hessian: float32 [K, K], the sum of x x^T over the inputs; tokens: how many inputs were summed."""
+    """hessian   float32 [K, K], the sum of w x x^T over the inputs x, w their weights, 1 on average
+    tokens    how many inputs were summed
+    drift     float32 [N, K] or None: the sum of w d x^T, d what the output lacks of the one that is wanted even before
+              anything is rounded
+    outputs   float32 [n, n] of each run of outputs in turn, the mean of g g^T over the gradients g there; or None
+    """
 
     hessian: torch.Tensor
     tokens: int
+    drift: torch.Tensor | None = None
+    outputs: tuple[torch.Tensor, ...] | None = None
 
     @property
     def dead(self) -> torch.Tensor:
@@ -45,15 +52,50 @@ def bfloat16_products(wanted: bool) -> Iterator[None]:
         products.fp32_precision = before
 
 
+class Sums:
+    """Statistics as they grow, of linears that share their input and the weights of tokens.
+
+    weights   float32 [T], of all the tokens that will come, or None where all count alike
+    outputs   as in Stats
+    """
+
+    def __init__(
+        self,
+        columns: int,
+        device: torch.device,
+        weights: torch.Tensor | None = None,
+        outputs: tuple[torch.Tensor, ...] | None = None,
+    ) -> None:
+        self._hessian = torch.zeros(columns, columns, device=device)
+        self._drift: torch.Tensor | None = None
+        self._roots = None if weights is None else (weights / weights.mean()).sqrt().to(device)
+        self._outputs, self._tokens = outputs, 0
+
+    def add(self, inputs: torch.Tensor, lacking: torch.Tensor | None = None) -> None:
+        """inputs [..., K], bfloat16 or float32; lacking [..., N], what their outputs lack."""
+        device = self._hessian.device
+        flat = inputs.reshape(-1, len(self._hessian))
+        parts = [flat] if lacking is None else [flat, lacking.reshape(len(flat), -1)]
+        if self._roots is not None:
+            roots = self._roots[self._tokens : self._tokens + len(flat), None]
+            parts = [(part * roots).to(part.dtype) for part in parts]
+        self._tokens += len(flat)
+        with bfloat16_products(flat.dtype == torch.bfloat16 and device.type == "cpu"):
+            x, *rest = (part.to(device, torch.float32) for part in parts)
+            torch.addmm(self._hessian, x.T, x, out=self._hessian)
+            for d in rest:
+                if self._drift is None:
+                    self._drift = torch.zeros(d.shape[1], x.shape[1], device=device)
+                torch.addmm(self._drift, d.T, x, out=self._drift)
+
+    @property
+    def stats(self) -> Stats:
+        return Stats(self._hessian, self._tokens, self._drift, self._outputs)
+
+
 def gather(chunks: Iterable[torch.Tensor], columns: int, device: torch.device) -> Stats:
-    """The statistics of inputs given as chunks [..., K], bfloat16 or float32; H is built on `device`."""
-    tokens = 0
-    hessian = torch.zeros(columns, columns, device=device)
+    """The statistics of inputs given as chunks [..., K], all of which count alike."""
+    sums = Sums(columns, device)
     for chunk in chunks:
-        inputs = chunk.reshape(-1, columns)
-        tokens += len(inputs)
-        exact_in_bfloat16 = inputs.dtype == torch.bfloat16 and device.type == "cpu"
-        with bfloat16_products(exact_in_bfloat16):
-            wide = inputs.to(device, torch.float32)
-            torch.addmm(hessian, wide.T, wide, out=hessian)
-    return Stats(hessian, tokens)
+        sums.add(chunk)
+    return sums.stats

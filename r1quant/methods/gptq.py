@@ -4,7 +4,12 @@ Minimises tr((W - Q) H (W - Q)^T) greedily (Frantar et al. 2022, "GPTQ"), in the
 H = L D L^T, column j is rounded at w_j + sum over the columns k already rounded of (w_k - q_k) L[k, j]
 (Chee et al. 2023, "QuIP", theorem 6, shows that the two are the same). Columns are taken in descending order of
 diag(H) (act-order) while groups stay contiguous and their scales are fixed beforehand, so the result needs no
-permuted g_idx. Linears that share an input are rounded as one stack of rows.
+permuted g_idx. Linears that share their statistics are rounded as one stack of rows.
+
+Where the covariance H_O of the gradients at the outputs is known, what is minimised is tr(H_O (W - Q) H (W - Q)^T), the
+KL divergence itself to second order: rows are corrected for each other as well (Tseng et al. 2025, "Model-Preserving
+Adaptive Rounding", arXiv 2505.22988; the weights of tokens in H are those of Kim et al. 2025, "GuidedQuant", arXiv
+2505.07004). Where inputs are not what they were in the float model, W is first moved to where it makes up for that.
 """
 
 from __future__ import annotations
@@ -35,6 +40,7 @@ class Solved:
     dead       number of input channels that were zero in every token
     rows_nearest   bool [N]: rows where plain rounding cost less and was taken
     fallback   whether H could not be factored at all, so that every row is rounded to nearest
+    predicted_kl   1/2 tr(H_O (W - Q) H (W - Q)^T) per token, in nats, where H_O is known
     """
 
     qlinear: QLinear
@@ -44,6 +50,7 @@ class Solved:
     dead: int
     rows_nearest: npt.NDArray[np.bool_]
     fallback: bool
+    predicted_kl: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,16 +65,16 @@ class Factored:
     added: float
 
 
-def factor(stats: Stats, damping: float, act_order: bool) -> Factored | None:
+def factor(hessian: torch.Tensor, damping: float, act_order: bool) -> Factored | None:
     """Cholesky of the damped Hessian; damping rises tenfold until it succeeds, None past MOST_DAMPING."""
-    diagonal = stats.hessian.diagonal()
+    diagonal = hessian.diagonal()
     mean = float(diagonal.mean())
     if act_order:
         order = torch.argsort(diagonal, stable=True)
     else:
         order = torch.arange(len(diagonal) - 1, -1, -1, device=diagonal.device)
     while damping <= MOST_DAMPING and mean > 0:
-        ordered = stats.hessian[order[:, None], order]
+        ordered = hessian[order[:, None], order]
         ordered.diagonal().add_(damping * mean)
         lower, failed = torch.linalg.cholesky_ex(ordered)
         if not int(failed) and bool(torch.isfinite(lower.diagonal()).all()):
@@ -85,45 +92,105 @@ def quantize(
     search: bool = True,
     act_order: bool = True,
     damping: float = 0.01,
+    row_damping: float = 0.2,
+    ridge: float = 0.05,
 ) -> Solved:
     """weight: float32 [N, K] on the device of the statistics, finite; rows of several linears may be stacked."""
-    factored = factor(stats, damping, act_order)
+    factored = factor(stats.hessian, damping, act_order)
+    target = weight if stats.drift is None else weight + correction(stats, ridge)
     diagonal = stats.hessian.diagonal()
     floor = max(float(diagonal.mean()) * damping, torch.finfo(torch.float32).tiny)
     importance = (diagonal + floor).cpu().numpy()
     importance /= importance.mean()
-    w = np.ascontiguousarray(weight.cpu().numpy())
+    w = np.ascontiguousarray(target.cpu().numpy())
     chosen = scales.choose(w, grid, importance, search)
     nearest = np.empty(w.shape, np.uint8)
     kernels.round_nearest(w, chosen.scale, chosen.zero, chosen.group, grid.levels - 1, nearest)
-    rows = len(w)
-    dead = int(stats.dead.sum())
-    if factored is None:
-        plain = QLinear(nearest, chosen.scale.astype(np.float16), chosen.zero, chosen.group, grid.bits)
-        loss = _loss(weight - torch.from_numpy(plain.dequantize()).to(weight.device), stats.hessian)
-        energy = _loss(weight, stats.hessian)
-        every = np.ones(rows, np.bool_)
-        return Solved(plain, loss / stats.tokens, energy / stats.tokens, MOST_DAMPING, dead, every, True)
-    ordered = torch.from_numpy(np.ascontiguousarray(w[:, factored.order])).to(weight.device)
-    codes, error = _round(ordered, factored, chosen, grid)
-    loss, size = _norms(error, factored.lower), _norms(error, None)
-    error = _rounding_error(ordered, nearest[:, factored.order], chosen, factored.order)
-    plain_loss, plain_size = _norms(error, factored.lower), _norms(error, None)
-    del error
-    worse = loss > plain_loss
-    codes = _unordered(codes, factored.order)
-    codes[worse] = nearest[worse]
+    worse = np.ones(len(w), np.bool_)
+    codes = nearest
+    if factored is not None:
+        ordered = torch.from_numpy(np.ascontiguousarray(w[:, factored.order])).to(weight.device)
+        rows = None if stats.outputs is None else couple(stats.outputs, row_damping)
+        codes, error = _round(ordered, factored, chosen, grid, rows)
+        if rows is None:
+            plain = _rounding_error(ordered, nearest[:, factored.order], chosen, factored.order)
+            worse = _norms(error, factored.lower) > _norms(plain, factored.lower)
+            del plain
+        else:
+            worse[:] = False
+        del error
+        codes = _unordered(codes, factored.order)
+        codes[worse] = nearest[worse]
     qlinear = QLinear(codes, chosen.scale.astype(np.float16), chosen.zero, chosen.group, grid.bits)
-    undamped = np.where(worse, plain_loss - factored.added * plain_size, loss - factored.added * size)
-    energy = _norms(ordered, factored.lower) - factored.added * _norms(ordered, None)
-    per_token = np.maximum(undamped, 0) / stats.tokens
-    return Solved(qlinear, per_token, energy / stats.tokens, factored.damping, dead, worse, False)
+    wrong = weight - torch.from_numpy(qlinear.dequantize()).to(weight.device)
+    loss = _loss(wrong, stats.hessian) / stats.tokens
+    energy = _loss(weight, stats.hessian) / stats.tokens
+    used = MOST_DAMPING if factored is None else factored.damping
+    divergence = None if stats.outputs is None else predicted(wrong, stats)
+    return Solved(qlinear, loss, energy, used, int(stats.dead.sum()), worse, factored is None, divergence)
+
+
+def correction(stats: Stats, ridge: float) -> torch.Tensor:
+    """What to add to the weight so that, rounding apart, the outputs come closest to those that are wanted: the least
+    squares solution D (H + ridge)^-1, [N, K], D the drift. Its objective is that of GPTAQ (Li et al. 2025, arXiv
+    2504.02692) and Qronos (Zhang et al. 2025, arXiv 2505.11695)."""
+    assert stats.drift is not None
+    solvable = stats.hessian.clone()
+    solvable.diagonal().add_(ridge * float(stats.hessian.diagonal().mean()))
+    lower, failed = torch.linalg.cholesky_ex(solvable)
+    if int(failed):
+        return torch.zeros_like(stats.drift)
+    return torch.cholesky_solve(stats.drift.T, lower).T
+
+
+def predicted(wrong: torch.Tensor, stats: Stats) -> float:
+    """The KL divergence per token that an error of the weight costs, in nats: 1/2 tr(H_O E H_I E^T)."""
+    assert stats.outputs is not None
+    total, start = 0.0, 0
+    for part in stats.outputs:
+        rows = wrong[start : start + len(part)]
+        total += float(((part.to(rows.device) @ rows @ stats.hessian) * rows).sum(dtype=torch.float64))
+        start += len(part)
+    return total / 2 / stats.tokens
+
+
+@dataclass(frozen=True, eq=False)
+class Coupled:
+    """The factors of H_O = L D L^T, one for each run of outputs.
+
+    order    int64 [N]: the rows, the most important of each run last
+    edges    int64 [R + 1], of the runs; flat float32: their L, one after the other; starts int64 [R]
+    """
+
+    order: npt.NDArray[np.int64]
+    edges: npt.NDArray[np.int64]
+    flat: npt.NDArray[np.float32]
+    starts: npt.NDArray[np.int64]
+
+
+def couple(outputs: tuple[torch.Tensor, ...], damping: float) -> Coupled:
+    """The factors of gradient covariances float32 [n, n], with `damping` of the mean diagonal added."""
+    order, edges, flat, starts = [], [0], [], [0]
+    for part in outputs:
+        chosen = torch.argsort(part.diagonal(), stable=True)
+        damped = part[chosen[:, None], chosen]
+        damped.diagonal().add_(max(damping * float(part.diagonal().mean()), torch.finfo(torch.float32).tiny))
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        unit = torch.eye(len(part)) if int(failed) else lower / lower.diagonal()
+        order.append(edges[-1] + chosen.numpy())
+        edges.append(edges[-1] + len(part))
+        flat.append(unit.contiguous().numpy().reshape(-1))
+        starts.append(starts[-1] + unit.numel())
+    return Coupled(np.concatenate(order), np.array(edges), np.concatenate(flat), np.array(starts[:-1]))
 
 
 def _round(
-    w: torch.Tensor, factored: Factored, chosen: scales.Scales, grid: Grid
+    w: torch.Tensor, factored: Factored, chosen: scales.Scales, grid: Grid, coupled: Coupled | None
 ) -> tuple[npt.NDArray[np.uint8], torch.Tensor]:
     """Codes uint8 [N, K] and errors float32 [N, K] (weight minus rounded), columns still in order."""
+    if coupled is not None:
+        w = w[torch.from_numpy(coupled.order)]
+        chosen = scales.Scales(chosen.scale[coupled.order], chosen.zero[coupled.order], chosen.group)
     rows, columns = w.shape
     group = chosen.group[factored.order]
     codes = np.empty((rows, columns), np.uint8)
@@ -133,22 +200,24 @@ def _round(
         start = max(0, stop - BLOCK)
         block = slice(start, stop)
         unit = factored.lower[start:, block] / pivots[block]
-        target = torch.addmm(w[:, block], error[:, stop:], unit[stop - start :])
-        part_codes = np.empty((rows, stop - start), np.uint8)
-        part_error = np.empty((rows, stop - start), np.float32)
-        kernels.round_block(
-            target.cpu().numpy(),
-            np.ascontiguousarray(w[:, block].cpu().numpy()),
-            np.ascontiguousarray(unit[: stop - start].cpu().numpy()),
-            chosen.scale,
-            chosen.zero,
-            group[block],
-            grid.levels - 1,
-            part_codes,
-            part_error,
-        )
-        codes[:, block] = part_codes
-        error[:, block] = torch.from_numpy(part_error).to(w.device)
+        target = torch.addmm(w[:, block], error[:, stop:], unit[stop - start :]).cpu().numpy()
+        part = np.ascontiguousarray(w[:, block].cpu().numpy())
+        factor = np.ascontiguousarray(unit[: stop - start].cpu().numpy())
+        grids = chosen.scale, chosen.zero, group[block], grid.levels - 1
+        found = np.empty((rows, stop - start), np.uint8), np.empty((rows, stop - start), np.float32)
+        if coupled is None:
+            kernels.round_block(target, part, factor, *grids, *found)
+        else:
+            kernels.round_block_coupled(
+                target, part, factor, coupled.edges, coupled.flat, coupled.starts, *grids, *found
+            )
+        codes[:, block] = found[0]
+        error[:, block] = torch.from_numpy(found[1]).to(w.device)
+    if coupled is not None:
+        codes = _unordered(codes.T, coupled.order).T
+        natural = torch.empty_like(error)
+        natural[torch.from_numpy(coupled.order)] = error
+        error = natural
     return codes, error
 
 

@@ -146,3 +146,39 @@ def round_block(
             row = factor[i]
             for j in range(i):
                 line[j] += wrong * row[j]
+
+
+@numba.njit(cache=True, parallel=True, fastmath=_FAST)  # type: ignore[untyped-decorator]
+def round_block_coupled(
+    line: Array, w: Array, factor: Array, rows: Array, row_factor: Array, starts: Array, scale: Array, zero: Array,
+    group: Array, top: int, codes: Array, error: Array,
+) -> None:  # fmt: skip
+    """As round_block, where each weight is corrected for the errors of the rows below it in its column too.
+
+    line        float32 [N, B]: as target there; overwritten
+    rows        the edges of the runs of rows that are coupled, int64 [R + 1]
+    row_factor  float32, flat: of each run of n rows the unit lower triangular [n, n] of its H_O = L D L^T
+    starts      int64 [R], where each of them begins
+    """
+    width = w.shape[1]
+    limit = np.float32(top)
+    for r in numba.prange(rows.size - 1):
+        first, n = rows[r], rows[r + 1] - rows[r]
+        lower = row_factor[starts[r] : starts[r] + n * n].reshape(n, n)
+        for i in range(width - 1, -1, -1):
+            carried = np.zeros(n, np.float32)
+            step = factor[i]
+            for a in range(n - 1, -1, -1):
+                k = first + a
+                s, z = scale[k, group[i]], np.float32(zero[k, group[i]])
+                code = min(max(np.rint((line[k, i] + carried[a]) / s) + z, np.float32(0.0)), limit)
+                rounded = (code - z) * s
+                codes[k, i] = np.uint8(code)
+                left = line[k, i] - rounded
+                below = lower[a]
+                for b in range(a):
+                    carried[b] += left * below[b]
+                wrong = w[k, i] - rounded
+                error[k, i] = wrong
+                for j in range(i):
+                    line[k, j] += wrong * step[j]
