@@ -108,8 +108,7 @@ class DecoderLayer:
         self.get(linear).weight.data = weight.to(current.device, current.dtype)
 
     def apply(self, linear: str, x: torch.Tensor) -> torch.Tensor:
-        module = self.get(linear)
-        return nn.functional.linear(x, module.weight, module.bias)  # type: ignore[arg-type]
+        return self.get(linear)(x)  # type: ignore[no-any-return]
 
     def attention_input(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.get(self.arch.layer.attention_norm)(hidden)  # type: ignore[no-any-return]
@@ -209,8 +208,16 @@ class Head:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[tokens, hidden] -> float32 [tokens, vocabulary]."""
         wide = hidden.to(self.device, torch.float32)
-        slices = (self.weight[i : i + ROWS_PER_SLICE] for i in range(0, len(self.weight), ROWS_PER_SLICE))
-        return torch.cat([wide @ part.to(self.device, torch.float32).T for part in slices], dim=1)
+        return torch.cat([wide @ self._wide(i).T for i in range(0, len(self.weight), ROWS_PER_SLICE)], dim=1)
+
+    def transposed(self, gradient: torch.Tensor) -> torch.Tensor:
+        """[tokens, vocabulary], at the logits -> float32 [tokens, hidden], at what the head reads."""
+        starts = range(0, len(self.weight), ROWS_PER_SLICE)
+        parts = (gradient[:, i : i + ROWS_PER_SLICE] @ self._wide(i) for i in starts)
+        return sum(parts, torch.zeros(len(gradient), self.weight.shape[1], device=self.device))
+
+    def _wide(self, start: int) -> torch.Tensor:
+        return self.weight[start : start + ROWS_PER_SLICE].to(self.device, torch.float32)
 
 
 def layer_state(

@@ -1,0 +1,136 @@
+"""The sensitivity pass with what it needs to go on after a crash, kept so that it is made once for a model and text.
+
+Forward: the activations that enter each layer, on the disk; of deep models with much text only those of every few
+layers, between which they are made again. Backward: from the last layer to the first, one finished part each.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from r1quant.errors import NumericError
+from r1quant.forward import Decoder, chunked
+from r1quant.jobs.activations import load, save
+from r1quant.progress import Progress
+from r1quant.provenance import sha256
+from r1quant.rundir import RunDir
+from r1quant.sensitivity import Sensitivity, backward, head_gradient
+
+BOUNDARY_BYTES = 8_000_000_000  # of activations that are on the disk at once
+SEED = 1
+
+
+@dataclass(frozen=True)
+class Sensitivities:
+    """A finished pass, a file for each layer."""
+
+    folder: Path
+
+    def layer(self, index: int) -> dict[str, Sensitivity]:
+        """By the names of the linears within the layer."""
+        found = load(_part(self.folder, index))
+        names = [name.removesuffix(".weights") for name in found if name.endswith(".weights")]
+        return {name: Sensitivity(found[f"{name}.weights"], _numbered(found, f"{name}.covariance.")) for name in names}
+
+
+def measured(
+    decoder: Decoder, tokens: npt.NDArray[np.int64], cache: Path, identity: Mapping[str, str], progress: Progress
+) -> Sensitivities:
+    """The pass over tokens int64 [windows, seq_len]; from the cache where it was made before.
+
+    identity is all that decides it. Raises NumericError where the model overflows on the text.
+    """
+    folder = cache / f"sensitivity-{sha256(json.dumps(dict(identity), sort_keys=True).encode())[:32]}"
+    cache.mkdir(parents=True, exist_ok=True)
+    with RunDir(folder) as run, torch.no_grad():
+        run.claim(identity)
+        if any(not _part(folder, index).exists() for index in range(len(decoder))):
+            _Pass(decoder, tokens, run, progress).run()
+        run.forget_boundaries(None)
+        for path in folder.glob("gradient-*"):
+            path.unlink()
+    return Sensitivities(folder)
+
+
+def _part(folder: Path, index: int) -> Path:
+    return folder / f"layer-{index:05d}.safetensors"
+
+
+def _numbered(found: Mapping[str, torch.Tensor], prefix: str) -> tuple[torch.Tensor, ...]:
+    count = sum(name.startswith(prefix) for name in found)
+    return tuple(found[f"{prefix}{number}"] for number in range(count))
+
+
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    decoder: Decoder
+    tokens: npt.NDArray[np.int64]
+    run_dir: RunDir
+    progress: Progress
+
+    def run(self) -> None:
+        """Whatever is on the disk already is not made again."""
+        layers = len(self.decoder)
+        last = next(i for i in range(layers - 1, -1, -1) if not _part(self.folder, i).exists())
+        self.progress.begin("sensitivity", 3 * layers)
+        if not self._gradient(last + 1).exists():
+            states = self._states(layers, self._stride())
+            save(self._gradient(layers), {"gradient": head_gradient(self.decoder, states, SEED)})
+        gradient = load(self._gradient(last + 1))["gradient"]
+        for index in range(last, -1, -1):
+            states = self._states(index, 1)
+            with self.decoder.layer(index) as layer:
+                found = backward(layer, states, gradient, lambda share: self.progress.advance(2 * share))
+            if not bool(torch.isfinite(gradient.sum(dtype=torch.float32))):
+                raise NumericError(
+                    f"the gradient at layer {index} holds NaN or Inf on the calibration text",
+                    "use --dtype float32; if that does not help, the model itself overflows on this text",
+                )
+            save(self._gradient(index), {"gradient": gradient})
+            self._write(index, found)
+            self._gradient(index + 1).unlink()
+            self.run_dir.boundary(index + 1).unlink(missing_ok=True)
+
+    def _write(self, index: int, found: Mapping[str, Sensitivity]) -> None:
+        arrays = {f"{name}.weights": sensitivity.weights for name, sensitivity in found.items()}
+        for name, sensitivity in found.items():
+            arrays |= {f"{name}.covariance.{i}": part for i, part in enumerate(sensitivity.covariance)}
+        save(_part(self.folder, index), arrays)
+
+    @property
+    def folder(self) -> Path:
+        return self.run_dir.folder
+
+    def _stride(self) -> int:
+        """Of how many layers one boundary is kept."""
+        width = int(self.decoder.weights.config["hidden_size"])
+        each = self.tokens.size * width * torch.empty(0, dtype=self.decoder.dtype).element_size()
+        return max(1, math.ceil(each * len(self.decoder) / BOUNDARY_BYTES))
+
+    def _states(self, index: int, stride: int) -> torch.Tensor:
+        """What enters a layer, from the nearest boundary before it; of those on the way every stride-th is kept."""
+        start = next((i for i in range(index, -1, -1) if self.run_dir.boundary(i).exists()), None)
+        if start is None:
+            start, hidden = 0, self.decoder.embed(torch.from_numpy(self.tokens))
+        else:
+            hidden = load(self.run_dir.boundary(start))["hidden"]
+        for i in range(start, index):
+            with self.decoder.layer(i) as layer:
+                for chunk in chunked(hidden):
+                    chunk.copy_(layer(chunk.to(self.decoder.device)))
+            if (i + 1) % stride == 0 or i + 1 == index:
+                save(self.run_dir.boundary(i + 1), {"hidden": hidden})
+            self.progress.advance(1 if stride > 1 or index == len(self.decoder) else 0)
+        return hidden
+
+    def _gradient(self, index: int) -> Path:
+        """The gradient at the input of layer `index`."""
+        return self.folder / f"gradient-{index:05d}.safetensors"

@@ -1,0 +1,112 @@
+"""The streamed pass against automatic differentiation of the whole model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from r1quant import sensitivity
+from r1quant.archs import architecture_of
+from r1quant.forward import Decoder
+from r1quant.jobs.sensitivity import measured
+from r1quant.progress import Silent
+from r1quant.sources import open_model
+from tests import models
+
+CPU = torch.device("cpu")
+TOKENS = np.random.default_rng(0).integers(0, models.VOCABULARY, (6, 24))
+
+
+def decoder(folder: Path) -> Decoder:
+    checkpoint = open_model(folder)
+    return Decoder(checkpoint, architecture_of(checkpoint.config), CPU, torch.float32, TOKENS.shape[1])
+
+
+def by_autograd(folder: Path) -> dict[str, torch.Tensor]:
+    """The gradients [tokens, N] at the output of every linear, of the loss of tokens drawn as the pass draws them."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.requires_grad_(False)
+    kept: dict[str, torch.Tensor] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and name != "lm_head":
+
+            def seen(_: object, __: object, output: torch.Tensor, name: str = name) -> torch.Tensor:
+                output.retain_grad()
+                kept[name] = output
+                return output
+
+            module.register_forward_hook(seen)
+    embedded = model.get_input_embeddings()(torch.from_numpy(TOKENS)).requires_grad_()
+    logits = model(inputs_embeds=embedded).logits.flatten(0, 1)
+    drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=torch.Generator().manual_seed(1))
+    torch.nn.functional.cross_entropy(logits, drawn[:, 0], reduction="sum").backward()
+    return {name: output.grad.flatten(0, 1) for name, output in kept.items() if output.grad is not None}
+
+
+@pytest.mark.parametrize("model_type", models.MODEL_TYPES)
+def test_it_is_what_autograd_gives(model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sensitivity, "BLOCK", 40)
+    monkeypatch.setattr(sensitivity, "BACKWARD_TOKENS", 48)
+    folder = models.write_model(tmp_path / "model", model_type, rope_scaling=None)
+    expected = by_autograd(folder)
+    model = decoder(folder)
+    found = measured(model, TOKENS, tmp_path / "cache", {"of": "this"}, Silent())
+    count = 0
+    for index in range(models.LAYERS):
+        for name, each in found.layer(index).items():
+            gradient = expected[model.arch.layer_prefix(index) + name]
+            assert torch.allclose(each.weights, gradient.square().sum(1), rtol=1e-3, atol=1e-7)
+            whole = gradient.T @ gradient / len(gradient)
+            runs = sensitivity.blocks(len(whole))
+            assert len(runs) == len(each.covariance) == -(-len(whole) // 40) and runs[-1].stop == len(whole)
+            for run, part in zip(runs, each.covariance, strict=True):
+                assert torch.allclose(part, whole[run, run], rtol=1e-3, atol=1e-3 * float(whole.diagonal().mean()))
+            count += 1
+    assert count == len(expected) == 7 * models.LAYERS
+
+
+class Stops(Silent):
+    """Interrupts at the n-th step."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def advance(self, amount: float = 1, text: str = "") -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3])
+def test_interrupted_anywhere_it_goes_on_to_the_same_bytes(
+    kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With every boundary on the disk, and with those of some layers alone."""
+    folder = models.write_model(tmp_path / "model", "qwen3", num_hidden_layers=5)
+    model, whole = decoder(folder), tmp_path / "whole"
+    one = measured(model, TOKENS, whole, {"of": "this"}, Silent())
+    monkeypatch.setattr("r1quant.jobs.sensitivity.BOUNDARY_BYTES", TOKENS.size * models.HIDDEN * 4 * 5 / kept)
+    stops = 0
+    for after in range(100):
+        try:
+            other = measured(model, TOKENS, tmp_path / "parts", {"of": "this"}, Stops(after // 2))
+            break
+        except KeyboardInterrupt:
+            stops += 1
+    assert stops > 5
+    files = [{path.name: path.read_bytes() for path in each.folder.iterdir()} for each in (one, other)]
+    assert files[0] == files[1] and sum("layer" in name for name in files[0]) == 5
+    assert not any("boundary" in name or "gradient" in name for name in files[1])
+
+
+def test_what_is_there_is_not_made_again(tmp_path: Path) -> None:
+    folder = models.write_model(tmp_path / "model", "llama")
+    model = decoder(folder)
+    measured(model, TOKENS, tmp_path, {"of": "this"}, Silent())
+    measured(model, TOKENS, tmp_path, {"of": "this"}, Stops(0))
+    with pytest.raises(KeyboardInterrupt):
+        measured(model, TOKENS, tmp_path, {"of": "that"}, Stops(0))
