@@ -30,6 +30,8 @@ class Recipe:
     scale_search  choose scales by error, not by min-max
     act_order     take columns in order of importance (groups stay contiguous)
     damping       share of the Hessian's mean diagonal that is added to it
+    guided        round by what the answer needs: a sensitivity pass first, then weighted tokens and coupled rows
+    corrected     aim at the float model's outputs, so that each layer makes up for the errors of those before it
     calib         a text or JSONL file, hub:NAME, or None for the bundled text
     samples, seq_len, seed   the calibration windows
     format        what is written
@@ -44,6 +46,8 @@ class Recipe:
     scale_search: bool = True
     act_order: bool = True
     damping: float = 0.01
+    guided: bool = False
+    corrected: bool = False
     calib: str | None = None
     samples: int = 128
     seq_len: int = 1024
@@ -69,6 +73,8 @@ class Recipe:
             ("symmetric", self.symmetric),
             ("scale-search", self.scale_search),
             ("act-order", self.act_order),
+            ("guided", self.guided),
+            ("corrected", self.corrected),
         ):
             if not isinstance(flag, bool):
                 raise RecipeError(f"{name} is {flag!r}", "give true or false")

@@ -41,7 +41,6 @@ FORMATS: Mapping[str, Format] = {
 }
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "w4a16": {"method": "gptq", "bits": 4, "group_size": 128, "symmetric": True},
-    "w8a16": {"method": "gptq", "bits": 8, "group_size": 128, "symmetric": True},
-    "fast": {"method": "rtn", "bits": 4, "group_size": 128, "symmetric": True},
+    "fast": {"method": "gptq", "corrected": True, "guided": False},
+    "balanced": {"method": "gptq", "corrected": True, "guided": True},
 }

@@ -36,6 +36,18 @@ OPTIONS = (
         default=None,
         help="Round important columns first; groups stay contiguous.  [default: act-order]",
     ),
+    click.option(
+        "--guided/--unguided",
+        "guided",
+        default=None,
+        help="Round by what the answer needs, after a sensitivity pass.  [default: unguided]",
+    ),
+    click.option(
+        "--corrected/--uncorrected",
+        "corrected",
+        default=None,
+        help="Let each layer make up for the errors of those before it.  [default: uncorrected]",
+    ),
     click.option("--damping", type=float, help="Share of the mean diagonal added to the Hessian.  [default: 0.01]"),
     click.option("--calib", help="Calibration: a text or JSONL file, or hub:NAME.  [default: the bundled set]"),
     click.option("--samples", type=int, help="Calibration windows.  [default: 128]"),

@@ -131,6 +131,7 @@ def _text(found: Mapping[str, Any]) -> list[Row]:
         return rows
     rows += [
         ["KL divergence, mean (nats)", "", "", f"{kl['mean']:.6f}", between(kl["mean_ci95"], 6)],
+        *([["KL divergence, predicted", "", "", f"{kl['predicted']:.6f}", ""]] if kl["predicted"] else []),
         ["KL divergence, median", "", "", f"{kl['median']:.6f}", ""],
         ["KL divergence, 99th percentile", "", "", f"{kl['p99']:.6f}", ""],
         *(

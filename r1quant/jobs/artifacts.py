@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from r1quant.archs import Architecture, architecture_of, layer_count
 from r1quant.artifact import Artifact
@@ -49,13 +50,23 @@ def newest_output(folder: Path) -> Path:
 
 def source_of(quantized: Artifact) -> str:
     """What the record of a checkpoint says it was made from. Raises CheckpointError where it does not say."""
-    path = quantized.folder / RECORD
-    record = read_json(path) if path.is_file() else {}
-    source = record.get("source") if isinstance(record, dict) else None
+    source = _recorded(quantized).get("source")
     if not isinstance(source, str):
         raise CheckpointError(f"{quantized.source} does not say what it was made from", "name it with --baseline")
     local = (quantized.folder / source).resolve()
     return str(local) if local.exists() else source
+
+
+def predicted_kl(quantized: Artifact) -> float | None:
+    """The KL divergence that its own record expects, in nats; None where it says nothing."""
+    found = _recorded(quantized).get("predicted_kl")
+    return float(found) if isinstance(found, int | float) else None
+
+
+def _recorded(quantized: Artifact) -> dict[str, Any]:
+    path = quantized.folder / RECORD
+    record = read_json(path) if path.is_file() else None
+    return record if isinstance(record, dict) else {}
 
 
 def same_model(one: Artifact, other: Artifact) -> Architecture:

@@ -51,12 +51,14 @@ def build(run: RunDir, made: Plan, origin: Mapping[str, Any]) -> dict[str, Any]:
 def _record(run: RunDir, made: Plan, origin: Mapping[str, Any]) -> dict[str, Any]:
     """What OUT says about itself. Nothing in it depends on when, or in how many starts, it was made."""
     reports = [report for layer in range(made.layers) for report in parts.reports(run.part(layer))]
+    predicted = [report.predicted_kl for report in reports if report.predicted_kl is not None]
     return {
         "schema": "r1quant.quantization/1",
         **origin,
         "environment": provenance.environment(),
         "bits_per_weight": made.bits_per_weight,
         "quantized_parameters": made.quantized_parameters,
+        "predicted_kl": sum(predicted) if predicted else None,
         "fallbacks": [report.remark for report in reports if report.remark],
         "linears": [report.as_dict() for report in reports],
     }

@@ -7,58 +7,52 @@ its successor can start.
 from __future__ import annotations
 
 import time
-from pathlib import Path
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from r1quant.checkpoint import TORCH_NAMES, read_header
 from r1quant.errors import NumericError
 from r1quant.forward import Decoder, pick_device, pick_dtype
 from r1quant.jobs import parts
-from r1quant.jobs.layer import quantize_layer
+from r1quant.jobs.activations import load, save
+from r1quant.jobs.layer import Stream, quantize_layer
+from r1quant.jobs.rounded import Rounded
+from r1quant.jobs.samples import cache_folder
+from r1quant.jobs.sensitivity import Sensitivities, measured
 from r1quant.planner import Plan
 from r1quant.progress import Progress
 from r1quant.rundir import RunDir
-from r1quant.tensorfile import write_arrays
 
-BITS_AS = {torch.bfloat16: torch.uint16, torch.float16: torch.float16, torch.float32: torch.float32}
+States = Mapping[str, torch.Tensor]  # what enters a layer: `hidden`, and `reference`, that of the float model
 
 
-def quantize_layers(made: Plan, tokens: npt.NDArray[np.int64], run: RunDir, first: int, progress: Progress) -> None:
-    """Writes the parts of the layers from `first` on. tokens: int64 [windows, seq_len]."""
-    recipe, checkpoint = made.recipe, made.checkpoint
+def quantize_layers(
+    made: Plan, tokens: npt.NDArray[np.int64], seen: Mapping[str, str], run: RunDir, first: int, progress: Progress
+) -> None:
+    """Writes the parts of the layers from `first` on.
+
+    tokens: int64 [windows, seq_len]; seen: all that decides what the float model does with them.
+    """
     while first and not run.boundary(first).exists():
         first -= 1  # a part without the activations after it is made again
-    device = pick_device(recipe.device)
-    dtype = pick_dtype(recipe.dtype, device)
-    with torch.inference_mode():
-        decoder = Decoder(checkpoint, made.arch, device, dtype, tokens.shape[1])
+    with torch.no_grad():
+        job = _Job.of(made, tokens, seen, progress)
         if first:
-            hidden = load(run.boundary(first), dtype)
+            states: States = load(run.boundary(first))
             progress.note(f"resuming after layer {first} of {made.layers}")
         else:
-            hidden = decoder.embed(torch.from_numpy(tokens))
+            states = job.embedded(tokens)
         progress.begin("quantizing", made.layers)
         progress.advance(first)
         for index in range(first, made.layers):
             begun = time.monotonic()
-            prefix = made.arch.layer_prefix(index)
-            done = []
-            with decoder.layer(index) as layer:
-                for rounded in quantize_layer(layer, hidden, prefix, checkpoint.read, recipe):
-                    done.append(rounded)
-                    progress.advance(0.9 / len(made.arch.layer.linears), rounded.report.name)
-                    if rounded.report.remark:
-                        progress.note(rounded.report.remark)
-            if not bool(torch.isfinite(hidden.sum(dtype=torch.float32))):
-                raise NumericError(
-                    f"the output of {prefix.rstrip('.')} holds NaN or Inf on the calibration text",
-                    "use --dtype float32; if that does not help, the model itself overflows on this text",
-                )
+            done = job.quantized(index, states)
             if index + 1 < made.layers:
-                save(run.boundary(index + 1), hidden)
+                save(run.boundary(index + 1), states)
             parts.write(run.part(index), done)
             run.forget_boundaries(keep=index + 1)
             worst = max(done, key=lambda r: r.report.relative_loss).report
@@ -69,14 +63,46 @@ def quantize_layers(made: Plan, tokens: npt.NDArray[np.int64], run: RunDir, firs
             )
 
 
-def save(path: Path, hidden: torch.Tensor) -> None:
-    """Activations to a file, atomically."""
-    array = hidden.cpu().contiguous().view(BITS_AS[hidden.dtype]).numpy()
-    write_arrays(path, {"hidden": array}, {})
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """decoder: its layers are quantized; beside: those of the float model, where its outputs are aimed at"""
 
+    plan: Plan
+    decoder: Decoder
+    beside: Decoder | None
+    guidance: Sensitivities | None
+    progress: Progress
 
-def load(path: Path, dtype: torch.dtype) -> torch.Tensor:
-    """The inverse of save."""
-    info = read_header(path)["hidden"]
-    raw = np.fromfile(path, np.uint8, info.nbytes, offset=info.offset)
-    return torch.from_numpy(raw).view(getattr(torch, TORCH_NAMES[info.dtype])).reshape(info.shape).to(dtype)
+    @classmethod
+    def of(cls, made: Plan, tokens: npt.NDArray[np.int64], seen: Mapping[str, str], progress: Progress) -> _Job:
+        recipe = made.recipe
+        device = pick_device(recipe.device)
+        where = made.checkpoint, made.arch, device, pick_dtype(recipe.dtype, device), tokens.shape[1]
+        decoder = Decoder(*where)
+        guidance = measured(decoder, tokens, cache_folder(), seen, progress) if recipe.guided else None
+        return cls(made, decoder, Decoder(*where) if recipe.corrected else None, guidance, progress)
+
+    def embedded(self, tokens: npt.NDArray[np.int64]) -> States:
+        hidden = self.decoder.embed(torch.from_numpy(tokens))
+        return {"hidden": hidden} if self.beside is None else {"hidden": hidden, "reference": hidden.clone()}
+
+    def quantized(self, index: int, states: States) -> list[Rounded]:
+        """The linears of a layer. What enters it is replaced by what comes out of it, quantized."""
+        made, done = self.plan, []
+        prefix = made.arch.layer_prefix(index)
+        needed = None if self.guidance is None else self.guidance.layer(index)
+        with ExitStack() as filled:
+            stream, reference = Stream(filled.enter_context(self.decoder.layer(index)), states["hidden"]), None
+            if self.beside is not None:
+                reference = Stream(filled.enter_context(self.beside.layer(index)), states["reference"])
+            for rounded in quantize_layer(stream, reference, needed, prefix, made.checkpoint.read, made.recipe):
+                done.append(rounded)
+                self.progress.advance(0.9 / len(made.arch.layer.linears), rounded.report.name)
+                if rounded.report.remark:
+                    self.progress.note(rounded.report.remark)
+        if not bool(torch.isfinite(states["hidden"].sum(dtype=torch.float32))):
+            raise NumericError(
+                f"the output of {prefix.rstrip('.')} holds NaN or Inf on the calibration text",
+                "use --dtype float32; if that does not help, the model itself overflows on this text",
+            )
+        return done

@@ -1,13 +1,14 @@
 """Quantizes one decoder layer while its calibration tokens pass through it once.
 
 Stage by stage (q/k/v, attention output, gate/up, down): gather the statistics of the stage's input, quantize its
-linears as one stack, put the rounded weights in place, compute the stage's output with them, go on. Each stage thus
-sees inputs that come from quantized predecessors. It knows nothing of files.
+linears, put the rounded weights in place, compute the stage's output with them, go on. Each stage thus sees inputs
+that come from quantized predecessors. Where the float model runs beside, its outputs are what is aimed at, so that
+later stages make up for the errors of earlier ones. It knows nothing of files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,84 +20,139 @@ from r1quant.jobs.rounded import LinearReport, Rounded
 from r1quant.methods import gptq
 from r1quant.planner import KEPT_LIMIT
 from r1quant.recipe import Recipe
-from r1quant.stats import gather
+from r1quant.sensitivity import Sensitivity
+from r1quant.stats import Stats, Sums
 
 Read = Callable[[str], torch.Tensor]
 Chunks = Callable[[], Iterable[torch.Tensor]]
-
-
-def quantize_layer(
-    layer: DecoderLayer, hidden: torch.Tensor, prefix: str, read: Read, recipe: Recipe
-) -> Iterator[Rounded]:
-    """Yields every linear of the layer, rounded. hidden [windows, seq_len, width] is replaced by the layer's output.
-
-    read gives the original weight of a linear by its full tensor name. Raises NumericError where an input of a linear
-    holds NaN or Inf.
-    """
-    arch = layer.arch.layer
-    solve = _Solve(layer, prefix, read, recipe)
-
-    def part(inputs: Callable[[torch.Tensor], torch.Tensor]) -> Chunks:
-        return lambda: (inputs(chunk.to(layer.cos_sin[0].device)) for chunk in chunked(hidden))
-
-    yield from solve(arch.qkv, part(layer.attention_input))
-    attended = _kept(part(lambda x: layer.attention(layer.attention_input(x))), hidden, arch.attention_out, layer)
-    yield from solve((arch.attention_out,), attended)
-    _add(hidden, (layer.apply(arch.attention_out, x) for x in attended()))
-    del attended
-    yield from solve(arch.gate_up, part(layer.mlp_input))
-    gated = _kept(part(lambda x: layer.gated(layer.mlp_input(x))), hidden, arch.down, layer)
-    yield from solve((arch.down,), gated)
-    _add(hidden, (layer.apply(arch.down, x) for x in gated()))
-
-
-def _add(hidden: torch.Tensor, outputs: Iterable[torch.Tensor]) -> None:
-    for chunk, output in zip(chunked(hidden), outputs, strict=True):
-        chunk += output.to(chunk.device)
-
-
-def _kept(chunks: Chunks, hidden: torch.Tensor, linear: str, layer: DecoderLayer) -> Chunks:
-    """The inputs of `linear`, kept in memory where they are small, else computed again on each pass."""
-    tokens = hidden.shape[0] * hidden.shape[1]
-    if tokens * layer.weight(linear).shape[1] * hidden.element_size() > KEPT_LIMIT:
-        return chunks
-    held = [chunk.to(hidden.device) for chunk in chunks()]
-    return lambda: held
+ENDS = (1, 3)  # the stages whose outputs are added to the residual stream
 
 
 @dataclass(frozen=True, eq=False)
-class _Solve:
-    layer: DecoderLayer
-    prefix: str
-    read: Read
-    recipe: Recipe
+class Stream:
+    """A layer and the tokens that pass through it: hidden [windows, seq_len, width], replaced by what comes out."""
 
-    def __call__(self, linears: tuple[str, ...], inputs: Chunks) -> Iterator[Rounded]:
-        """Rounds the linears that share an input as one stack and puts the result into the layer."""
-        recipe = self.recipe
-        originals = [self.read(f"{self.prefix}{name}.weight") for name in linears]
-        device = self.layer.weight(linears[0]).device
-        stats = gather(inputs(), originals[0].shape[1], device)
-        if not stats.finite:
-            raise NumericError(
-                f"the inputs of {self.prefix}{linears[0]} hold NaN or Inf on the calibration text",
-                "use --dtype float32; if that does not help, the model itself overflows on this text",
-            )
-        solved = gptq.quantize(
-            torch.cat([w.to(device, torch.float32) for w in originals]),
-            stats,
-            recipe.grid,
-            search=recipe.scale_search,
-            act_order=recipe.act_order,
-            damping=recipe.damping,
+    layer: DecoderLayer
+    hidden: torch.Tensor
+
+    def inputs(self, stage: int) -> Chunks:
+        """What the linears of a stage read. Of those that end a residual branch it is kept where it is small."""
+        layer = self.layer
+        of: Callable[[torch.Tensor], torch.Tensor] = (
+            layer.attention_input,
+            lambda x: layer.attention(layer.attention_input(x)),
+            layer.mlp_input,
+            lambda x: layer.gated(layer.mlp_input(x)),
+        )[stage]
+        device = layer.cos_sin[0].device
+
+        def chunks() -> Iterable[torch.Tensor]:
+            return (of(chunk.to(device)) for chunk in chunked(self.hidden))
+
+        if stage not in ENDS:
+            return chunks
+        (linear,) = layer.arch.layer.stages[stage]
+        tokens = self.hidden.shape[0] * self.hidden.shape[1]
+        if tokens * layer.weight(linear).shape[1] * self.hidden.element_size() > KEPT_LIMIT:
+            return chunks
+        held = [chunk.to(self.hidden.device) for chunk in chunks()]
+        return lambda: held
+
+    def add(self, stage: int, inputs: Chunks) -> None:
+        """Adds the outputs of a stage to the residual stream."""
+        (linear,) = self.layer.arch.layer.stages[stage]
+        for chunk, x in zip(chunked(self.hidden), inputs(), strict=True):
+            chunk += self.layer.apply(linear, x.to(self.layer.cos_sin[0].device)).to(chunk.device)
+
+
+def quantize_layer(
+    stream: Stream,
+    reference: Stream | None,
+    guidance: Mapping[str, Sensitivity] | None,
+    prefix: str,
+    read: Read,
+    recipe: Recipe,
+) -> Iterator[Rounded]:
+    """Yields every linear of the layer, rounded.
+
+    reference  the same layer with its original weights, and what entered it in the original model
+    guidance   by the names of the linears within the layer
+    read       gives the original weight of a linear by its full tensor name
+
+    Raises NumericError where an input of a linear holds NaN or Inf.
+    """
+    for stage, linears in enumerate(stream.layer.arch.layer.stages):
+        inputs = stream.inputs(stage)
+        wanted = None if reference is None else reference.inputs(stage)
+        units = [linears] if guidance is None else [(name,) for name in linears]
+        sums = [_sums(stream.layer, unit, guidance) for unit in units]
+        _gather(stream, reference, stage, inputs, wanted, dict(zip(units, sums, strict=True)))
+        for unit, found in zip(units, sums, strict=True):
+            yield from _solve(stream.layer, unit, found.stats, prefix, read, recipe)
+        if stage in ENDS:
+            stream.add(stage, inputs)
+            if reference is not None and wanted is not None:
+                reference.add(stage, wanted)
+
+
+def _sums(layer: DecoderLayer, unit: tuple[str, ...], guidance: Mapping[str, Sensitivity] | None) -> Sums:
+    """Tokens count by the norm of their gradient, not by its square, as the Fisher matrix would have it: squares leave
+    so few of them (those that all others attend to) that the Hessian is one of a hundredth of the text."""
+    weight = layer.weight(unit[0])
+    if guidance is None:
+        return Sums(weight.shape[1], weight.device)
+    needed = guidance[unit[0]]
+    return Sums(weight.shape[1], weight.device, needed.weights.sqrt(), needed.covariance)
+
+
+def _gather(
+    stream: Stream,
+    reference: Stream | None,
+    stage: int,
+    inputs: Chunks,
+    wanted: Chunks | None,
+    units: Mapping[tuple[str, ...], Sums],
+) -> None:
+    if reference is None or wanted is None:
+        for x in inputs():
+            for sums in units.values():
+                sums.add(x)
+        return
+    hiddens = zip(chunked(stream.hidden), chunked(reference.hidden), strict=True)
+    for x, y, (h, g) in zip(inputs(), wanted(), hiddens, strict=True):
+        for unit, sums in units.items():
+            lacking = [torch.nn.functional.linear(y - x, reference.layer.weight(name)) for name in unit]
+            if stage in ENDS:
+                lacking = [lacking[0] + (g - h).to(y.device)]
+            sums.add(x, torch.cat(lacking, dim=-1))
+
+
+def _solve(
+    layer: DecoderLayer, linears: tuple[str, ...], stats: Stats, prefix: str, read: Read, recipe: Recipe
+) -> Iterator[Rounded]:
+    """Rounds linears that share their statistics as one stack and puts the result into the layer."""
+    if not stats.finite:
+        raise NumericError(
+            f"the inputs of {prefix}{linears[0]} hold NaN or Inf on the calibration text",
+            "use --dtype float32; if that does not help, the model itself overflows on this text",
         )
-        start = 0
-        for name, original in zip(linears, originals, strict=True):
-            stop = start + len(original)
-            q = solved.qlinear.rows(start, stop)
-            self.layer.set_weight(name, torch.from_numpy(q.dequantize()))
-            yield Rounded(name, q, _report(self.prefix + name, solved, slice(start, stop)))
-            start = stop
+    originals = [read(f"{prefix}{name}.weight") for name in linears]
+    device = layer.weight(linears[0]).device
+    solved = gptq.quantize(
+        torch.cat([w.to(device, torch.float32) for w in originals]),
+        stats,
+        recipe.grid,
+        search=recipe.scale_search,
+        act_order=recipe.act_order,
+        damping=recipe.damping,
+    )
+    start = 0
+    for name, original in zip(linears, originals, strict=True):
+        stop = start + len(original)
+        q = solved.qlinear.rows(start, stop)
+        layer.set_weight(name, torch.from_numpy(q.dequantize()))
+        yield Rounded(name, q, _report(prefix + name, solved, slice(start, stop)))
+        start = stop
 
 
 def _report(name: str, solved: gptq.Solved, rows: slice) -> LinearReport:
@@ -109,4 +165,5 @@ def _report(name: str, solved: gptq.Solved, rows: slice) -> LinearReport:
         dead_columns=solved.dead,
         rows_nearest=int(np.count_nonzero(solved.rows_nearest[rows])),
         fallback=solved.fallback,
+        predicted_kl=solved.predicted_kl,
     )

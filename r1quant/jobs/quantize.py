@@ -200,7 +200,7 @@ class _Job:
             from r1quant.jobs.calibrated import quantize_layers
 
             assert self.text is not None
-            quantize_layers(self.plan, self.text.tokens, run, done, self.progress)
+            quantize_layers(self.plan, self.text.tokens, self._seen(), run, done, self.progress)
         else:
             from r1quant.jobs.nearest import quantize_layers as round_layers
 
@@ -249,6 +249,13 @@ class _Job:
                 "documents": self.text.documents,
             },
         }
+
+    def _seen(self) -> dict[str, str]:
+        """All that decides what the float model does with the text."""
+        assert self.text is not None
+        told = {key: self.provenance[key] for key in ("weights", "config", "compute")}
+        told["environment"] = provenance.environment()
+        return {key: json.dumps(value, sort_keys=True) for key, value in told.items()} | {"text": self.text.sha256}
 
     def _fingerprint(self) -> dict[str, str]:
         """Everything that decides the bytes of the result, flat, so that a difference can be named."""

@@ -18,6 +18,8 @@ class LinearReport:
     dead_columns    input channels that were zero in every token
     rows_nearest    rows where plain rounding cost less and was taken
     fallback        whether the Hessian could not be factored, so that all was rounded to nearest
+    predicted_kl    the KL divergence per token in nats that this linear's error costs, as the sensitivity pass has it;
+                    None without one
     """
 
     name: str
@@ -27,6 +29,7 @@ class LinearReport:
     dead_columns: int
     rows_nearest: int
     fallback: bool
+    predicted_kl: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -18,7 +18,7 @@ from r1quant.checkpoint import short_name
 from r1quant.errors import CheckpointError, RecipeError
 from r1quant.extras import EXTRAS
 from r1quant.formats import table
-from r1quant.jobs.artifacts import newest_output, open_artifact, same_model, source_of
+from r1quant.jobs.artifacts import newest_output, open_artifact, predicted_kl, same_model, source_of
 from r1quant.jobs.identity import identity
 from r1quant.jobs.pair import Options, Pair
 from r1quant.jobs.quantize import default_text
@@ -199,8 +199,11 @@ def _text(pair: Pair, progress: Progress) -> dict[str, Any]:
     found = score(pair, text.tokens, text.sha256, cache_folder(), progress)
     opening, closing = (tokenizer.backend.token_to_id(tag) for tag in ("<think>", "</think>"))
     kinds = tokenclass.classes(text.tokens, opening, closing, pair.stop)
+    measured = summary(found.scores, text.windows, {name: kind[found.known] for name, kind in kinds.items()})
+    if measured["kl"] is not None:
+        measured["kl"]["predicted"] = predicted_kl(pair.quantized)
     return {
-        **summary(found.scores, text.windows, {name: kind[found.known] for name, kind in kinds.items()}),
+        **measured,
         "kl_estimator": found.estimator,
         "text": {
             "source": text.source,

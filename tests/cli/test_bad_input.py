@@ -188,7 +188,7 @@ def test_a_group_size_that_does_not_divide(refused: Refused, llama: Path, group:
         (["--dtype", "int8"], "dtype 'int8' is not supported"),
         (["--device", "tpu"], "device 'tpu' is not supported"),
         (["--scale-dtype", "half"], "scale dtype 'half' is not supported"),
-        (["--preset", "best"], "preset 'best' is not supported"),
+        (["--preset", "luck"], "preset 'luck' is not supported"),
         (["--calib", ""], "calib is ''"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

@@ -44,9 +44,11 @@ def test_flags_over_preset_over_settings_over_defaults(run: Run, llama: Path) ->
 
     assert recipe() | {"bits": 3, "group_size": 16, "seed": 7, "calib": "mine.txt"} == recipe()
     assert recipe()["damping"] == 0.01
-    assert recipe("--preset", "fast") | {"method": "rtn", "bits": 4, "group_size": 128, "seed": 7} == recipe(
-        "--preset", "fast"
-    )
+    preset = {"guided": True, "corrected": True}
+    assert recipe("--preset", "balanced") | preset | {"bits": 3, "seed": 7} == recipe("--preset", "balanced")
+    assert recipe("--preset", "fast") | preset | {"guided": False} == recipe("--preset", "fast", "--guided") | {
+        "guided": False
+    }
     assert recipe("--preset", "fast")["calib"] == "mine.txt"
     given = recipe("--preset", "fast", "--bits", "2", "--group-size", "-1", "--asymmetric", "--min-max", "--seed", "1")
     assert given | {"bits": 2, "group_size": -1, "symmetric": False, "scale_search": False, "seed": 1} == given

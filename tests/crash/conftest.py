@@ -116,9 +116,18 @@ def place(server: Server, base: Path) -> Place:
 @pytest.fixture(scope="session")
 def straight(server: Server, base: Path) -> dict[str, bytes]:
     """The output of a run that nothing happened to."""
-    folder = base / "straight"
-    folder.mkdir()
-    ran = Place(server, folder).quantize()
+    return undisturbed(Place(server, base / "straight"))
+
+
+@pytest.fixture(scope="session")
+def balanced(server: Server, base: Path) -> dict[str, bytes]:
+    """The same with a sensitivity pass before, and the float model beside."""
+    return undisturbed(Place(server, base / "balanced"), "--preset", "balanced")
+
+
+def undisturbed(place: Place, *options: str) -> dict[str, bytes]:
+    place.folder.mkdir()
+    ran = place.quantize(*options)
     assert ran.code == 0, ran.err
-    assert [p.name for p in folder.iterdir()] == ["out"]
-    return contents(folder / "out")
+    assert [p.name for p in place.folder.iterdir()] == ["out"]
+    return contents(place.out)

@@ -42,6 +42,7 @@ def child(request: dict[str, Any], out: str, err: str) -> NoReturn:
     signal.alarm(SECONDS)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     os.chdir(request["folder"])
+    os.environ["R1QUANT_CACHE"] = f"{request['folder']}.cache"
     for name, descriptor in ((out, 1), (err, 2)):
         os.dup2(os.open(name, os.O_WRONLY), descriptor)
     layout.SHARD_LIMIT = request["shard_limit"]

@@ -64,6 +64,30 @@ def test_killed_again_and_again(place: Place, straight: Bytes) -> None:
     finish(place, straight)
 
 
+GUIDED = {
+    "activations are on their way forward": Point("r1quant.jobs.sensitivity:save", 2, after=True),
+    "the gradient is at the head": Point("r1quant.jobs.sensitivity:head_gradient", after=True),
+    "a layer's gradient is written, its part is not": Point("r1quant.jobs.sensitivity:_Pass._write", 2),
+    "a layer's part is written, what led to it is there too": Point(
+        "r1quant.jobs.sensitivity:_Pass._write", 2, after=True
+    ),
+    "the pass is complete": Point("r1quant.rundir:RunDir.forget_boundaries"),
+    "the second layer is half done": Point("r1quant.methods.gptq:quantize", 11),
+    "both streams are written, the part is not": Point("r1quant.jobs.calibrated:save", 2, after=True),
+}
+
+
+@pytest.mark.parametrize("name", GUIDED)
+def test_killed_in_a_balanced_run_when(place: Place, balanced: Bytes, name: str) -> None:
+    options = "--preset", "balanced"
+    assert place.quantize(*options, at=GUIDED[name]).code == KILLED
+    ran = place.quantize(*options)
+    assert ran.code == 0, ran.err
+    assert contents(place.out) == balanced
+    left = [path.name for path in place.folder.with_name(f"{place.folder.name}.cache").rglob("*") if path.is_file()]
+    assert sum("layer" in path for path in left) == 3 and not any("boundary" in p or "gradient" in p for p in left)
+
+
 def test_finished_layers_are_not_computed_again(place: Place, straight: Bytes) -> None:
     assert killed(place, straight, POINTS["a layer in the middle is being solved"])
     parts = {path: path.stat().st_mtime_ns for path in place.run_folder.glob("layer-*")}
