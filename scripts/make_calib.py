@@ -38,6 +38,20 @@ SOURCES = {
     "written": "written by hand for this project, calib/seed/*.txt",
     "generated": "written by SmolLM2-135M-Instruct (model: Apache-2.0) to the prompts in calib/seed/prompts.txt",
 }
+ASKED = "prompts.jsonl"  # written by hand, and only entered in the manifest here
+SOURCES_OF_ASKED = {
+    kind: f"prompts {what}, written by hand for this project"
+    for kind, what in {
+        "math": "with word problems",
+        "algebra": "with equations",
+        "logic": "with puzzles",
+        "code": "about programs, in Python and nine other languages",
+        "science": "that want something explained",
+        "planning": "that want a plan",
+        "multilingual": "in ten languages other than English",
+        "instruction": "that must be followed to the letter",
+    }.items()
+}
 Row = dict[str, Any]
 
 
@@ -82,9 +96,14 @@ def write(name: str, rows: list[Row]) -> Row:
     random.Random(SEEDS[name]).shuffle(rows)
     raw = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     (CALIB / name).write_bytes(raw)
-    counts = {kind: sum(row["kind"] == kind for row in rows) for kind in SOURCES}
+    return entry(raw, rows, SOURCES)
+
+
+def entry(raw: bytes, rows: list[Row], sources: dict[str, str]) -> Row:
+    """What the manifest says of a file."""
+    counts = {kind: sum(row["kind"] == kind for row in rows) for kind in sources}
     return {
-        "source": {kind: text for kind, text in SOURCES.items() if counts[kind]},
+        "source": {kind: text for kind, text in sources.items() if counts[kind]},
         "licence": "MIT",
         "sha256": hashlib.sha256(raw).hexdigest(),
         "documents": len(rows),
@@ -114,6 +133,8 @@ def main(anew: bool, batch: int, minutes: float) -> None:
         rows = traces + share(written(), name, 5) + [row for row in generated if row["prompt"] in mine]
         manifest[name] = write(name, rows)
         click.echo(f"{name}: {manifest[name]['documents']} documents, {manifest[name]['bytes']} bytes", err=True)
+    raw = (CALIB / ASKED).read_bytes()
+    manifest[ASKED] = entry(raw, [json.loads(line) for line in raw.splitlines()], SOURCES_OF_ASKED)
     kept_files = json.loads((CALIB / "manifest.json").read_text("utf-8"))["files"]
     (CALIB / "manifest.json").write_text(json.dumps({"files": kept_files | manifest}, indent=2) + "\n", "utf-8")
 
