@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from r1quant.jobs.calib import Generated
     from r1quant.jobs.check import Checked
     from r1quant.jobs.export import Exported
     from r1quant.jobs.quantize import Quantized
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from r1quant.planner import Plan
     from r1quant.progress import Progress
 
-__all__ = ["check", "export", "inspect", "plan", "quantize", "verify"]
+__all__ = ["calib_generate", "check", "export", "inspect", "plan", "quantize", "verify"]
 
 
 def inspect(model: str | Path = "tiny-r1") -> dict[str, Any]:
@@ -50,6 +51,16 @@ def quantize(
     from r1quant.recipe import from_values
 
     return job(model, None if out is None else Path(out), from_values(options), progress)
+
+
+def calib_generate(
+    model: str | Path = "tiny-r1", out: str | Path | None = None, progress: Progress | None = None, **options: Any
+) -> Generated:
+    """Has a model write text to calibrate it on; options are the fields of r1quant.jobs.selftext.Options."""
+    from r1quant.jobs.calib import generate as job
+    from r1quant.jobs.selftext import Options
+
+    return job(model, out, Options(**options), progress)
 
 
 def export(

@@ -186,6 +186,13 @@ def generation_config(carried: Mapping[str, bytes]) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def stop_tokens(model: Artifact, eos: int | None) -> frozenset[int]:
+    """The tokens that end an answer, as the model's files name them; eos is what its tokenizer does."""
+    named = generation_config(model.carried).get("eos_token_id", model.config.get("eos_token_id"))
+    listed = named if isinstance(named, list) else [named]
+    return frozenset(token for token in (*listed, eos) if isinstance(token, int))
+
+
 def has_chat_template(carried: Mapping[str, bytes]) -> bool:
     """Whether one of the carried files is a chat template or holds one."""
     return any(name.startswith("chat_template") or b"chat_template" in text for name, text in carried.items())

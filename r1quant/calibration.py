@@ -26,6 +26,8 @@ from r1quant.tokenizer import Tokenizer, trace_of
 
 DEFAULT, HELD_OUT = "default.jsonl", "verify.jsonl"
 CHAINS = "bundled:chain"  # the part of a bundled set that the embedded model was made for
+SELF = "self"  # text that the model itself writes, which it has to be asked for first
+HEADER = "r1quant_calibration"  # the key by which the first line of a file says how the others were written
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 FILE_SUFFIXES = {".txt", ".jsonl", ".json", ".md", ".csv", ".text", ".parquet", ".raw"}
 BYTES_PER_TOKEN = (8, 128)  # more than usual, more than ever: how much of a text file is read at first, and at most
@@ -80,7 +82,15 @@ class Packed:
     seen: int
 
 
-Document = str | list[dict[str, Any]]
+@dataclass(frozen=True)
+class Written:
+    """A text, and the tokens that a model wrote it in, which encoding it again may not give."""
+
+    text: str
+    tokens: tuple[int, ...]
+
+
+Document = str | Written | list[dict[str, Any]]
 
 
 def bundled(name: str) -> Path:
@@ -121,8 +131,43 @@ def evaluation_text(
     return _load(_source(spec, HELD_OUT), tokenizer, windows, seq_len, seed, vocabulary)
 
 
+def of_documents(
+    documents: Iterable[Sequence[int]],
+    label: str,
+    tokenizer: Tokenizer,
+    samples: int,
+    seq_len: int,
+    vocabulary: int | None = None,
+) -> Calibration:
+    """As `load`, of documents that are tokens already, in their order."""
+    return _calibration(pack(documents, samples, seq_len, tokenizer.eos_id), label, tokenizer, samples, vocabulary)
+
+
+def documents(spec: str | None, tokenizer: Tokenizer) -> Iterator[list[int]]:
+    """The tokens of each document of a file, or of the bundled set. Raises CalibrationError, for a dataset too."""
+    source = _source(spec, DEFAULT)
+    if source.kind == "hub":
+        raise CalibrationError(f"{source.label} is read as it is needed, not counted", "name a file")
+    if source.kind == "text":
+        yield tokenizer.encode(_read_text(Path(source.name), Path(source.name).stat().st_size))
+        return
+    for document in _read_jsonl(Path(source.name), source.only):
+        yield _encoded(document, tokenizer, source)
+
+
+def header(path: Path) -> dict[str, Any] | None:
+    """What the first line of a file says of how the others were written; None where it says nothing."""
+    try:
+        found = json.loads(next(_lines(path), b""))
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and HEADER in found else None
+
+
 def check(spec: str | None) -> None:
     """What can be said without a tokenizer: the file is there and begins as it should, the package is installed."""
+    if spec == SELF:
+        return
     source = _source(spec, DEFAULT)
     if source.kind == "hub":
         need("datasets")
@@ -165,7 +210,7 @@ def _load(
         raise CalibrationError(f"{samples} windows of {seq_len} tokens cannot be made", "give numbers from 1 up")
 
     def packed(documents: Iterable[Document]) -> Packed:
-        encoded = (tokenizer.encode(_text(document, tokenizer, source)) for document in documents)
+        encoded = (_encoded(document, tokenizer, source) for document in documents)
         return pack(encoded, samples, seq_len, tokenizer.eos_id)
 
     need = samples * seq_len
@@ -178,10 +223,14 @@ def _load(
         result = packed(random.Random(seed).sample(every, len(every)))
         if result.seen < need:
             result = packed(every)
-    if not result.tokens.size:
-        raise _too_short(source, result.seen, seq_len)
-    _check_vocabulary(result.tokens, tokenizer, vocabulary)
-    return Calibration(result.tokens, _digest(result.tokens), source.label, result.documents, samples)
+    return _calibration(result, source.label, tokenizer, samples, vocabulary)
+
+
+def _calibration(packed: Packed, label: str, tokenizer: Tokenizer, samples: int, vocabulary: int | None) -> Calibration:
+    if not packed.tokens.size:
+        raise _too_short(label, packed.seen, packed.tokens.shape[1])
+    _check_vocabulary(packed.tokens, tokenizer, vocabulary)
+    return Calibration(packed.tokens, _digest(packed.tokens), label, packed.documents, samples)
 
 
 def _file_tokens(path: Path, tokenizer: Tokenizer, need: int) -> list[int]:
@@ -194,11 +243,11 @@ def _file_tokens(path: Path, tokenizer: Tokenizer, need: int) -> list[int]:
     return ids
 
 
-def _too_short(source: Source, seen: int, seq_len: int) -> CalibrationError:
+def _too_short(label: str, seen: int, seq_len: int) -> CalibrationError:
     if not seen:
-        return CalibrationError(f"{source.label} holds no text", "give a file with text in it")
+        return CalibrationError(f"{label} holds no text", "give a file with text in it")
     return CalibrationError(
-        f"{source.label} gives {seen} tokens, fewer than one window of {seq_len}",
+        f"{label} gives {seen} tokens, fewer than one window of {seq_len}",
         f"give more text, or a --seq-len of at most {seen}",
     )
 
@@ -223,6 +272,11 @@ def _source(spec: str | None, default: str) -> Source:
         return Source("jsonl", str(bundled(default)), f"the bundled calib/{default}", bundled=True)
     if spec == CHAINS:
         return Source("jsonl", str(bundled(default)), f"the chains of calib/{default}", bundled=True, only="chain")
+    if spec == SELF:
+        raise CalibrationError(
+            "only quantize has the model write its own text",
+            "write it first: r1quant calib generate MODEL -o FILE.jsonl",
+        )
     if spec.startswith("hub:"):
         return _hub_source(spec)
     path = Path(spec)
@@ -275,7 +329,7 @@ def _read_jsonl(path: Path, only: str | None = None) -> list[Document]:
 
 
 def _parse_line(line: bytes, where: str, only: str | None) -> Document | None:
-    """The document of one line, None for an empty line or one of another kind than `only`."""
+    """The document of one line; None for an empty line, a header, or one of another kind than `only`."""
     try:
         text = line.decode("utf-8").strip().removeprefix("\ufeff")
         entry = json.loads(text) if text else None
@@ -286,12 +340,19 @@ def _parse_line(line: bytes, where: str, only: str | None) -> Document | None:
     if not text:
         return None
     if isinstance(entry, dict):
-        if only is not None and entry.get("kind") != only:
+        if HEADER in entry or (only is not None and entry.get("kind") != only):
             return None
+        written, tokens = entry.get("text"), entry.get("tokens")
+        if isinstance(written, str) and isinstance(tokens, list) and all(map(_is_token, tokens)):
+            return Written(written, tuple(tokens))
         for key in ("messages", "text"):
             if key in entry:
                 return _document(entry[key], where)
     raise CalibrationError(f"{where} has neither text nor messages", FORMS)
+
+
+def _is_token(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 31
 
 
 def _document(value: Any, where: str) -> Document:
@@ -307,7 +368,15 @@ def _document(value: Any, where: str) -> Document:
     raise CalibrationError(f"{where} holds neither a text nor a list of messages", FORMS)
 
 
-def _text(document: Document, tokenizer: Tokenizer, source: Source) -> str:
+def _encoded(document: Document, tokenizer: Tokenizer, source: Source) -> list[int]:
+    """The tokens of a document: those it was written in, where they mean the same to this tokenizer."""
+    if isinstance(document, Written):
+        same = tokenizer.decode(document.tokens) == document.text
+        return list(document.tokens) if same else tokenizer.encode(document.text)
+    return tokenizer.encode(_text(document, tokenizer, source))
+
+
+def _text(document: str | list[dict[str, Any]], tokenizer: Tokenizer, source: Source) -> str:
     """The text to encode. The bundled sets also serve models without a chat template, as plain text."""
     if isinstance(document, str):
         return document

@@ -52,6 +52,11 @@ def embedded_folder() -> Path:
     return Path(str(resources.files("r1quant") / "tinyr1" / "model"))
 
 
+def is_embedded(source: str, folder: Path) -> bool:
+    """Whether a model, by what the user called it and where it lies, is the one inside the package."""
+    return source == EMBEDDED and folder == embedded_folder()
+
+
 def pickle_refused(path: Path) -> CheckpointError:
     """The refusal of a pickle file; of a folder of them, checkpoint.py says the same."""
     return CheckpointError(

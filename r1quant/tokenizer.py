@@ -125,8 +125,8 @@ class Tokenizer:
                 "give messages with the roles and the order that this model's template accepts",
             ) from None
 
-    def render_trace(self, messages: Sequence[Message]) -> str:
-        """The messages with the reasoning of the last answer kept.
+    def render_trace(self, messages: Sequence[Message], ended: bool = True) -> str:
+        """The messages with the reasoning of the last answer kept; without the eos token where it has not ended.
 
         R1's own template cuts an assistant's turn down to what follows `</think>`. So the last assistant turn is
         appended as it stands, then the eos token, to what the model would have been prompted with. Reasoning given
@@ -140,7 +140,7 @@ class Tokenizer:
             answer = answer.removeprefix(THINK)
             if prefix.endswith("\n"):
                 answer = answer.lstrip("\n")
-        return prefix + answer + self.specials.get("eos_token", "")
+        return prefix + answer + (self.specials.get("eos_token", "") if ended else "")
 
 
 def trace_of(message: Message) -> str:

@@ -17,11 +17,20 @@ def page() -> str:
     parts = ["# The command line", "", "Written from `--help` by `make docs`.", ""]
     top = click.Context(cli, info_name="r1quant", max_content_width=100, terminal_width=100)
     parts += ["```text", cli.get_help(top), "```", ""]
-    for name in sorted(cli.commands):
-        command = cli.commands[name]
-        context = click.Context(command, info_name=name, parent=top, max_content_width=100, terminal_width=100)
-        parts += [f"## r1quant {name}", "", "```text", command.get_help(context), "```", ""]
+    parts += commands(cli, top)
     return "\n".join(line.rstrip() for line in "\n".join(parts).splitlines()) + "\n"
+
+
+def commands(group: click.Group, parent: click.Context) -> list[str]:
+    """The help of each command of a group, and of those inside it."""
+    parts = []
+    for name in sorted(group.commands):
+        command = group.commands[name]
+        context = click.Context(command, info_name=name, parent=parent, max_content_width=100, terminal_width=100)
+        parts += [f"## {context.command_path}", "", "```text", command.get_help(context), "```", ""]
+        if isinstance(command, click.Group):
+            parts += commands(command, context)
+    return parts
 
 
 @click.command(help=__doc__)

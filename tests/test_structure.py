@@ -24,7 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "archs", "rope", "yarn", "artifact", "checkpoint", "recipe", "tensorfile", "provenance", "hub", "sources",
         "tokenizer", "gguf_header", "gguf_config", "gguf_tokenizer", "gguf_source",
     ),
-    ("rundir", "calibration", "problemsets", "stats", "progress"),
+    ("rundir", "calibration", "problemsets", "prompts", "selfcalib", "stats", "progress"),
     ("methods", "formats", "forward", "backends", "metrics", "hardware"),
     ("layout", "targets", "preflight", "planner", "sensitivity"),  # ask formats what they can hold
     ("jobs",),

@@ -9,6 +9,7 @@ import click
 
 from r1quant.cli import console
 from r1quant.cli.bench import bench
+from r1quant.cli.calib import calib
 from r1quant.cli.check import check
 from r1quant.cli.doctor import doctor
 from r1quant.cli.export import export
@@ -29,7 +30,7 @@ def cli() -> None:
     """
 
 
-for command in (inspect, plan, quantize, export, check, verify, bench, doctor):
+for command in (inspect, plan, quantize, calib, export, check, verify, bench, doctor):
     cli.add_command(command)
 
 

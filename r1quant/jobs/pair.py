@@ -9,7 +9,7 @@ from typing import Any
 
 from r1quant import problemsets
 from r1quant.archs import Architecture
-from r1quant.artifact import Artifact, generation_config
+from r1quant.artifact import Artifact, stop_tokens
 from r1quant.backends import Runtime
 from r1quant.backends.wire import shown
 from r1quant.errors import RecipeError
@@ -178,6 +178,4 @@ class Pair:
     @cached_property
     def stop(self) -> frozenset[int]:
         """The tokens that end an answer, as the baseline's files name them."""
-        named = generation_config(self.baseline.carried).get("eos_token_id", self.baseline.config.get("eos_token_id"))
-        listed = named if isinstance(named, list) else [named]
-        return frozenset(token for token in (*listed, self.tokenizer.eos_id) if isinstance(token, int))
+        return stop_tokens(self.baseline, self.tokenizer.eos_id)

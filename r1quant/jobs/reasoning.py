@@ -15,11 +15,10 @@ import numpy as np
 from r1quant import problemsets
 from r1quant.backends import Prompt, Sampling
 from r1quant.jobs.pair import Options, Pair
-from r1quant.jobs.samples import Sample, Samples, cache_folder, collect
+from r1quant.jobs.samples import Sample, Samples, cache_folder, collect, prompt_for
 from r1quant.metrics import accuracy, grading, health
 from r1quant.problemsets import HealthPrompt, Problem
 from r1quant.progress import Progress
-from r1quant.provenance import sha256
 
 SIDES = ("baseline", "quantized")
 
@@ -139,11 +138,7 @@ def _ask(
 
 def _prompt(pair: Pair, each: Problem | HealthPrompt, number: int) -> Prompt:
     """One question, asked for the number-th time. Both models draw with the same seed."""
-    messages = problemsets.messages(each)
-    tokens = pair.tokenizer.encode(pair.tokenizer.render(messages, add_generation_prompt=True))
-    key = f"{each.key}/{sha256(json.dumps(tokens).encode())[:8]}/{number}"
-    seed = int(sha256(f"{pair.options.seed}/{key}".encode())[:8], 16) & 0x7FFFFFFF
-    return Prompt(key, messages, tuple(tokens), seed)
+    return prompt_for(pair.tokenizer, each.key, problemsets.messages(each), number, pair.options.seed)
 
 
 def _limit(pair: Pair) -> int:

@@ -21,6 +21,7 @@ from r1quant.backends import Prompt, Runtime, Sampling
 from r1quant.errors import CheckpointError, OutOfSpaceError, ResumeError
 from r1quant.progress import Progress
 from r1quant.provenance import sha256
+from r1quant.tokenizer import Tokenizer
 
 VERSION = 1
 DIGITS = 32  # of the hash in the file name
@@ -33,12 +34,14 @@ class Sample:
     key       of the prompt
     count     of its tokens
     finished  whether it ended by itself
+    ids       its tokens, the one that ended it included; empty where nobody asked for them to be kept, or none came
     """
 
     key: str
     text: str
     count: int
     finished: bool
+    ids: tuple[int, ...] = ()
 
 
 def cache_folder() -> Path:
@@ -93,7 +96,8 @@ class Samples:
         """Puts a sample on the disk. Raises ValueError for a key that is there, OutOfSpaceError."""
         if sample.key in self._have:
             raise ValueError(f"there is a sample of {sample.key} already")
-        _append(self._file, _line(asdict(sample)), self.path)
+        stored = {name: value for name, value in asdict(sample).items() if name != "ids" or value}
+        _append(self._file, _line(stored), self.path)
         self._have[sample.key] = sample
 
 
@@ -105,6 +109,7 @@ def collect(
     store: Samples,
     decode: Callable[[Sequence[int]], str],
     progress: Progress,
+    keep_ids: bool = False,
 ) -> list[Sample]:
     """A sample for each prompt, in their order; those that the store has are not drawn again.
 
@@ -124,7 +129,8 @@ def collect(
             for answer in answers:
                 ids = [token for token in answer.ids if token not in stop]
                 text = decode(ids) if answer.ids else answer.text
-                store.add(Sample(answer.key, text, answer.count, answer.finished))
+                kept = answer.ids if keep_ids else ()
+                store.add(Sample(answer.key, text, answer.count, answer.finished, kept))
                 progress.advance(1, answer.key)
         finally:
             if close := getattr(answers, "close", None):
@@ -135,6 +141,18 @@ def collect(
             f"{runtime.name} gave no answer to {len(lost)} of {len(missing)} prompts", "run the same command again"
         )
     return [store.have[prompt.key] for prompt in prompts]
+
+
+def prompt_for(
+    tokenizer: Tokenizer, name: str, messages: Sequence[Mapping[str, str]], number: int, seed: int
+) -> Prompt:
+    """Messages in the model's chat format, asked for the number-th time; key and seed follow from all of it.
+
+    Raises CalibrationError where the model has no chat template, or one that cannot render them.
+    """
+    tokens = tokenizer.encode(tokenizer.render(messages, add_generation_prompt=True))
+    key = f"{name}/{sha256(json.dumps(tokens).encode())[:8]}/{number}"
+    return Prompt(key, tuple(messages), tuple(tokens), int(sha256(f"{seed}/{key}".encode())[:8], 16) & 0x7FFFFFFF)
 
 
 def _path(folder: Path, identity: Mapping[str, str]) -> Path:
@@ -209,4 +227,6 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 def _sample(line: Mapping[str, Any] | None) -> Sample | None:
     names = {field.name for field in fields(Sample)}
-    return Sample(**line) if line is not None and set(line) == names else None
+    if line is None or set(line) | {"ids"} != names:
+        return None
+    return Sample(**{**line, "ids": tuple(line.get("ids", ()))})

@@ -260,3 +260,19 @@ def test_owner_and_name_is_a_dataset_and_a_missing_package_is_named(monkeypatch)
             check(spec)
         assert caught.value.hint == "pip install 'r1quant[datasets]'"
         assert isinstance(caught.value, R1QuantError)
+
+
+def test_a_text_keeps_the_tokens_it_was_written_in(toy, tmp_path):
+    """A model may write other tokens than encoding gives; where they mean something else, the text decides."""
+    usual = toy.encode("the answer")
+    single = [toy.encode(letter)[0] for letter in "the answer"]
+    assert toy.decode(single) == toy.decode(usual) and len(single) > len(usual)
+    head = {calibration.HEADER: 1, "model": "toy"}
+    path = lines(tmp_path / "a.jsonl", head, {"text": "the answer", "tokens": single})
+    assert list(calibration.documents(path, toy)) == [single]
+    assert calibration.header(Path(path)) == head
+    foreign = [{"tokens": single[::-1]}, {"tokens": [999_999]}, {"tokens": 12}, {"tokens": [-1]}, {"tokens": [True]}]
+    path = lines(tmp_path / "b.jsonl", *({"text": "the answer"} | other for other in foreign))
+    assert list(calibration.documents(path, toy)) == [usual] * len(foreign)
+    assert calibration.header(Path(path)) is None
+    check(path)
