@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from r1quant import layout as layouts
-from r1quant import preflight
+from r1quant import preflight, selfcalib
 from r1quant.archs import Architecture, architecture_of, layer_count, size
 from r1quant.artifact import Form, has_chat_template
+from r1quant.calibration import SELF
 from r1quant.checkpoint import Checkpoint
 from r1quant.errors import CheckpointError, OutOfSpaceError, R1QuantError, RecipeError
 from r1quant.floats import FLOAT_DTYPES
@@ -263,6 +264,13 @@ def _text_problems(checkpoint: Checkpoint, recipe: Recipe) -> list[Problem]:
                 CheckpointError,
             )
         )
+    elif recipe.calib == SELF and not has_chat_template(checkpoint.carried):
+        problems.append(
+            Problem(
+                f"{checkpoint.source} has no chat template, so that it cannot be asked to write its own text",
+                "give a text with --calib FILE, or leave out --calib",
+            )
+        )
     return problems
 
 
@@ -313,7 +321,11 @@ def _estimate(
     memory = PROCESS_BYTES + max(embedding, layer * 2 + solve) + 2 * boundary + kept
     squares = sum(s[0].shape[1] ** 2 for s in stacks if s) * (weights / max(1, layer))
     work = 2 * tokens * (weights + squares) + 4 * sum(x.shape[0] * x.shape[1] ** 2 for x in linears)
-    return Estimate(output, parts + held, memory, 20 + work / (1.2e11 * cores))
+    seconds = 20 + work / (1.2e11 * cores)
+    if recipe.calib == SELF:
+        writing = selfcalib.predict(checkpoint, recipe, weights)
+        memory, seconds = max(memory, PROCESS_BYTES + writing.memory_bytes), seconds + writing.seconds
+    return Estimate(output, parts + held, memory, seconds)
 
 
 def _place_problems(out: Path, estimate: Estimate) -> list[Problem]:
@@ -348,6 +360,9 @@ def _warnings(checkpoint: Checkpoint, arch: Architecture, linears: tuple[LinearP
         warnings.append("no tokenizer.json: the result cannot be used without a tokenizer from elsewhere")
     elif not has_chat_template(checkpoint.carried):
         warnings.append("no chat template: chat prompts will have to be formatted by hand")
+    if recipe.calib == SELF and recipe.calibrated:
+        weights = sum(math.prod(linear.shape) for linear in linears)
+        warnings += selfcalib.foretell(selfcalib.predict(checkpoint, recipe, weights), recipe)
     if checkpoint.config.get("tie_word_embeddings"):
         warnings.append("embedding and head are tied: they stay in float, as one tensor")
     return warnings

@@ -32,7 +32,7 @@ class Recipe:
     damping       share of the Hessian's mean diagonal that is added to it
     guided        round by what the answer needs: a sensitivity pass first, then weighted tokens and coupled rows
     corrected     aim at the float model's outputs, so that each layer makes up for the errors of those before it
-    calib         a text or JSONL file, hub:NAME, or None for the bundled text
+    calib         a text or JSONL file, hub:NAME, self for text that the model writes, or None for the bundled text
     samples, seq_len, seed   the calibration windows
     format        what is written
     device, dtype where and in what precision the calibration text is run
@@ -79,7 +79,7 @@ class Recipe:
             if not isinstance(flag, bool):
                 raise RecipeError(f"{name} is {flag!r}", "give true or false")
         if self.calib is not None and not (isinstance(self.calib, str) and self.calib):
-            raise RecipeError(f"calib is {self.calib!r}", "give the name of a file, or hub:NAME")
+            raise RecipeError(f"calib is {self.calib!r}", "give the name of a file, hub:NAME, or self")
         if not isinstance(self.device, str) or not DEVICE.fullmatch(self.device):
             raise RecipeError(f"device {self.device!r} is not supported", "choose from auto, cpu, cuda, cuda:0, ...")
         for name, value, least in (("samples", self.samples, 1), ("seq-len", self.seq_len, 2), ("seed", self.seed, 0)):

@@ -49,7 +49,10 @@ OPTIONS = (
         help="Let each layer make up for the errors of those before it.  [default: uncorrected]",
     ),
     click.option("--damping", type=float, help="Share of the mean diagonal added to the Hessian.  [default: 0.01]"),
-    click.option("--calib", help="Calibration: a text or JSONL file, or hub:NAME.  [default: the bundled set]"),
+    click.option(
+        "--calib",
+        help="A text or JSONL file, hub:NAME, or self, which the model writes.  [default: the bundled set]",
+    ),
     click.option("--samples", type=int, help="Calibration windows.  [default: 128]"),
     click.option("--seq-len", type=int, help="Tokens in a window.  [default: 1024]"),
     click.option("--seed", type=int, help="Seed of the calibration's shuffle.  [default: 0]"),

@@ -26,7 +26,7 @@ from r1quant.planner import Plan
 from r1quant.progress import Progress, Silent
 from r1quant.recipe import Recipe
 from r1quant.rundir import RunDir, folder_for
-from r1quant.sources import EMBEDDED, embedded_folder, open_model
+from r1quant.sources import is_embedded, open_model
 from r1quant.tokenizer import Tokenizer
 
 
@@ -86,7 +86,7 @@ def quantize(
     made.require()
     finished = _finished_record(out)
     with _disk_errors(out):
-        job = _Job(made, _calibration(made), _compute(recipe), out, progress)
+        job = _Job(made, _calibration(made, progress), _compute(recipe), out, progress)
         if finished is None:
             with RunDir(folder_for(out)) as run:
                 finished = _finished_record(out)  # by another process, while this one got ready
@@ -126,10 +126,14 @@ def _compute(recipe: Recipe) -> dict[str, str] | None:
     return {"device": device.type, "dtype": str(pick_dtype(recipe.dtype, device)).removeprefix("torch.")}
 
 
-def _calibration(made: Plan) -> calibration.Calibration | None:
+def _calibration(made: Plan, progress: Progress) -> calibration.Calibration | None:
     recipe = made.recipe
     if not recipe.calibrated:
         return None
+    if recipe.calib == calibration.SELF:
+        from r1quant.jobs.selftext import own_text
+
+        return own_text(made.checkpoint, recipe, progress)
     tokenizer = Tokenizer.of(made.checkpoint)
     vocabulary = int(made.checkpoint.config["vocab_size"])
     text = recipe.calib or default_text(made.checkpoint)
@@ -138,8 +142,7 @@ def _calibration(made: Plan) -> calibration.Calibration | None:
 
 def default_text(model: Checkpoint | Artifact) -> str | None:
     """The text to calibrate and measure with where none is named: the embedded model knows only its own problems."""
-    embedded = model.source == EMBEDDED and model.folder == embedded_folder()
-    return calibration.CHAINS if embedded else None
+    return calibration.CHAINS if is_embedded(model.source, model.folder) else None
 
 
 @contextmanager

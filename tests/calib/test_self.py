@@ -1,0 +1,142 @@
+"""`--calib self`: the model writes the text that it is then calibrated on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from r1quant import calibration, planner, prompts, selfcalib
+from r1quant.errors import CalibrationError
+from r1quant.jobs import selftext
+from r1quant.jobs.selftext import Author, own_text
+from r1quant.progress import Silent
+from r1quant.recipe import Recipe
+from r1quant.sources import open_model
+from tests.conftest import Run
+
+RECIPE = Recipe(calib="self", samples=3, seq_len=64, device="cpu", dtype="float32")
+WORDS = ("--bits", "3", "--calib", "self", "--samples", "3", "--seq-len", "64", "--device", "cpu", "--dtype", "float32")
+
+
+class Heard(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, line: str) -> None:
+        self.lines.append(line)
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selfcalib, "MAX_TOKENS", 40)
+
+
+def test_quantize_calibrates_on_it(run: Run, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = run("quantize", "tiny-r1", "-o", "out", *WORDS)
+    assert ran.code == 0, ran.err
+    assert "writes its own calibration text: 192 tokens" in ran.err and "calibrating on" in ran.err
+    record = json.loads(Path("out/r1quant.json").read_text("utf-8"))
+    expected = own_text(open_model("tiny-r1"), RECIPE, Silent())
+    assert record["recipe"]["calib"] == "self"
+    assert record["calibration"]["sha256"] == expected.sha256 and record["calibration"]["samples"] == 3
+    assert "own answers" in record["calibration"]["source"]
+    monkeypatch.delattr(Author, "_runtime")  # all that follows finds the text in the cache
+    assert run("quantize", "tiny-r1", "-o", "again", *WORDS).code == 0
+    weights = [Path(out, "model.safetensors").read_bytes() for out in ("out", "again")]
+    assert weights[0] == weights[1]
+    assert run("quantize", "tiny-r1", "-o", "out", *WORDS, "--json").json["already_complete"]
+
+
+def test_the_windows_are_the_first_answers_however_many_are_asked_at_a_time(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guess of one token a text asks for all prompts at once; one of a million, for one after the other."""
+    model = open_model("tiny-r1")
+    asked = prompts.load(embedded=True, limit=12)
+    monkeypatch.setattr(prompts, "load", lambda **_: asked)
+    found = []
+    for guess in (1, 1_000_000):
+        monkeypatch.setattr(selftext, "TOKENS_GUESSED", guess)
+        found.append(own_text(model, RECIPE, Silent()))
+    assert np.array_equal(found[0].tokens, found[1].tokens) and found[0].documents < 12
+    author = Author(
+        selftext.table.artifact(model),
+        selftext.Options(max_tokens=40, backend="torch", device="cpu", dtype="float32"),
+        Silent(),
+    )
+    texts = author.write((key, messages, 0) for key, messages in asked.prompts.items())
+    packed = calibration.pack([text.tokens for text in texts], 3, 64, author.tokenizer.eos_id)
+    assert np.array_equal(packed.tokens, found[0].tokens)
+
+
+def test_prompts_are_asked_again_where_they_are_too_few(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = prompts.load(embedded=True, limit=2)
+    monkeypatch.setattr(prompts, "load", lambda **_: asked)
+    heard = Heard()
+    found = own_text(open_model("tiny-r1"), replace(RECIPE, samples=8), heard)
+    assert found.tokens.shape == (8, 64) and found.documents > 4
+    (stored,) = own_cache.glob("samples-*.jsonl")
+    rows = [json.loads(line) for line in stored.read_text("utf-8").splitlines()[1:]]
+    assert {row["key"][-2:] for row in rows} >= {"/0", "/1", "/2"} and len({row["key"] for row in rows}) == len(rows)
+    assert "cut off at the most tokens and are kept" in heard.lines[-1]
+
+
+def test_a_context_that_is_too_short_for_every_prompt(llama: Path, own_cache: Path, tmp_path: Path) -> None:
+    model = open_model(llama)
+    tight = replace(model, config={**model.config, "max_position_embeddings": 1})
+    with pytest.raises(CalibrationError, match="wrote nothing"):
+        own_text(tight, replace(RECIPE, seq_len=32), Silent())
+
+
+@pytest.mark.parametrize("words", [("verify", "tiny-r1", "--text", "self"), ("calib", "show", "self")])
+def test_self_is_no_file(run: Run, words: tuple[str, ...]) -> None:
+    ran = run(*words)
+    assert ran.code in (2, 3) and "Traceback" not in ran.err
+
+
+class TestPlan:
+    def test_it_says_what_will_happen(self, run: Run) -> None:
+        plain, own = (
+            run("plan", "tiny-r1", "--device", "cpu", *words, "--json").json for words in ((), ("--calib", "self"))
+        )
+        (added,) = set(own["warnings"]) - set(plain["warnings"])
+        assert "131,072 tokens" in added and "on this machine's processor" in added
+        assert own["predicted_seconds"] > plain["predicted_seconds"]
+        assert own["output_bytes"] == plain["output_bytes"]
+        rounded = run("plan", "tiny-r1", "--method", "rtn", "--calib", "self", "--json").json
+        assert not any("calibration text" in warning for warning in rounded["warnings"])
+
+    @pytest.mark.parametrize(("device", "card"), [("cpu", True), ("auto", False), ("auto", True), ("cuda", False)])
+    def test_a_large_model_on_a_processor_is_warned_of(
+        self, device: str, card: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "card").touch()
+        monkeypatch.setattr(selfcalib, "CARD", tmp_path / ("card" if card else "none"))
+        recipe = Recipe(calib="self", device=device)
+        cost = selfcalib.predict(open_model("tiny-r1"), recipe, 8_000_000_000)
+        lines = selfcalib.foretell(cost, recipe)
+        slow = device == "cpu" or (device == "auto" and not card)
+        assert ("that is long" in lines[-1]) == slow and len(lines) == 1 + slow
+        assert any("hours" in line for line in lines) == slow
+
+    def test_memory_counts_the_weights_that_write(self) -> None:
+        model = open_model("tiny-r1")
+        own, plain = (planner.make(model, Recipe(calib=calib, samples=1)).estimate for calib in ("self", None))
+        assert own.peak_rss_bytes >= plain.peak_rss_bytes
+        assert selfcalib.predict(model, Recipe(calib="self"), 10**10).memory_bytes > 4 * 10**10
+
+
+def test_which_prompts_a_model_is_asked(llama: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedded model its own problems; any other the bundled prompts."""
+    asked: list[Any] = []
+    monkeypatch.setattr(Author, "write", lambda self, given: asked.extend(given))
+    for model in ("tiny-r1", llama):
+        with pytest.raises(CalibrationError):
+            own_text(open_model(model), RECIPE, Silent())
+    names = [name for name, *_ in asked]
+    assert names[0].startswith("tiny-") and names[-1].startswith("prompts-")
