@@ -56,11 +56,12 @@ def quantize(
 def calib_generate(
     model: str | Path = "tiny-r1", out: str | Path | None = None, progress: Progress | None = None, **options: Any
 ) -> Generated:
-    """Has a model write text to calibrate it on; options are the fields of r1quant.jobs.selftext.Options."""
+    """Has a model write text to calibrate it on; options are the fields of r1quant.jobs.selftext.Options
+    and of r1quant.jobs.runtimes.Setup."""
     from r1quant.jobs.calib import generate as job
     from r1quant.jobs.selftext import Options
 
-    return job(model, out, Options(**options), progress)
+    return job(model, out, Options.of(options), progress)
 
 
 def export(

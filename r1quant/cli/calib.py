@@ -27,8 +27,10 @@ def calib() -> None:
 @click.option("--top-p", type=float, help="Of the draws.  [default: 0.95]")
 @click.option("--seed", type=int, help="Of the draws.  [default: 0]")
 @click.option("--backend", help="Runs MODEL: torch, onnxruntime, llamacpp, openai, mock or auto.  [default: auto]")
-@click.option("--base-url", multiple=True, help="A server that runs MODEL: http://localhost:8000/v1. Repeatable.")
-@click.option("--served-model", help="What the server calls MODEL.  [default: the first it lists]")
+@click.option(
+    "--base-url", "base_urls", multiple=True, help="A server that runs MODEL: http://localhost:8000/v1. Repeatable."
+)
+@click.option("--served-model", "served", help="What the server calls MODEL.  [default: the first it lists]")
 @click.option("--concurrency", type=int, help="Requests to servers at a time.  [default: 8]")
 @click.option("--patience", type=float, help="Seconds to wait for servers of which none answers.  [default: 300]")
 @click.option("--device", help="cpu, cuda, or auto.  [default: auto]")
@@ -44,11 +46,11 @@ def generate(model: str | None, out: Path | None, as_json: bool, debug: bool, **
     from r1quant.jobs.selftext import Options, told
 
     chosen = {key: value for key, value in given.items() if value not in (None, ())}
-    if "base_url" in chosen:
+    if "base_urls" in chosen:
         chosen.setdefault("backend", "openai")
     name = console.pick_model(model)
     with console.watching() as progress:
-        done = job(name, out, Options(**chosen), progress)
+        done = job(name, out, Options.of(chosen), progress)
 
     def show() -> None:
         again = " (it was complete already)" if done.already_complete else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class Setup:
-    """How a model is run. Raises RecipeError where servers are named for another backend than openai, or none for it.
+    """How a model is run. Raises RecipeError where servers are named for another backend than openai, or none for it,
+    and for numbers that ask nobody.
 
     backend        one of BACKENDS, or auto, which is the one that the model's format is made for
     device, dtype  where and in what precision torch computes; auto takes what suits this machine
@@ -46,6 +48,11 @@ class Setup:
     def __post_init__(self) -> None:
         if bool(self.base_urls) != (self.backend == SERVER):
             raise RecipeError("--base-url and the backend openai belong together", "give both, or leave out --base-url")
+        if self.concurrency < 1 or not 0 <= self.patience < math.inf:
+            raise RecipeError(
+                f"servers cannot be asked with concurrency {self.concurrency} and patience {self.patience}",
+                "give a whole number from 1 up, and seconds from 0 up",
+            )
 
 
 def backend_of(artifact: Artifact, wanted: str) -> str:

@@ -9,7 +9,8 @@ import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from r1quant import calibration, prompts, selfcalib
 from r1quant.artifact import Artifact, stop_tokens
@@ -20,7 +21,7 @@ from r1quant.checkpoint import Checkpoint
 from r1quant.errors import CalibrationError, RecipeError
 from r1quant.formats import table
 from r1quant.jobs.identity import identity
-from r1quant.jobs.runtimes import Server, backend_of, installed, open_runtime
+from r1quant.jobs.runtimes import Setup, backend_of, installed, open_runtime
 from r1quant.jobs.samples import Sample, Samples, cache_folder, collect, prompt_for
 from r1quant.progress import Progress
 from r1quant.prompts import Messages
@@ -35,7 +36,12 @@ Asked = tuple[str, Messages, int]  # a prompt's name, what it says, and for whic
 
 @dataclass(frozen=True)
 class Options:
-    """How text is drawn, and who draws it; see r1quant.jobs.pair.Options, whose names these are."""
+    """What a model is asked, and how its answers are drawn.
+
+    prompts             a JSONL file, or None for the bundled prompts; limit: only the first so many
+    samples_per_prompt  answers to each, with the seeds that follow from `seed`
+    setup               how the model is run
+    """
 
     prompts: str | None = None
     limit: int | None = None
@@ -44,17 +50,11 @@ class Options:
     temperature: float = selfcalib.TEMPERATURE
     top_p: float = selfcalib.TOP_P
     seed: int = 0
-    backend: str = "auto"
-    base_url: tuple[str, ...] = ()
-    served_model: str | None = None
-    concurrency: int = 8
-    patience: float = 300.0
-    device: str = "auto"
-    dtype: str = "auto"
+    setup: Setup = field(default_factory=Setup)
 
     def __post_init__(self) -> None:
         """Raises RecipeError naming the first value that is not possible."""
-        for name in ("limit", "samples_per_prompt", "max_tokens", "concurrency"):
+        for name in ("limit", "samples_per_prompt", "max_tokens"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise RecipeError(f"{name.replace('_', '-')} is {value}", "give a whole number of at least 1")
         if not (0 <= self.temperature < math.inf and 0 < self.top_p <= 1 and self.seed >= 0):
@@ -62,10 +62,13 @@ class Options:
                 f"temperature {self.temperature}, top-p {self.top_p}, seed {self.seed} cannot be drawn with",
                 "give a temperature from 0 up, a top-p above 0 and up to 1, and a seed from 0 up",
             )
-        if not 0 <= self.patience < math.inf:
-            raise RecipeError(f"patience is {self.patience}", "give seconds from 0 up")
-        if bool(self.base_url) != (self.backend == "openai"):
-            raise RecipeError("--base-url and the backend openai belong together", "give both, or leave out --base-url")
+
+    @staticmethod
+    def of(values: Mapping[str, Any]) -> Options:
+        """From options and those of the setup in one. Raises TypeError for a name that neither has."""
+        names = {each.name for each in fields(Setup)} & set(values)
+        rest = {name: value for name, value in values.items() if name not in names}
+        return Options(**rest, setup=Setup(**{name: values[name] for name in names}))
 
     @property
     def sampling(self) -> Sampling:
@@ -98,7 +101,7 @@ class Author:
         self.model, self.options, self.progress = model, options, progress
         self.tokenizer = Tokenizer.from_files(model.carried, model.source)
         self.stop = stop_tokens(model, self.tokenizer.eos_id)
-        self.backend = backend_of(model, options.backend)
+        self.backend = backend_of(model, options.setup.backend)
         installed(self.backend)
         self._device, self._dtype = self._place()
         self.identity = self._identity()
@@ -117,7 +120,8 @@ class Author:
                 have = store.have
             if changed := getattr(runtime, "retemplated", 0):
                 self.progress.note(f"the server's chat template or tokenizer makes other tokens of {changed} prompts")
-        return [self._text(prompt, have[prompt.key]) for prompt in prompted if have[prompt.key].count]
+        found = [(prompt, have[prompt.key]) for prompt in prompted]
+        return [self._text(prompt, sample) for prompt, sample in found if sample.count or sample.text]
 
     def _text(self, prompt: Prompt, sample: Sample) -> Text:
         if sample.ids:
@@ -134,18 +138,18 @@ class Author:
             return "", ""
         from r1quant.forward import pick_device, pick_dtype
 
-        device = pick_device(self.options.device)
-        return device.type, str(pick_dtype(self.options.dtype, device)).removeprefix("torch.")
+        device = pick_device(self.options.setup.device)
+        return device.type, str(pick_dtype(self.options.setup.dtype, device)).removeprefix("torch.")
 
     def _identity(self) -> Mapping[str, str]:
         """All that decides an answer but for the prompt, which its key tells."""
-        options = self.options
+        options, setup = self.options, self.options.setup
         return {
             "purpose": "calibration",
             "model": identity(self.model, cache_folder(), self.progress),
-            "backend": options.backend if self.backend == "mock" else self.backend,
-            "server": " ".join(map(shown, options.base_url)),
-            "served": options.served_model or "",
+            "backend": setup.backend if self.backend == "mock" else self.backend,
+            "server": " ".join(map(shown, setup.base_urls)),
+            "served": setup.served or "",
             "device": self._device,
             "dtype": self._dtype,
             "sampling": json.dumps([options.temperature, options.top_p, options.max_tokens, options.seed]),
@@ -153,19 +157,9 @@ class Author:
         }
 
     def _runtime(self, prompted: Sequence[Prompt]) -> Runtime:
-        options = self.options
-        longest = max(len(prompt.tokens) for prompt in prompted) + options.max_tokens
-        urls, concurrency = options.base_url, options.concurrency
-        return open_runtime(
-            self.model,
-            min(longest, int(self.model.config.get("max_position_embeddings", 1 << 20))),
-            options.backend,
-            options.device,
-            self._dtype or "float32",
-            server=Server(urls, options.served_model, concurrency, options.patience) if urls else None,
-            tokenizer=self.tokenizer,
-            note=self.progress.note,
-        )
+        longest = max(len(prompt.tokens) for prompt in prompted) + self.options.max_tokens
+        context = min(longest, int(self.model.config.get("max_position_embeddings", 1 << 20)))
+        return open_runtime(self.model, context, self.options.setup, tokenizer=self.tokenizer, note=self.progress.note)
 
 
 def summary(texts: Sequence[Text]) -> dict[str, int]:
@@ -194,8 +188,8 @@ def own_text(checkpoint: Checkpoint, recipe: Recipe, progress: Progress) -> Cali
     Raises CalibrationError where it writes nothing.
     """
     asked = prompts.load(embedded=is_embedded(checkpoint.source, checkpoint.folder))
-    most, place = selfcalib.MAX_TOKENS, (recipe.device, recipe.dtype)
-    options = Options(max_tokens=most, seed=recipe.seed, backend="torch", device=place[0], dtype=place[1])
+    setup = Setup("torch", recipe.device, recipe.dtype)
+    options = Options(max_tokens=selfcalib.MAX_TOKENS, seed=recipe.seed, setup=setup)
     author = Author(table.artifact(checkpoint), options, progress)
     endless = ((name, messages, n) for n in itertools.count() for name, messages in asked.prompts.items())
     need, texts, have = recipe.samples * recipe.seq_len, list[Text](), 0

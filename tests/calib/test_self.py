@@ -66,7 +66,7 @@ def test_the_windows_are_the_first_answers_however_many_are_asked_at_a_time(
     assert np.array_equal(found[0].tokens, found[1].tokens) and found[0].documents < 12
     author = Author(
         selftext.table.artifact(model),
-        selftext.Options(max_tokens=40, backend="torch", device="cpu", dtype="float32"),
+        selftext.Options.of({"max_tokens": 40, "backend": "torch", "device": "cpu", "dtype": "float32"}),
         Silent(),
     )
     texts = author.write((key, messages, 0) for key, messages in asked.prompts.items())
