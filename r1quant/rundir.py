@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -30,14 +30,15 @@ def folder_for(out: Path) -> Path:
 class RunDir:
     """An open, locked run directory. Use as a context manager; the lock ends with it."""
 
-    def __init__(self, folder: Path) -> None:
-        """Opens or creates it. Raises ResumeError where it is somebody else's, or another process is at work in it."""
+    def __init__(self, folder: Path, waiting: Callable[[], None] | None = None) -> None:
+        """Opens or creates it. Raises ResumeError where it is somebody else's, or another process is at work in it;
+        where `waiting` is given it is called then, and the end of that work awaited."""
         self.folder, self._removed = folder, False
         lock = None
         while lock is None:
             folder.mkdir(exist_ok=True)
             with suppress(FileNotFoundError):  # another process has removed it since: begin again
-                lock = _locked(folder)
+                lock = _locked(folder, waiting)
         self._lock: IO[str] = lock
 
     def __enter__(self) -> RunDir:
@@ -106,7 +107,7 @@ class RunDir:
             self.folder.rmdir()
 
 
-def _locked(folder: Path) -> IO[str]:
+def _locked(folder: Path, waiting: Callable[[], None] | None) -> IO[str]:
     """The lock of a run directory, taken. Raises FileNotFoundError where it was removed at the same time."""
     path = folder / LOCK
     if not path.exists() and any(folder.iterdir()):
@@ -115,7 +116,7 @@ def _locked(folder: Path) -> IO[str]:
         )
     lock = path.open("w")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _take(lock, waiting)
         if not os.path.samestat(path.stat(), os.fstat(lock.fileno())):
             raise FileNotFoundError(path)
     except BlockingIOError:
@@ -127,3 +128,14 @@ def _locked(folder: Path) -> IO[str]:
         lock.close()
         raise
     return lock
+
+
+def _take(lock: IO[str], waiting: Callable[[], None] | None) -> None:
+    """Raises BlockingIOError where another process has it and nobody waits."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if waiting is None:
+            raise
+        waiting()
+        fcntl.flock(lock, fcntl.LOCK_EX)

@@ -50,7 +50,11 @@ def measured(
     """
     folder = cache / f"sensitivity-{sha256(json.dumps(dict(identity), sort_keys=True).encode())[:32]}"
     cache.mkdir(parents=True, exist_ok=True)
-    with RunDir(folder) as run, torch.no_grad():
+
+    def waiting() -> None:
+        progress.note("another process makes the sensitivity pass of this model and text: waiting for it")
+
+    with RunDir(folder, waiting) as run, torch.no_grad():
         run.claim(identity)
         if any(not _part(folder, index).exists() for index in range(len(decoder))):
             _Pass(decoder, tokens, run, progress).run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
 
 import numpy as np
@@ -110,3 +111,19 @@ def test_what_is_there_is_not_made_again(tmp_path: Path) -> None:
     measured(model, TOKENS, tmp_path, {"of": "this"}, Stops(0))
     with pytest.raises(KeyboardInterrupt):
         measured(model, TOKENS, tmp_path, {"of": "that"}, Stops(0))
+
+
+def test_two_at_once_make_it_once(tmp_path: Path) -> None:
+    folder, notes = models.write_model(tmp_path / "model", "llama"), list[str]()
+
+    class Notes(Silent):
+        def note(self, line: str) -> None:
+            notes.append(line)
+            lock.close()
+
+    cache = tmp_path / "cache"
+    made = measured(decoder(folder), TOKENS, cache, {"of": "this"}, Silent()).folder
+    lock = (made / "lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    assert measured(decoder(folder), TOKENS, cache, {"of": "this"}, Notes()).folder == made
+    assert len(notes) == 1 and "waiting" in notes[0]
