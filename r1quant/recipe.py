@@ -23,7 +23,7 @@ DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 @dataclass(frozen=True)
 class Recipe:
     """method        gptq or rtn
-    bits          2, 3, 4 or 8
+    bits          2 .. 8
     group_size    16, 32, 64, 128, or -1 for whole rows
     symmetric     zero point fixed at 2**(bits-1); otherwise chosen for each group
     scale_dtype   portable: exact in float16 and in bfloat16; or float16

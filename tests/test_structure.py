@@ -26,7 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     ("rundir", "calibration", "problemsets", "prompts", "selfcalib", "stats", "progress"),
     ("methods", "formats", "forward", "backends", "metrics", "hardware"),
-    ("layout", "targets", "preflight", "planner", "sensitivity"),  # ask formats what they can hold
+    ("layout", "targets", "preflight", "planned", "planner", "sensitivity"),  # ask formats what they can hold
     ("jobs",),
     ("cli", "r1quant"),
 )  # fmt: skip
@@ -149,7 +149,7 @@ def test_third_parties_stay_behind_their_fences(module: str) -> None:
 
 
 def test_a_method_is_one_file_and_a_format_one_file_or_folder_that_knows_no_other() -> None:
-    shared = {"methods.kernels", "methods.scales", "formats.codec"}
+    shared = {"methods.kernels", "methods.scales", "formats.codec", "formats.names"}
 
     def unit(module: str) -> str:
         """methods.gptq, formats.onnx, ..."""

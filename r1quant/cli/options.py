@@ -20,7 +20,7 @@ OPTIONS = (
         "-o", "--out", type=click.Path(path_type=Path), help="Output folder.  [default: named after the model]"
     ),
     click.option("--preset", help=f"A named recipe: {', '.join(PRESETS)}."),
-    click.option("--bits", type=str, help="Bits per weight: 2, 3, 4 or 8.  [default: 4]"),
+    click.option("--bits", type=str, help="Bits per weight: 2 to 8; GPTQ holds 2, 3, 4 and 8, AWQ 4.  [default: 4]"),
     click.option("--method", help=f"{' or '.join(METHODS)}.  [default: gptq]"),
     click.option("--group-size", type=int, help="Weights that share a scale: 16, 32, 64, 128, -1.  [default: 128]"),
     click.option(
