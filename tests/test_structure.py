@@ -19,7 +19,7 @@ ROOT = Path(r1quant.__file__).parent
 # From the ground up. A room may import rooms of lower floors, and those of its own floor unless they are siblings.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "extras", "atomic", "tinyr1"),
-    ("grid", "bits", "qlinear", "floats", "registry"),
+    ("grid", "bits", "qlinear", "floats", "registry", "allocate"),
     (
         "archs", "rope", "yarn", "artifact", "checkpoint", "recipe", "tensorfile", "provenance", "hub", "sources",
         "tokenizer", "gguf_header", "gguf_config", "gguf_tokenizer", "gguf_source",
