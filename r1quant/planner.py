@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from r1quant import layout as layouts
 from r1quant import preflight, selfcalib
 from r1quant.archs import Architecture, architecture_of, layer_count, size
 from r1quant.artifact import Form, has_chat_template
+from r1quant.budget import Allocation, Budget, Predictions, budget_of, decide
 from r1quant.calibration import SELF
 from r1quant.checkpoint import Checkpoint
 from r1quant.errors import CheckpointError, OutOfSpaceError
@@ -57,6 +59,13 @@ class Plan:
     warnings: tuple[str, ...]
     estimate: Estimate
     devices: int = 1
+    budget: Budget | None = None
+    allocation: Allocation | None = None
+
+    @property
+    def decided(self) -> bool:
+        """Whether the grids are final; not where a budget asks for predictions that are not there yet."""
+        return self.budget is None or (self.allocation is not None and self.allocation.source is not None)
 
     @property
     def quantized_parameters(self) -> int:
@@ -104,9 +113,9 @@ class Plan:
         return {
             "name": linear.name,
             "shape": list(linear.shape),
-            "bits": 8 * stored // linear.weights if grid is None else grid.bits,
+            "bits": (8 * stored // linear.weights if grid is None else grid.bits) if self.decided else None,
             "group_size": None if grid is None else grid.group_size,
-            "bytes": stored,
+            "bytes": stored if self.decided else None,
         }
 
     def as_dict(self) -> dict[str, Any]:
@@ -114,6 +123,8 @@ class Plan:
             "model": self.checkpoint.name,
             "architecture": self.arch.model_type,
             "recipe": self.recipe.as_dict(),
+            "budget": None if self.budget is None else self.budget.as_dict(),
+            "allocation": self.allocation.as_dict() if self.allocation is not None and self.decided else None,
             "linears": [self._entry(linear) for linear in self.linears],
             "bits_per_weight": self.bits_per_weight,
             "quantizable_parameters": sum(linear.weights for linear in self.linears),
@@ -163,17 +174,51 @@ def make(
     arch, layers = architecture_of(checkpoint.config), layer_count(checkpoint.config, len(checkpoint.tensors))
     problems = _already_quantized(checkpoint) or check_tensors(checkpoint, arch)
     linears = linears_of(checkpoint, arch, layers)
-    grids = grids or dict.fromkeys((linear.name for linear in linears), recipe.grid)
-    problems += _grid_problems(linears, grids, recipe)
+    uniform = dict.fromkeys((linear.name for linear in linears), recipe.grid)
+    uneven = _group_problems(linears, recipe)
+    problems += uneven
+    budget, allocation = None, None
+    if recipe.budgeted and grids is None and not problems:
+        sized = partial(_layout, checkpoint, arch, linears, recipe)
+        budget, found = budget_of(checkpoint, arch, recipe, linears, sized)
+        problems += found
+        if budget is not None:
+            even = decide(linears, recipe, budget, sized, Predictions.even(linears))
+            allocation = replace(even, source=None)
+            grids = allocation.grids
+    if not uneven and (grids or not recipe.budgeted):
+        problems += _form_problems(linears, grids or uniform, recipe)
+    grids = grids or uniform
     problems += _text_problems(checkpoint, recipe)
-    layout = _layout(checkpoint, arch, linears, grids, recipe)
+    layout = _layout(checkpoint, arch, linears, recipe, grids)
     estimate = _estimate(checkpoint, recipe, linears, grids, layout)
     if out is not None and not problems:
         problems += _place_problems(out, estimate)
     if devices > 1 and not problems:
         problems += _device_problems(checkpoint, arch, linears, grids, recipe, devices)
-    warnings = tuple(_warnings(checkpoint, arch, linears, grids, recipe))
-    return Plan(checkpoint, arch, recipe, layers, linears, grids, layout, tuple(problems), warnings, estimate, devices)
+    warnings = _warnings(checkpoint, arch, linears, grids, recipe)
+    if budget is not None:
+        warnings.insert(0, "bits are decided after the sensitivity pass; until then every weight counts alike")
+    return Plan(
+        checkpoint, arch, recipe, layers, linears, grids, layout, tuple(problems), tuple(warnings), estimate, devices,
+        budget, allocation,
+    )  # fmt: skip
+
+
+def allocated(made: Plan, predictions: Predictions) -> Plan:
+    """A plan with a budget, its bits decided by what each linear is predicted to lose, and its bytes exact.
+
+    Raises NumericError where a prediction is missing, RecipeError where the decided plan cannot be carried out.
+    """
+    made.require()
+    if made.budget is None:
+        return made
+    checkpoint, arch, recipe, linears = made.checkpoint, made.arch, made.recipe, made.linears
+    sized = partial(_layout, checkpoint, arch, linears, recipe)
+    allocation = decide(linears, recipe, made.budget, sized, predictions)
+    decided = make(checkpoint, recipe, None, made.devices, allocation.grids)
+    decided.require()
+    return replace(decided, budget=made.budget, allocation=allocation)
 
 
 def _already_quantized(checkpoint: Checkpoint) -> list[Problem]:
@@ -188,14 +233,8 @@ def _already_quantized(checkpoint: Checkpoint) -> list[Problem]:
     ]
 
 
-def _grid_problems(linears: tuple[LinearPlan, ...], grids: Grids, recipe: Recipe) -> list[Problem]:
+def _group_problems(linears: tuple[LinearPlan, ...], recipe: Recipe) -> list[Problem]:
     problems = []
-    alike: dict[tuple[int, int], LinearPlan] = {}
-    for linear in linears:
-        first = alike.setdefault((linear.layer, linear.stage), linear)
-        if grids[linear.name] != grids[first.name]:
-            wrong = f"{linear.name} has another grid than {first.name}, which shares its input"
-            problems.append(Problem(wrong, "linears that share an input are rounded, and served, as one"))
     group = recipe.group_size
     for columns in sorted({linear.shape[1] for linear in linears}):
         if group != -1 and columns % group:
@@ -209,12 +248,22 @@ def _grid_problems(linears: tuple[LinearPlan, ...], grids: Grids, recipe: Recipe
                     f"use --group-size with one that does: {choices} (-1 is one group a row)",
                 )
             )
-    if not problems:
-        first_of = {form: name for name, form in reversed(forms_of(linears, grids).items())}
-        for form, name in sorted(first_of.items(), key=lambda item: (item[0].shape, item[0].bits)):
-            reason = CODECS[recipe.format].problem(form)
-            if reason:
-                problems.append(Problem(f"{name}: {reason}", _way_out(form, recipe)))
+    return problems
+
+
+def _form_problems(linears: tuple[LinearPlan, ...], grids: Grids, recipe: Recipe) -> list[Problem]:
+    problems = []
+    alike: dict[tuple[int, int], LinearPlan] = {}
+    for linear in linears:
+        first = alike.setdefault((linear.layer, linear.stage), linear)
+        if grids[linear.name] != grids[first.name]:
+            wrong = f"{linear.name} has another grid than {first.name}, which shares its input"
+            problems.append(Problem(wrong, "linears that share an input are rounded, and served, as one"))
+    first_of = {form: name for name, form in reversed(forms_of(linears, grids).items())}
+    for form, name in sorted(first_of.items(), key=lambda item: (item[0].shape, item[0].bits)):
+        reason = CODECS[recipe.format].problem(form)
+        if reason:
+            problems.append(Problem(f"{name}: {reason}", _way_out(form, recipe)))
     return problems
 
 
@@ -279,7 +328,7 @@ def _way_out(form: Form, recipe: Recipe) -> str:
 
 
 def _layout(
-    checkpoint: Checkpoint, arch: Architecture, linears: tuple[LinearPlan, ...], grids: Grids, recipe: Recipe
+    checkpoint: Checkpoint, arch: Architecture, linears: tuple[LinearPlan, ...], recipe: Recipe, grids: Grids
 ) -> Layout:
     groups_fit = all(recipe.group_size == -1 or linear.shape[1] % recipe.group_size == 0 for linear in linears)
     forms = forms_of(linears, grids) if groups_fit else {}
@@ -348,6 +397,9 @@ def _warnings(
         reason = verdict.refuses.get(recipe.format)
         if reason and verdict.runtime in preflight.SERVING:
             others = f"; it loads {' and '.join(verdict.loads)}, which export writes" if verdict.loads else ""
+            loaded = preflight.mixed_bits(recipe.format, recipe.symmetric, verdict.runtime)
+            if recipe.budgeted and len(loaded) > 1:
+                others += f"; --allowed-bits {','.join(map(str, sorted(loaded)))} chooses among those that it loads"
             warnings.append(f"{verdict.runtime} does not load {recipe.format} on this grid: {reason}{others}")
     stretched = yarn(checkpoint.config)
     if stretched is not None and stretched.disagree:

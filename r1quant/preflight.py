@@ -74,6 +74,12 @@ class Verdict:
         return {"runtime": self.runtime, "loads": list(self.loads), "refuses": dict(self.refuses)}
 
 
+def mixed_bits(format: str, symmetric: bool, name: str | None = None) -> frozenset[int]:
+    """The bits at which a runtime, any or the named one, loads a format where linears differ; none where none does."""
+    rules = [runtime.rules[format] for runtime in RUNTIMES if format in runtime.rules and name in (None, runtime.name)]
+    return frozenset(b for rule in rules if rule.mixed for b in (rule.symmetric if symmetric else rule.asymmetric))
+
+
 def formats(forms: Mapping[str, Form], options: ExportOptions | None = None) -> dict[str, str | None]:
     """For every format None, or why it cannot hold all linears exactly."""
     options, kinds = options or ExportOptions(), dict.fromkeys(forms.values())

@@ -26,7 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     ("rundir", "calibration", "problemsets", "prompts", "selfcalib", "stats", "progress"),
     ("methods", "formats", "forward", "backends", "metrics", "hardware"),
-    ("layout", "targets", "preflight", "planned", "planner", "sensitivity"),  # ask formats what they can hold
+    ("layout", "targets", "preflight", "planned", "budget", "planner", "sensitivity"),  # ask formats what they can hold
     ("jobs",),
     ("cli", "r1quant"),
 )  # fmt: skip

@@ -25,10 +25,11 @@ def with_fused(linears: Iterable[str]) -> list[str]:
 def patterns(linears: Iterable[str], end: str = "$") -> list[str]:
     """Regular expressions for re.match: one of them takes exactly these names, and those of their fused layers.
 
-    Layers in which the same linears are named share an expression. end: the expression that a name ends with.
+    Layers in which the same linears are named share an expression. The order of the names does not matter.
+    end: the expression that a name ends with.
     """
     inside: dict[tuple[str, str, str], list[str]] = {}
-    for name in with_fused(linears):
+    for name in sorted(with_fused(linears), key=_place):
         parts = NUMBERED.fullmatch(name)
         before, number, within = parts.groups() if parts else ("", "", name)
         parent, dot, leaf = within.rpartition(".")
@@ -40,6 +41,12 @@ def patterns(linears: Iterable[str], end: str = "$") -> list[str]:
         f"^{re.escape(before)}{_any(numbers)}{re.escape(parent)}{_any(leaves)}{end}"
         for (before, parent, leaves), numbers in layers.items()
     ]
+
+
+def _place(name: str) -> tuple[bool, str, int, str]:
+    """By number of the layer, and what is in none at the end."""
+    parts = NUMBERED.fullmatch(name)
+    return (False, parts[1], int(parts[2]), parts[3]) if parts else (True, name, 0, "")
 
 
 def _any(words: Iterable[str]) -> str:

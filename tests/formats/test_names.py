@@ -43,7 +43,8 @@ def test_rules_match_what_they_are_for_and_nothing_else(chosen: set[str], end: s
 def test_layers_in_which_the_same_is_named_share_a_rule() -> None:
     names = [f"model.layers.{i}.mlp.{leaf}_proj" for i in range(36) for leaf in ("gate", "up")]
     (rule,) = patterns(names)
-    assert rule.endswith(r"\.mlp\.(?:gate_proj|up_proj|gate_up_proj)$")
+    assert rule.endswith(r"\.mlp\.(?:gate_proj|gate_up_proj|up_proj)$")
+    assert patterns(reversed(names)) == [rule]
     assert patterns(["lm_head"]) == ["^lm_head$"] and patterns([]) == []
 
 
