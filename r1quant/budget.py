@@ -84,11 +84,14 @@ class Allocation:
 
 
 def choices(recipe: Recipe, linears: tuple[LinearPlan, ...]) -> tuple[int, ...]:
-    """The bits that the format holds and, where the recipe names none, that a runtime loads mixed in this format."""
+    """The bits that the format holds: those that the recipe names, or those of them that a runtime loads mixed.
+
+    Where it names none and no runtime loads several, all that the format holds.
+    """
     named = recipe.allowed_bits or BITS
     held = tuple(bits for bits in named if any(_holds(recipe, linear, bits) for linear in linears))
     loaded = preflight.mixed_bits(recipe.format, recipe.symmetric)
-    return tuple(bits for bits in held if recipe.allowed_bits or not loaded or bits in loaded)
+    return held if recipe.allowed_bits or len(loaded) < 2 else tuple(bits for bits in held if bits in loaded)
 
 
 def budget_of(

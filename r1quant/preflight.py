@@ -24,13 +24,14 @@ class Rule:
     """What a runtime takes of a format beyond what the format holds.
 
     symmetric, asymmetric  the bits of grids of either kind
-    mixed                  whether linears of the layers may differ, or stay in float
+    mixed                  whether linears of the layers may differ in bits, or stay in float: where all grids are
+                           symmetric, and where not
     """
 
     symmetric: tuple[int, ...] = BITS
     asymmetric: tuple[int, ...] = BITS
     group_sizes: tuple[int, ...] | None = None
-    mixed: bool = True
+    mixed: tuple[bool, bool] = (True, True)
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,11 @@ RUNTIMES: Sequence[Runtime] = (
     Runtime("SGLang", _SERVERS, shards=True),
     Runtime(
         "transformers",
-        {**dict.fromkeys(("gptq", "gptq-v2"), Rule(mixed=False)), "awq": Rule(), "compressed-tensors": Rule()},
+        {
+            **dict.fromkeys(("gptq", "gptq-v2"), Rule(mixed=(False, False))),
+            "awq": Rule(),
+            "compressed-tensors": Rule(mixed=(True, False)),  # zero points it reads only with one scheme for all
+        },
     ),
     Runtime("onnxruntime", {"onnx": Rule()}),
     Runtime("onnxruntime-genai", {"onnx": Rule()}),
@@ -77,7 +82,8 @@ class Verdict:
 def mixed_bits(format: str, symmetric: bool, name: str | None = None) -> frozenset[int]:
     """The bits at which a runtime, any or the named one, loads a format where linears differ; none where none does."""
     rules = [runtime.rules[format] for runtime in RUNTIMES if format in runtime.rules and name in (None, runtime.name)]
-    return frozenset(b for rule in rules if rule.mixed for b in (rule.symmetric if symmetric else rule.asymmetric))
+    able = (rule for rule in rules if rule.mixed[not symmetric])
+    return frozenset(b for rule in able for b in (rule.symmetric if symmetric else rule.asymmetric))
 
 
 def formats(forms: Mapping[str, Form], options: ExportOptions | None = None) -> dict[str, str | None]:
@@ -100,7 +106,8 @@ def runtimes(
         loads, refuses = [], {}
         for name, rule in runtime.rules.items():
             reason = held[name] or _kernels(rule, forms)
-            if reason is None and not rule.mixed and _differ(arch, config, forms):
+            symmetric = all(form.symmetric for form in forms.values())
+            if reason is None and not rule.mixed[not symmetric] and _differ(arch, config, forms):
                 reason = "linears differ in their bits, which it does not read from this format"
             if reason is None and runtime.shards:
                 reason = _fused(arch, config, forms) or _sharded(arch, config, forms, devices)

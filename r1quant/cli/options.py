@@ -29,8 +29,8 @@ OPTIONS = (
     click.option("--context", type=int, help="With --fit-gpu: tokens whose 16-bit cache shall fit beside the weights."),
     click.option(
         "--allowed-bits",
-        help="With a target: bits to choose from, such as 4,8; 16 leaves a linear in float.  [default: all that the "
-        "format holds and a runtime loads]",
+        help="With a target: bits to choose from, such as 4,8; 16 leaves a linear in float. Left out, all that the "
+        "format holds and a runtime loads.",
     ),
     click.option("--method", help=f"{' or '.join(METHODS)}.  [default: gptq]"),
     click.option("--group-size", type=int, help="Weights that share a scale: 16, 32, 64, 128, -1.  [default: 128]"),

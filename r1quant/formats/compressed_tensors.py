@@ -8,6 +8,7 @@ an int8 weight_zero_point.
 Scales are written in float16 even where bfloat16 would hold them: transformers dequantizes in their dtype, and three
 more bits keep the weights nearer to exact. transformers 5.23 with compressed-tensors 0.20 loads packed files with zero
 points, whoever wrote them, only where it is told to: quantization_config=CompressedTensorsConfig(dequantize=True).
+Told so, it takes the bits of one config group for all linears, and reads those of other bits wrong.
 """
 
 from __future__ import annotations

@@ -165,6 +165,7 @@ def test_the_bits_to_choose_from(checkpoint: Checkpoint) -> None:
     assert choices() == (4, 8)
     assert choices(symmetric=False) == choices(format="gptq-v2") == choices(allowed_bits="2,3,4,8") == (2, 3, 4, 8)
     assert choices(format="compressed-tensors") == (2, 3, 4, 5, 6, 7, 8)
+    assert choices(format="compressed-tensors", symmetric=False) == (2, 3, 4, 5, 6, 7, 8)
     assert choices(format="compressed-tensors", allowed_bits=[8, 4]) == (8, 4)
 
 

@@ -100,6 +100,9 @@ def test_runtimes_of_mixed_bits(checkpoint: Checkpoint) -> None:
         assert set(loads["vLLM"]) >= {"gptq", "compressed-tensors"} and loads["vLLM"] == loads["SGLang"]
         assert "compressed-tensors" in loads["transformers"] and "gptq" not in loads["transformers"]
         assert loads["onnxruntime"] == ("onnx",) and loads["llama.cpp"] == ("gguf",)
+    asymmetric = made(checkpoint, {(0, 0): 8}, replace(RECIPE, symmetric=False))
+    loads = {verdict.runtime: verdict.loads for verdict in asymmetric.runtimes}
+    assert loads["transformers"] == () and loads["onnxruntime"] == ("onnx",)
     loads = {verdict.runtime: verdict.loads for verdict in planner.make(checkpoint, RECIPE).runtimes}
     assert "gptq" in loads["transformers"]
 
