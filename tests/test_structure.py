@@ -26,7 +26,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     ("rundir", "calibration", "problemsets", "prompts", "selfcalib", "stats", "progress"),
     ("methods", "formats", "forward", "backends", "metrics", "hardware"),
-    ("layout", "targets", "preflight", "planned", "budget", "planner", "sensitivity"),  # ask formats what they can hold
+    # These ask formats what they can hold.
+    ("layout", "targets", "preflight", "planned", "estimates", "budget", "planner", "sensitivity"),
     ("jobs",),
     ("cli", "r1quant"),
 )  # fmt: skip

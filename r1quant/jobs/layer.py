@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from r1quant.errors import NumericError
+from r1quant.estimates import KEPT_LIMIT
 from r1quant.forward import DecoderLayer, chunked
 from r1quant.grid import Grid
 from r1quant.jobs.rounded import LinearReport, Rounded
 from r1quant.methods import gptq
 from r1quant.planned import Grids
-from r1quant.planner import KEPT_LIMIT
 from r1quant.recipe import Recipe
 from r1quant.sensitivity import Sensitivity
 from r1quant.stats import Stats, Sums
@@ -88,9 +88,9 @@ def quantize_layer(
         inputs = stream.inputs(stage)
         wanted = None if reference is None else reference.inputs(stage)
         grid = grids[prefix + linears[0]]
-        units = [] if grid is None else [linears] if guidance is None else [(name,) for name in linears]
-        sums = [_sums(stream.layer, unit, guidance) for unit in units]
         if grid is not None:
+            units = [linears] if guidance is None else [(name,) for name in linears]
+            sums = [_sums(stream.layer, unit, guidance) for unit in units]
             _gather(stream, reference, stage, inputs, wanted, dict(zip(units, sums, strict=True)))
             for unit, found in zip(units, sums, strict=True):
                 yield from _solve(stream.layer, unit, found.stats, prefix, read, recipe, grid)
