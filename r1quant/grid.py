@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-BITS = (2, 3, 4, 8)
+BITS = (2, 3, 4, 5, 6, 7, 8)
 GROUP_SIZES = (16, 32, 64, 128, -1)
 ScaleDtype = Literal["portable", "float16"]
 SCALE_DTYPES: tuple[ScaleDtype, ...] = ("portable", "float16")
@@ -27,7 +27,7 @@ DROPPED_BITS = {"portable": 16, "float16": 13}  # of a float32's 23-bit fraction
 class Grid:
     """Uniform integer grid over contiguous groups of input columns.
 
-    bits          2, 3, 4 or 8
+    bits          2 .. 8
     group_size    columns that share one scale and zero point; -1 is the whole row
     symmetric     the zero point is 2**(bits-1) everywhere
     scale_dtype   `portable` (exact in float16 and bfloat16) or `float16`

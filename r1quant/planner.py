@@ -5,83 +5,64 @@ No torch, and no weight is read. Problems are collected, not raised one at a tim
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from r1quant import layout as layouts
 from r1quant import preflight, selfcalib
-from r1quant.archs import Architecture, architecture_of, layer_count, size
+from r1quant.archs import Architecture, architecture_of, layer_count
 from r1quant.artifact import Form, has_chat_template
+from r1quant.budget import Allocation, Budget, Predictions, budget_of, decide
 from r1quant.calibration import SELF
 from r1quant.checkpoint import Checkpoint
-from r1quant.errors import CheckpointError, OutOfSpaceError, R1QuantError, RecipeError
+from r1quant.errors import CheckpointError, OutOfSpaceError
+from r1quant.estimates import Estimate, estimated
 from r1quant.floats import FLOAT_DTYPES
 from r1quant.formats.codec import Codec
 from r1quant.formats.table import CODECS
 from r1quant.grid import GROUP_SIZES
 from r1quant.layout import Layout
+from r1quant.planned import Grids, LinearPlan, Problem, forms_of, linears_of
 from r1quant.recipe import Recipe
 from r1quant.tensorfile import TensorSpec
 from r1quant.yarn import yarn
 
-PROCESS_BYTES = 700_000_000  # interpreter, torch, transformers and compiled kernels
-KEPT_LIMIT = 1 << 30  # stage inputs up to this size are kept, larger ones are computed again
-
-
-@dataclass(frozen=True)
-class LinearPlan:
-    """One linear that will be quantized. name: without `.weight`; shape: (out, in); stage: 0 qkv .. 3 down."""
-
-    name: str
-    shape: tuple[int, int]
-    layer: int
-    stage: int
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something that stops the run."""
-
-    message: str
-    hint: str
-    kind: type[R1QuantError] = RecipeError
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Predictions, in bytes and seconds. Output bytes are exact; the others come from a cost model."""
-
-    output_bytes: int
-    run_bytes: int
-    peak_rss_bytes: int
-    seconds: float
-
 
 @dataclass(frozen=True)
 class Plan:
+    """linears: all that may be quantized; grids: what each becomes, None where it stays in float."""
+
     checkpoint: Checkpoint
     arch: Architecture
     recipe: Recipe
     layers: int
     linears: tuple[LinearPlan, ...]
+    grids: Grids
     layout: Layout
     problems: tuple[Problem, ...]
     warnings: tuple[str, ...]
     estimate: Estimate
     devices: int = 1
+    budget: Budget | None = None
+    allocation: Allocation | None = None
+
+    @property
+    def decided(self) -> bool:
+        """Whether the grids are final; not where a budget asks for predictions that are not there yet."""
+        return self.budget is None or (self.allocation is not None and self.allocation.source is not None)
 
     @property
     def quantized_parameters(self) -> int:
-        return sum(math.prod(linear.shape) for linear in self.linears)
+        return sum(linear.weights for linear in self.linears if self.grids[linear.name] is not None)
 
     @property
     def bits_per_weight(self) -> float:
-        """Stored bits of the quantized linears, with scales, zero points and group maps, per weight."""
-        return 8 * sum(_stored(linear, self.recipe) for linear in self.linears) / max(1, self.quantized_parameters)
+        """Stored bits of all linears, with scales, zero points and group maps, per weight."""
+        return 8 * sum(map(self.stored, self.linears)) / max(1, sum(linear.weights for linear in self.linears))
 
     @property
     def codec(self) -> Codec:
@@ -89,8 +70,18 @@ class Plan:
 
     @property
     def forms(self) -> dict[str, Form]:
-        """What each linear will be, by name."""
-        return _forms(self.linears, self.recipe)
+        """What each quantized linear will be, by name."""
+        return forms_of(self.linears, self.grids)
+
+    @property
+    def plain(self) -> tuple[str, ...]:
+        """The linears that stay in float, the head among them."""
+        kept = [linear.name for linear in self.linears if self.grids[linear.name] is None]
+        return *kept, self.arch.tensors.head.removesuffix(".weight")
+
+    def stored(self, linear: LinearPlan) -> int:
+        """The bytes that a linear will take."""
+        return linear.stored(self.grids[linear.name], self.codec)
 
     @property
     def runtimes(self) -> list[preflight.Verdict]:
@@ -105,24 +96,26 @@ class Plan:
         more = f" (and {len(self.problems) - 1} more; see r1quant plan)" if len(self.problems) > 1 else ""
         raise first.kind(first.message + more, first.hint)
 
+    def _entry(self, linear: LinearPlan) -> dict[str, Any]:
+        grid, stored = self.grids[linear.name], self.stored(linear)
+        return {
+            "name": linear.name,
+            "shape": list(linear.shape),
+            "bits": (8 * stored // linear.weights if grid is None else grid.bits) if self.decided else None,
+            "group_size": None if grid is None else grid.group_size,
+            "bytes": stored if self.decided else None,
+        }
+
     def as_dict(self) -> dict[str, Any]:
-        recipe = self.recipe
         return {
             "model": self.checkpoint.name,
             "architecture": self.arch.model_type,
-            "recipe": recipe.as_dict(),
-            "linears": [
-                {
-                    "name": linear.name,
-                    "shape": list(linear.shape),
-                    "bits": recipe.bits,
-                    "group_size": recipe.group_size,
-                    "bytes": _stored(linear, recipe),
-                }
-                for linear in self.linears
-            ],
+            "recipe": self.recipe.as_dict(),
+            "budget": None if self.budget is None else self.budget.as_dict(),
+            "allocation": self.allocation.as_dict() if self.allocation is not None and self.decided else None,
+            "linears": [self._entry(linear) for linear in self.linears],
             "bits_per_weight": self.bits_per_weight,
-            "quantizable_parameters": self.quantized_parameters,
+            "quantizable_parameters": sum(linear.weights for linear in self.linears),
             "output_bytes": self.estimate.output_bytes,
             "run_directory_bytes": self.estimate.run_bytes,
             "predicted_peak_rss_bytes": self.estimate.peak_rss_bytes,
@@ -156,26 +149,64 @@ def check_tensors(checkpoint: Checkpoint, arch: Architecture) -> list[Problem]:
     return [Problem(message, again, CheckpointError) for message in problems]
 
 
-def make(checkpoint: Checkpoint, recipe: Recipe, out: Path | None = None, devices: int = 1) -> Plan:
+def make(
+    checkpoint: Checkpoint, recipe: Recipe, out: Path | None = None, devices: int = 1, grids: Grids | None = None
+) -> Plan:
     """The plan for quantizing a checkpoint; out is where its disk space is looked up.
 
-    devices is over how many the result is to be split where it is served (tensor parallelism).
+    devices  over how many the result is to be split where it is served (tensor parallelism)
+    grids    what every linear becomes; the recipe's grid where they are left out
 
     Raises CheckpointError where there is nothing to plan for: an unknown architecture or an unusable config.
     """
     arch, layers = architecture_of(checkpoint.config), layer_count(checkpoint.config, len(checkpoint.tensors))
     problems = _already_quantized(checkpoint) or check_tensors(checkpoint, arch)
-    linears = tuple(_linears(checkpoint, arch, layers))
-    problems += _grid_problems(linears, recipe)
+    linears = linears_of(checkpoint, arch, layers)
+    uniform = dict.fromkeys((linear.name for linear in linears), recipe.grid)
+    uneven = _group_problems(linears, recipe)
+    problems += uneven
+    budget, allocation = None, None
+    if recipe.budgeted and grids is None and not problems:
+        sized = partial(_layout, checkpoint, arch, linears, recipe)
+        budget, found = budget_of(checkpoint, arch, recipe, linears, sized)
+        problems += found
+        if budget is not None:
+            even = decide(linears, recipe, budget, sized, Predictions.even(linears))
+            allocation = replace(even, source=None)
+            grids = allocation.grids
+    if not uneven and (grids or not recipe.budgeted):
+        problems += _form_problems(linears, grids or uniform, recipe)
+    grids = grids or uniform
     problems += _text_problems(checkpoint, recipe)
-    layout = _layout(checkpoint, arch, linears, recipe)
-    estimate = _estimate(checkpoint, recipe, linears, layout)
+    layout = _layout(checkpoint, arch, linears, recipe, grids)
+    estimate = estimated(checkpoint, recipe, linears, grids, layout)
     if out is not None and not problems:
         problems += _place_problems(out, estimate)
     if devices > 1 and not problems:
-        problems += _device_problems(checkpoint, arch, linears, recipe, devices)
-    warnings = tuple(_warnings(checkpoint, arch, linears, recipe))
-    return Plan(checkpoint, arch, recipe, layers, linears, layout, tuple(problems), warnings, estimate, devices)
+        problems += _device_problems(checkpoint, arch, linears, grids, recipe, devices)
+    warnings = _warnings(checkpoint, arch, linears, grids, recipe)
+    if budget is not None:
+        warnings.insert(0, "bits are decided after the sensitivity pass; until then every weight counts alike")
+    return Plan(
+        checkpoint, arch, recipe, layers, linears, grids, layout, tuple(problems), tuple(warnings), estimate, devices,
+        budget, allocation,
+    )  # fmt: skip
+
+
+def allocated(made: Plan, predictions: Predictions) -> Plan:
+    """A plan with a budget, its bits decided by what each linear is predicted to lose, and its bytes exact.
+
+    Raises NumericError where a prediction is missing, RecipeError where the decided plan cannot be carried out.
+    """
+    made.require()
+    if made.budget is None:
+        return made
+    checkpoint, arch, recipe, linears = made.checkpoint, made.arch, made.recipe, made.linears
+    sized = partial(_layout, checkpoint, arch, linears, recipe)
+    allocation = decide(linears, recipe, made.budget, sized, predictions)
+    decided = make(checkpoint, recipe, None, made.devices, allocation.grids)
+    decided.require()
+    return replace(decided, budget=made.budget, allocation=allocation)
 
 
 def _already_quantized(checkpoint: Checkpoint) -> list[Problem]:
@@ -190,23 +221,7 @@ def _already_quantized(checkpoint: Checkpoint) -> list[Problem]:
     ]
 
 
-def _linears(checkpoint: Checkpoint, arch: Architecture, layers: int) -> list[LinearPlan]:
-    found = []
-    for layer in range(layers):
-        for stage, names in enumerate(arch.layer.stages):
-            for name in names:
-                full = arch.layer_prefix(layer) + name
-                info = checkpoint.tensors.get(f"{full}.weight")
-                if info is not None and len(info.shape) == 2:
-                    found.append(LinearPlan(full, (info.shape[0], info.shape[1]), layer, stage))
-    return found
-
-
-def _forms(linears: tuple[LinearPlan, ...], recipe: Recipe) -> dict[str, Form]:
-    return {linear.name: Form.planned(linear.shape, recipe.grid) for linear in linears}
-
-
-def _grid_problems(linears: tuple[LinearPlan, ...], recipe: Recipe) -> list[Problem]:
+def _group_problems(linears: tuple[LinearPlan, ...], recipe: Recipe) -> list[Problem]:
     problems = []
     group = recipe.group_size
     for columns in sorted({linear.shape[1] for linear in linears}):
@@ -221,28 +236,44 @@ def _grid_problems(linears: tuple[LinearPlan, ...], recipe: Recipe) -> list[Prob
                     f"use --group-size with one that does: {choices} (-1 is one group a row)",
                 )
             )
-    if not problems:
-        for shape in sorted({linear.shape for linear in linears}):
-            reason = CODECS[recipe.format].problem(Form.planned(shape, recipe.grid))
-            if reason:
-                name = next(linear.name for linear in linears if linear.shape == shape)
-                problems.append(Problem(f"{name}: {reason}", _way_out(shape, recipe)))
+    return problems
+
+
+def _form_problems(linears: tuple[LinearPlan, ...], grids: Grids, recipe: Recipe) -> list[Problem]:
+    problems = []
+    alike: dict[tuple[int, int], LinearPlan] = {}
+    for linear in linears:
+        first = alike.setdefault((linear.layer, linear.stage), linear)
+        if grids[linear.name] != grids[first.name]:
+            wrong = f"{linear.name} has another grid than {first.name}, which shares its input"
+            problems.append(Problem(wrong, "linears that share an input are rounded, and served, as one"))
+    first_of = {form: name for name, form in reversed(forms_of(linears, grids).items())}
+    for form, name in sorted(first_of.items(), key=lambda item: (item[0].shape, item[0].bits)):
+        reason = CODECS[recipe.format].problem(form)
+        if reason:
+            problems.append(Problem(f"{name}: {reason}", _way_out(form, recipe)))
     return problems
 
 
 def _device_problems(
-    checkpoint: Checkpoint, arch: Architecture, linears: tuple[LinearPlan, ...], recipe: Recipe, devices: int
+    checkpoint: Checkpoint,
+    arch: Architecture,
+    linears: tuple[LinearPlan, ...],
+    grids: Grids,
+    recipe: Recipe,
+    devices: int,
 ) -> list[Problem]:
     """Why no serving runtime can split this over its devices."""
 
-    def verdicts(other: Recipe) -> list[preflight.Verdict]:
-        found = preflight.runtimes(arch, checkpoint.config, _forms(linears, other), devices)
-        return [v for v in found if other.format in (*v.loads, *v.refuses) and v.runtime in preflight.SERVING]
+    def verdicts(size: int) -> list[preflight.Verdict]:
+        sized = {name: grid and replace(grid, group_size=size) for name, grid in grids.items()}
+        found = preflight.runtimes(arch, checkpoint.config, forms_of(linears, sized), devices)
+        return [v for v in found if recipe.format in (*v.loads, *v.refuses) and v.runtime in preflight.SERVING]
 
-    mine = verdicts(recipe)
+    mine = verdicts(recipe.group_size)
     if not mine or any(recipe.format in verdict.loads for verdict in mine):
         return []
-    smaller = [g for g in GROUP_SIZES if any(recipe.format in v.loads for v in verdicts(replace(recipe, group_size=g)))]
+    smaller = [g for g in GROUP_SIZES if any(recipe.format in v.loads for v in verdicts(g))]
     hint = f"use --group-size {' or '.join(map(str, smaller))}" if smaller else "use fewer devices"
     return [Problem(f"{mine[0].runtime} cannot split this: {mine[0].refuses[recipe.format]}", hint)]
 
@@ -274,58 +305,23 @@ def _text_problems(checkpoint: Checkpoint, recipe: Recipe) -> list[Problem]:
     return problems
 
 
-def _way_out(shape: tuple[int, int], recipe: Recipe) -> str:
+def _way_out(form: Form, recipe: Recipe) -> str:
     """What to change where a format cannot hold a linear."""
+    fitting = [name for name, codec in CODECS.items() if not codec.problem(form)]
+    other = f"--format {' or '.join(fitting)}" if fitting else ""
     for bits in (4, 8):
-        if not CODECS[recipe.format].problem(Form.planned(shape, replace(recipe, bits=bits).grid)):
-            return f"use --bits {bits}, or another --format"
-    fitting = [name for name, codec in CODECS.items() if not codec.problem(Form.planned(shape, recipe.grid))]
-    return f"use --format {' or '.join(fitting)}" if fitting else "no format holds this linear on this grid"
+        if not CODECS[recipe.format].problem(Form.planned(form.shape, replace(recipe, bits=bits).grid)):
+            return f"use --bits {bits}, or {other or 'another --format'}"
+    return f"use {other}" if other else "no format holds this linear on this grid"
 
 
-def _layout(checkpoint: Checkpoint, arch: Architecture, linears: tuple[LinearPlan, ...], recipe: Recipe) -> Layout:
+def _layout(
+    checkpoint: Checkpoint, arch: Architecture, linears: tuple[LinearPlan, ...], recipe: Recipe, grids: Grids
+) -> Layout:
     groups_fit = all(recipe.group_size == -1 or linear.shape[1] % recipe.group_size == 0 for linear in linears)
-    forms = _forms(linears, recipe) if groups_fit else {}
+    forms = forms_of(linears, grids) if groups_fit else {}
     tensors = (TensorSpec(info.name, info.dtype, info.shape) for info in checkpoint.tensors.values())
     return layouts.make(tensors, arch, forms, CODECS[recipe.format])
-
-
-def _stored(linear: LinearPlan, recipe: Recipe) -> int:
-    form = Form.planned(linear.shape, recipe.grid)
-    return sum(spec.nbytes for spec in CODECS[recipe.format].specs(linear.name, form))
-
-
-def _estimate(
-    checkpoint: Checkpoint,
-    recipe: Recipe,
-    linears: tuple[LinearPlan, ...],
-    layout: Layout,
-) -> Estimate:
-    output = layout.nbytes + sum(map(len, checkpoint.carried.values())) + len(checkpoint.config_text)
-    parts = sum(_stored(linear, recipe) for linear in linears)
-    first = [linear for linear in linears if linear.layer == 0]
-    largest = max((math.prod(linear.shape) for linear in first), default=0)
-    weights = sum(math.prod(linear.shape) for linear in linears)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not recipe.calibrated:
-        return Estimate(output, parts, PROCESS_BYTES + largest * 12, 10 + weights / (4e6 * cores))
-    tokens, hidden = recipe.samples * recipe.seq_len, size(checkpoint.config, "hidden_size")
-    wide = max((linear.shape[1] for linear in first), default=0)
-    layer = sum(math.prod(linear.shape) for linear in first)
-    stacks = [[x for x in first if x.stage == stage] for stage in range(4)]
-    solve = max(sum(math.prod(x.shape) for x in s) * 20 + 12 * s[0].shape[1] ** 2 for s in stacks if s) if first else 0
-    boundary = tokens * hidden * 2
-    held = 2 * tokens * hidden * (2 if recipe.dtype in ("bfloat16", "float16") else 4)  # two boundaries on the disk
-    embedding = size(checkpoint.config, "vocab_size") * hidden * 2
-    kept = tokens * wide * 2 if tokens * wide * 2 <= KEPT_LIMIT else 0
-    memory = PROCESS_BYTES + max(embedding, layer * 2 + solve) + 2 * boundary + kept
-    squares = sum(s[0].shape[1] ** 2 for s in stacks if s) * (weights / max(1, layer))
-    work = 2 * tokens * (weights + squares) + 4 * sum(x.shape[0] * x.shape[1] ** 2 for x in linears)
-    seconds = 20 + work / (1.2e11 * cores)
-    if recipe.calib == SELF:
-        writing = selfcalib.predict(checkpoint, recipe, weights)
-        memory, seconds = max(memory, PROCESS_BYTES + writing.memory_bytes), seconds + writing.seconds
-    return Estimate(output, parts + held, memory, seconds)
 
 
 def _place_problems(out: Path, estimate: Estimate) -> list[Problem]:
@@ -346,12 +342,17 @@ def _place_problems(out: Path, estimate: Estimate) -> list[Problem]:
     ]
 
 
-def _warnings(checkpoint: Checkpoint, arch: Architecture, linears: tuple[LinearPlan, ...], recipe: Recipe) -> list[str]:
+def _warnings(
+    checkpoint: Checkpoint, arch: Architecture, linears: tuple[LinearPlan, ...], grids: Grids, recipe: Recipe
+) -> list[str]:
     warnings = []
-    for verdict in preflight.runtimes(arch, checkpoint.config, _forms(linears, recipe)):
+    for verdict in preflight.runtimes(arch, checkpoint.config, forms_of(linears, grids)):
         reason = verdict.refuses.get(recipe.format)
         if reason and verdict.runtime in preflight.SERVING:
             others = f"; it loads {' and '.join(verdict.loads)}, which export writes" if verdict.loads else ""
+            loaded = preflight.mixed_bits(recipe.format, recipe.symmetric, verdict.runtime)
+            if recipe.budgeted and len(loaded) > 1:
+                others += f"; --allowed-bits {','.join(map(str, sorted(loaded)))} chooses among those that it loads"
             warnings.append(f"{verdict.runtime} does not load {recipe.format} on this grid: {reason}{others}")
     stretched = yarn(checkpoint.config)
     if stretched is not None and stretched.disagree:
@@ -361,7 +362,7 @@ def _warnings(checkpoint: Checkpoint, arch: Architecture, linears: tuple[LinearP
     elif not has_chat_template(checkpoint.carried):
         warnings.append("no chat template: chat prompts will have to be formatted by hand")
     if recipe.calib == SELF and recipe.calibrated:
-        weights = sum(math.prod(linear.shape) for linear in linears)
+        weights = sum(linear.weights for linear in linears)
         warnings += selfcalib.foretell(selfcalib.predict(checkpoint, recipe, weights), recipe)
     if checkpoint.config.get("tie_word_embeddings"):
         warnings.append("embedding and head are tied: they stay in float, as one tensor")

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from r1quant.archs import Architecture, size
+from r1quant.archs import Architecture, linears, size
 from r1quant.artifact import Form
+from r1quant.grid import BITS
 from r1quant.registry import FORMATS
 from r1quant.targets import ExportOptions, problem
 
@@ -20,11 +21,17 @@ KERNEL_GROUPS = (32, 64, 128, -1)
 
 @dataclass(frozen=True)
 class Rule:
-    """What a runtime takes of a format beyond what the format holds. bits by symmetry: (symmetric, asymmetric)."""
+    """What a runtime takes of a format beyond what the format holds.
 
-    symmetric: tuple[int, ...] = (2, 3, 4, 8)
-    asymmetric: tuple[int, ...] = (2, 3, 4, 8)
+    symmetric, asymmetric  the bits of grids of either kind
+    mixed                  whether linears of the layers may differ in bits, or stay in float: where all grids are
+                           symmetric, and where not
+    """
+
+    symmetric: tuple[int, ...] = BITS
+    asymmetric: tuple[int, ...] = BITS
     group_sizes: tuple[int, ...] | None = None
+    mixed: tuple[bool, bool] = (True, True)
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,14 @@ _SERVERS = {
 RUNTIMES: Sequence[Runtime] = (
     Runtime("vLLM", _SERVERS, shards=True),
     Runtime("SGLang", _SERVERS, shards=True),
-    Runtime("transformers", dict.fromkeys(("gptq", "gptq-v2", "awq", "compressed-tensors"), Rule())),
+    Runtime(
+        "transformers",
+        {
+            **dict.fromkeys(("gptq", "gptq-v2"), Rule(mixed=(False, False))),
+            "awq": Rule(),
+            "compressed-tensors": Rule(mixed=(True, False)),  # zero points it reads only with one scheme for all
+        },
+    ),
     Runtime("onnxruntime", {"onnx": Rule()}),
     Runtime("onnxruntime-genai", {"onnx": Rule()}),
     Runtime("llama.cpp", {"gguf": Rule()}),
@@ -63,6 +77,13 @@ class Verdict:
 
     def as_dict(self) -> dict[str, Any]:
         return {"runtime": self.runtime, "loads": list(self.loads), "refuses": dict(self.refuses)}
+
+
+def mixed_bits(format: str, symmetric: bool, name: str | None = None) -> frozenset[int]:
+    """The bits at which a runtime, any or the named one, loads a format where linears differ; none where none does."""
+    rules = [runtime.rules[format] for runtime in RUNTIMES if format in runtime.rules and name in (None, runtime.name)]
+    able = (rule for rule in rules if rule.mixed[not symmetric])
+    return frozenset(b for rule in able for b in (rule.symmetric if symmetric else rule.asymmetric))
 
 
 def formats(forms: Mapping[str, Form], options: ExportOptions | None = None) -> dict[str, str | None]:
@@ -85,6 +106,9 @@ def runtimes(
         loads, refuses = [], {}
         for name, rule in runtime.rules.items():
             reason = held[name] or _kernels(rule, forms)
+            symmetric = all(form.symmetric for form in forms.values())
+            if reason is None and not rule.mixed[not symmetric] and _differ(arch, config, forms):
+                reason = "linears differ in their bits, which it does not read from this format"
             if reason is None and runtime.shards:
                 reason = _fused(arch, config, forms) or _sharded(arch, config, forms, devices)
             if reason is None:
@@ -106,6 +130,12 @@ def _kernels(rule: Rule, forms: Mapping[str, Form]) -> str | None:
         if rule.group_sizes is not None and form.group_size not in rule.group_sizes:
             return f"kernels take group sizes {', '.join(map(str, rule.group_sizes))}, not {form.group_size}"
     return None
+
+
+def _differ(arch: Architecture, config: Mapping[str, Any], forms: Mapping[str, Form]) -> bool:
+    """Whether the linears of the layers are not all of the same bits."""
+    found = (forms.get(name) for name in linears(config, arch)[:-1])
+    return len({form and form.bits for form in found}) > 1
 
 
 def _fused(arch: Architecture, config: Mapping[str, Any], forms: Mapping[str, Form]) -> str | None:
@@ -134,10 +164,9 @@ def _sharded(arch: Architecture, config: Mapping[str, Any], forms: Mapping[str, 
     if inner % devices:
         return f"the {inner} columns inside the MLP cannot be split over {devices} devices"
     for name in (arch.layer.attention_out, arch.layer.down):
-        form = forms.get(arch.layer_prefix(0) + name)
-        if form is None or form.group_size in (-1, None):
-            continue
-        share = form.shape[1] // devices
-        if share % form.group_size:
-            return f"{name} has {share} columns on each of {devices} devices, no multiple of the group size"
+        found = (forms.get(arch.layer_prefix(index) + name) for index in range(size(config, "num_hidden_layers")))
+        for columns, group in dict.fromkeys((form.shape[1], form.group_size) for form in found if form):
+            if group not in (-1, None) and columns // devices % group:
+                share = columns // devices
+                return f"{name} has {share} columns on each of {devices} devices, no multiple of the group size"
     return None

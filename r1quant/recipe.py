@@ -17,13 +17,17 @@ from r1quant.errors import RecipeError
 from r1quant.grid import BITS, GROUP_SIZES, SCALE_DTYPES, Grid, ScaleDtype
 from r1quant.registry import FORMATS, METHODS, PRESETS
 
+FLOAT = 16  # among the bits that a linear may have: it stays as it is
+TARGETS = ("target_bpw", "target_size", "fit_gpu")
+UNITS = {"": 1, "b": 1} | {f"{k}{i}b": (1024 if i else 1000) ** n for n, k in enumerate("kmgt", 1) for i in ("", "i")}
+SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([a-z]*)", re.IGNORECASE)
 DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 
 
 @dataclass(frozen=True)
 class Recipe:
     """method        gptq or rtn
-    bits          2, 3, 4 or 8
+    bits          2 .. 8
     group_size    16, 32, 64, 128, or -1 for whole rows
     symmetric     zero point fixed at 2**(bits-1); otherwise chosen for each group
     scale_dtype   portable: exact in float16 and in bfloat16; or float16
@@ -36,6 +40,15 @@ class Recipe:
     samples, seq_len, seed   the calibration windows
     format        what is written
     device, dtype where and in what precision the calibration text is run
+
+    Instead of bits there can be one budget, within which each linear gets the bits that cost the least:
+
+    target_bpw    stored bits per weight of the linears, with scales and zero points
+    target_size   bytes of all weight files
+    fit_gpu       the name of a card that shall hold the weights and the cache of
+    context       so many tokens
+    allowed_bits  the bits to choose from, 16 for linears that stay in float; where it is empty, those that the format
+                  holds and a runtime loads mixed
     """
 
     method: str = "gptq"
@@ -55,6 +68,11 @@ class Recipe:
     format: str = "gptq"
     device: str = "auto"
     dtype: str = "auto"
+    target_bpw: float | None = None
+    target_size: int | None = None
+    fit_gpu: str | None = None
+    context: int | None = None
+    allowed_bits: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises RecipeError naming the first value that is not possible."""
@@ -87,6 +105,31 @@ class Recipe:
                 raise RecipeError(f"{name} is {value!r}", f"give a whole number of at least {least}")
         if isinstance(self.damping, bool) or not isinstance(self.damping, int | float) or not 0 <= self.damping <= 1:
             raise RecipeError(f"damping is {self.damping!r}", "give a number from 0 to 1")
+        self._check_budget()
+
+    def _check_budget(self) -> None:
+        given = [flag(name) for name in TARGETS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise RecipeError(f"{' and '.join(given)} exclude each other", "give one of them")
+        bpw, size = self.target_bpw, self.target_size
+        if bpw is not None and (isinstance(bpw, bool) or not isinstance(bpw, int | float) or not 0 < bpw <= 32):
+            raise RecipeError(f"target-bpw is {bpw!r}", "give a number of bits, such as 4.5")
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+            raise RecipeError(f"target-size is {size!r}", "give a size such as 5GB or 700MB")
+        if self.fit_gpu is not None and not isinstance(self.fit_gpu, str):
+            raise RecipeError(f"fit-gpu is {self.fit_gpu!r}", 'give the name of a card, such as "RTX 4060"')
+        if (self.fit_gpu is None) != (self.context is None):
+            raise RecipeError(
+                "--fit-gpu and --context belong together", 'give both: --fit-gpu "RTX 4060" --context 32768'
+            )
+        if self.context is not None and (type(self.context) is not int or self.context < 1):
+            raise RecipeError(f"context is {self.context!r}", "give a whole number of tokens")
+        if self.allowed_bits and not given:
+            raise RecipeError(
+                "--allowed-bits says from which bits a budget is met", f"give --bits, or one of {_flags()}"
+            )
+        for bits in self.allowed_bits:
+            _one_of("bits", bits, (*BITS, FLOAT))
 
     @property
     def grid(self) -> Grid:
@@ -95,17 +138,47 @@ class Recipe:
         return Grid(self.bits, self.group_size, self.symmetric, self.scale_dtype, zero_min)
 
     @property
+    def budgeted(self) -> bool:
+        """Whether bits follow from a budget."""
+        return any(getattr(self, name) is not None for name in TARGETS)
+
+    @property
     def calibrated(self) -> bool:
         return METHODS[self.method].calibrated
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Without the bits where a budget decides them."""
+        values = asdict(self) | {"allowed_bits": list(self.allowed_bits)}
+        return values | ({"bits": None} if self.budgeted else {})
 
 
 def _one_of(name: str, value: Any, allowed: Any) -> None:
     known = list(allowed)
     if type(value) is not type(known[0]) or value not in known:
         raise RecipeError(f"{name} {value!r} is not supported", f"choose from {', '.join(map(str, known))}")
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _flags() -> str:
+    return ", ".join(map(flag, TARGETS))
+
+
+def nbytes(value: Any) -> Any:
+    """The bytes that a text such as 5GB, 4.7 GiB or 700MB says; anything else as it is."""
+    found = SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+    unit = UNITS.get(found[2].lower()) if found else None
+    return int(float(found[1]) * unit) if found and unit else value
+
+
+def _widths(value: Any) -> Any:
+    """Bits out of a text such as 4,8 or a list; anything else as it is."""
+    if isinstance(value, str):
+        parts = [part.strip() for part in value.split(",")]
+        value = [int(part) if part.isascii() and part.isdigit() else part for part in parts]
+    return tuple(dict.fromkeys(value)) if isinstance(value, list | tuple) else (value,)
 
 
 def from_values(values: Mapping[str, Any], preset: str | None = None) -> Recipe:
@@ -123,6 +196,17 @@ def from_values(values: Mapping[str, Any], preset: str | None = None) -> Recipe:
             )
         if value is not None:
             merged[key] = value
+    target = next((name for name in TARGETS if merged.get(name) is not None), None)
+    if target is not None:
+        if values.get("bits") is not None:
+            raise RecipeError(
+                f"--bits and {flag(target)} exclude each other",
+                "leave one out; --allowed-bits 4,8 says what to choose from",
+            )
+        merged.pop("bits", None)
+    for name, read in (("target_size", nbytes), ("allowed_bits", _widths)):
+        if name in merged:
+            merged[name] = read(merged[name])
     return Recipe(**merged)
 
 

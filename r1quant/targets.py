@@ -121,6 +121,7 @@ def problem(format: str, form: Form, options: ExportOptions) -> str | None:
     return CODECS[format].problem(form)
 
 
-def fitting(form: Form, options: ExportOptions) -> list[str]:
-    """The formats that hold a linear exactly."""
-    return [name for name in FORMATS if problem(name, form, options) is None]
+def fitting(forms: Iterable[Form], options: ExportOptions) -> list[str]:
+    """The formats that hold all of these linears exactly."""
+    kinds = set(forms)
+    return [name for name in FORMATS if not any(problem(name, form, options) for form in kinds)]

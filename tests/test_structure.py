@@ -19,14 +19,15 @@ ROOT = Path(r1quant.__file__).parent
 # From the ground up. A room may import rooms of lower floors, and those of its own floor unless they are siblings.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "extras", "atomic", "tinyr1"),
-    ("grid", "bits", "qlinear", "floats", "registry"),
+    ("grid", "bits", "qlinear", "floats", "registry", "allocate"),
     (
         "archs", "rope", "yarn", "artifact", "checkpoint", "recipe", "tensorfile", "provenance", "hub", "sources",
         "tokenizer", "gguf_header", "gguf_config", "gguf_tokenizer", "gguf_source",
     ),
     ("rundir", "calibration", "problemsets", "prompts", "selfcalib", "stats", "progress"),
     ("methods", "formats", "forward", "backends", "metrics", "hardware"),
-    ("layout", "targets", "preflight", "planner", "sensitivity"),  # ask formats what they can hold
+    # These ask formats what they can hold.
+    ("layout", "targets", "preflight", "planned", "estimates", "budget", "planner", "sensitivity"),
     ("jobs",),
     ("cli", "r1quant"),
 )  # fmt: skip
@@ -149,7 +150,7 @@ def test_third_parties_stay_behind_their_fences(module: str) -> None:
 
 
 def test_a_method_is_one_file_and_a_format_one_file_or_folder_that_knows_no_other() -> None:
-    shared = {"methods.kernels", "methods.scales", "formats.codec"}
+    shared = {"methods.kernels", "methods.scales", "formats.codec", "formats.names"}
 
     def unit(module: str) -> str:
         """methods.gptq, formats.onnx, ..."""

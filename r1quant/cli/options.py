@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from r1quant.recipe import Recipe, from_values, read_settings
+from r1quant.recipe import TARGETS, Recipe, from_values, read_settings
 from r1quant.registry import FORMATS, METHODS, PRESETS
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -20,7 +20,18 @@ OPTIONS = (
         "-o", "--out", type=click.Path(path_type=Path), help="Output folder.  [default: named after the model]"
     ),
     click.option("--preset", help=f"A named recipe: {', '.join(PRESETS)}."),
-    click.option("--bits", type=str, help="Bits per weight: 2, 3, 4 or 8.  [default: 4]"),
+    click.option("--bits", type=str, help="Bits per weight: 2 to 8; GPTQ holds 2, 3, 4 and 8, AWQ 4.  [default: 4]"),
+    click.option(
+        "--target-bpw", type=float, help="Instead of --bits: stored bits per weight, each linear with those it needs."
+    ),
+    click.option("--target-size", help="Instead of --bits: of all weight files together, such as 5GB; never above it."),
+    click.option("--fit-gpu", help='Instead of --bits: the card that shall hold it, such as "RTX 4060".'),
+    click.option("--context", type=int, help="With --fit-gpu: tokens whose 16-bit cache shall fit beside the weights."),
+    click.option(
+        "--allowed-bits",
+        help="With a target: bits to choose from, such as 4,8; 16 leaves a linear in float. Left out, all that the "
+        "format holds and a runtime loads.",
+    ),
     click.option("--method", help=f"{' or '.join(METHODS)}.  [default: gptq]"),
     click.option("--group-size", type=int, help="Weights that share a scale: 16, 32, 64, 128, -1.  [default: 128]"),
     click.option(
@@ -69,10 +80,15 @@ def recipe_options(function: F) -> F:
 
 
 def build_recipe(preset: str | None, bits: str | None, rest: dict[str, Any]) -> Recipe:
-    """Flags over the preset over [quantize] of r1quant.toml."""
+    """Flags over the preset over [quantize] of r1quant.toml. Bits and budgets replace each other."""
     named = PRESETS.get(preset, {}) if preset is not None else {}
-    values = {key: value for key, value in read_settings(Path.cwd()).quantize.items() if key not in named}
-    values |= {key: value for key, value in rest.items() if value is not None}
+    flags = {key: value for key, value in rest.items() if value is not None}
+    replaced = set(named)
+    if bits is not None or any(name in flags for name in TARGETS):
+        replaced |= {"bits", *TARGETS, "context"}
+        replaced |= {"allowed_bits"} if bits is not None else set()
+    values = {key: value for key, value in read_settings(Path.cwd()).quantize.items() if key not in replaced}
+    values |= flags
     if bits is not None:
         values["bits"] = int(bits) if bits.isascii() and bits.isdigit() else bits
     return from_values(values, preset)

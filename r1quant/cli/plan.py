@@ -44,18 +44,12 @@ def show(made: Plan, tensors: bool) -> None:
     recipe, estimate = made.recipe, made.estimate
     title = f"{made.checkpoint.name} ({made.arch.model_type}, {made.checkpoint.dtype}) -> {recipe.format}"
     if tensors:
-        kinds: dict[tuple[str, tuple[int, int]], int] = {}
-        for linear in made.linears:
-            kind = (linear.name.split(f"{linear.layer}.", 1)[-1], linear.shape)
-            kinds[kind] = kinds.get(kind, 0) + 1
-        group = "row" if recipe.group_size == -1 else str(recipe.group_size)
-        rows = [["linear", "out x in", "count", "bits", "group"]]
-        rows += [[n, f"{s[0]} x {s[1]}", str(c), str(recipe.bits), group] for (n, s), c in kinds.items()]
-        console.table(rows, title)
+        console.table(_kinds(made), title)
         console.table(
             [
                 ["output", console.gigabytes(estimate.output_bytes)],
                 ["bits per quantized weight", f"{made.bits_per_weight:.3f}"],
+                *_chosen(made),
                 ["run directory, deleted at the end", console.gigabytes(estimate.run_bytes)],
                 ["predicted peak memory", console.gigabytes(estimate.peak_rss_bytes)],
                 ["predicted time, roughly", f"{estimate.seconds:.0f} s"],
@@ -73,7 +67,7 @@ def show(made: Plan, tensors: bool) -> None:
         )
     else:
         console.note(
-            f"{title}: {recipe.method}, {recipe.bits} bits, group size {recipe.group_size}, "
+            f"{title}: {recipe.method}, {_bits(made)} bits, group size {recipe.group_size}, "
             f"{'symmetric' if recipe.symmetric else 'asymmetric'}; {len(made.linears)} linears, "
             f"{made.bits_per_weight:.3f} bits a weight, {console.gigabytes(estimate.output_bytes)} to write, "
             f"peak memory about {console.gigabytes(estimate.peak_rss_bytes)}"
@@ -82,3 +76,41 @@ def show(made: Plan, tensors: bool) -> None:
         console.note(f"note: {warning}")
     for problem in made.problems if tensors else ():  # else they are raised next
         console.note(f"problem: {problem.message}\n  {problem.hint}")
+
+
+def _bits(made: Plan) -> str:
+    """All the bits that linears have or, before that is decided, may have."""
+    if made.budget is not None and not made.decided:
+        return ", ".join(map(str, made.budget.choices))
+    found = {"float" if grid is None else str(grid.bits) for grid in made.grids.values()}
+    return ", ".join(sorted(found))
+
+
+def _kinds(made: Plan) -> list[list[str]]:
+    """Each kind of linear in one row, with how many of them have which bits."""
+    kinds: dict[tuple[str, tuple[int, int]], list[str]] = {}
+    for linear in made.linears:
+        grid = made.grids[linear.name]
+        kind = (linear.name.split(f"{linear.layer}.", 1)[-1], linear.shape)
+        kinds.setdefault(kind, []).append("float" if grid is None else str(grid.bits))
+    group = "row" if made.recipe.group_size == -1 else str(made.recipe.group_size)
+    rows = [["linear", "out x in", "count", "bits", "group"]]
+    for (name, shape), bits in kinds.items():
+        counts = {width: bits.count(width) for width in sorted(bits)}
+        each = next(iter(counts)) if len(counts) == 1 else ", ".join(f"{w} ({n}x)" for w, n in counts.items())
+        if not made.decided:
+            each = _bits(made)
+        rows.append([name, f"{shape[0]} x {shape[1]}", str(len(bits)), each, group])
+    return rows
+
+
+def _chosen(made: Plan) -> list[list[str]]:
+    """What a budget is and, where its bits are decided, what they are predicted to cost."""
+    if made.budget is None:
+        return []
+    what = "linears" if made.budget.of == "linears" else "weight files"
+    rows = [[f"budget of the {what}", console.gigabytes(made.budget.nbytes)]]
+    if made.allocation is not None and made.decided:
+        found = made.allocation
+        rows.append(["predicted KL divergence", f"{found.loss:.3g}, no choice is better by more than {found.gap:.1g}"])
+    return rows

@@ -17,6 +17,7 @@ from r1quant import bits as packing
 from r1quant.artifact import Form
 from r1quant.errors import RecipeError
 from r1quant.formats.codec import HEAD, Arrays, group_sizes, packed_shape, refuse, runs, shipped, tensor, whole
+from r1quant.formats.names import with_fused
 from r1quant.qlinear import QLinear
 from r1quant.tensorfile import TensorSpec
 
@@ -97,7 +98,7 @@ class Awq:
             "bits": BITS,
             "group_size": sizes.pop(),
             "zero_point": True,
-            **({"modules_to_not_convert": list(plain)} if set(plain) - {HEAD} else {}),
+            **({"modules_to_not_convert": with_fused(plain)} if set(plain) - {HEAD} else {}),
             "meta": dict(meta),
         }
 

@@ -8,11 +8,11 @@ an int8 weight_zero_point.
 Scales are written in float16 even where bfloat16 would hold them: transformers dequantizes in their dtype, and three
 more bits keep the weights nearer to exact. transformers 5.23 with compressed-tensors 0.20 loads packed files with zero
 points, whoever wrote them, only where it is told to: quantization_config=CompressedTensorsConfig(dequantize=True).
+Told so, it takes the bits of one config group for all linears, and reads those of other bits wrong.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,7 @@ import numpy.typing as npt
 from r1quant import bits as packing
 from r1quant.artifact import Form
 from r1quant.formats.codec import HEAD, Arrays, group_sizes, matches, packed_shape, refuse, runs, shipped, tensor, whole
+from r1quant.formats.names import patterns, with_fused
 from r1quant.qlinear import QLinear
 from r1quant.tensorfile import TensorSpec
 
@@ -101,7 +102,8 @@ class CompressedTensors:
     def config(self, forms: Mapping[str, Form], plain: tuple[str, ...], meta: Mapping[str, Any]) -> dict[str, Any]:
         """One config group for all linears, or one for each kind, which then names its linears.
 
-        The head is a linear to readers even where it is the embedding, so it is ignored by name unless quantized.
+        They are named one by one and as vLLM and SGLang fuse them. The head is a linear to readers even where it is the
+        embedding, so it is ignored by name unless quantized.
         """
         sizes = group_sizes(forms)
         kinds: dict[tuple[int, int | None, bool], list[str]] = {}
@@ -121,7 +123,7 @@ class CompressedTensors:
                 "block_structure": None,
                 "observer": "minmax",
             }
-            targets = ["Linear"] if len(kinds) == 1 else [f"re:^{re.escape(name)}$" for name in names]
+            targets = ["Linear"] if len(kinds) == 1 else [f"re:{pattern}" for pattern in patterns(names)]
             activations = {"input_activations": None, "output_activations": None}
             groups[f"group_{i}"] = {"targets": targets, "format": layout, "weights": weights, **activations}
         return {
@@ -129,7 +131,7 @@ class CompressedTensors:
             "format": layout,
             "quantization_status": "compressed",
             "config_groups": groups,
-            "ignore": list(dict.fromkeys((*plain, *({HEAD} - forms.keys())))),
+            "ignore": with_fused((*plain, *({HEAD} - forms.keys()))),
             "kv_cache_scheme": None,
             "global_compression_ratio": None,
         }

@@ -11,7 +11,6 @@ it back in the same way; others do it to each zero point. Its own files are read
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,9 +22,12 @@ import numpy.typing as npt
 from r1quant import bits as packing
 from r1quant.artifact import Form
 from r1quant.formats.codec import HEAD, Arrays, group_sizes, matches, packed_shape, refuse, runs, shipped, tensor, whole
-from r1quant.grid import BITS
+from r1quant.formats.names import patterns
 from r1quant.qlinear import QLinear
 from r1quant.tensorfile import TensorSpec
+
+BITS = (2, 3, 4, 8)
+END = r"(?:\.|$)"  # some readers match rules with modules, some with tensors
 
 
 @dataclass(frozen=True)
@@ -117,16 +119,18 @@ class Gptq:
         return bits, group, scale, _zero(packed, bits, config)[:out]
 
     def config(self, forms: Mapping[str, Form], plain: tuple[str, ...], meta: Mapping[str, Any]) -> dict[str, Any]:
-        """No key is null, and `dynamic` is there only where linears differ: some readers cannot bear either."""
+        """No key is null, and `dynamic` is there only where linears differ: some readers cannot bear either.
+
+        Its rules take linears by their own names and by those of the layers that vLLM and SGLang fuse them into.
+        """
         sizes = group_sizes(forms)
         kinds = {name: (form.bits, sizes[name] or nominal(form)) for name, form in forms.items()}
         bits, group_size = Counter(kinds.values()).most_common(1)[0][0]
-        dynamic: dict[str, Any] = {
-            f"+:^{re.escape(name)}$": {"bits": kind[0], "group_size": kind[1]}
-            for name, kind in kinds.items()
-            if kind != (bits, group_size)
-        }
-        dynamic |= {f"-:^{re.escape(name)}$": {} for name in plain if name != HEAD}
+        dynamic: dict[str, Any] = {}
+        for kind in sorted(set(kinds.values()) - {(bits, group_size)}):
+            rules = patterns([name for name in kinds if kinds[name] == kind], END)
+            dynamic |= {f"+:{rule}": {"bits": kind[0], "group_size": kind[1]} for rule in rules}
+        dynamic |= {f"-:{rule}": {} for rule in patterns([name for name in plain if name != HEAD], END)}
         return {
             "quant_method": "gptq",
             "bits": bits,

@@ -40,7 +40,7 @@ def build(run: RunDir, made: Plan, origin: Mapping[str, Any]) -> dict[str, Any]:
     meta["act_order"] = recipe.act_order and recipe.calibrated
     if recipe.calibrated:
         meta["damp_percent"] = recipe.damping
-    stated = made.codec.config(made.forms, (made.arch.tensors.head.removesuffix(".weight"),), meta)
+    stated = made.codec.config(made.forms, made.plain, meta)
     text = with_key(with_attention_factor(checkpoint.config_text), "quantization_config", stated)
     write_side_files(out, text, checkpoint.carried, made.codec.side_files(stated))
     record = _record(run, made, origin)

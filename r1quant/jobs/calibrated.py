@@ -55,11 +55,11 @@ def quantize_layers(
                 save(run.boundary(index + 1), states)
             parts.write(run.part(index), done)
             run.forget_boundaries(keep=index + 1)
-            worst = max(done, key=lambda r: r.report.relative_loss).report
+            worst = max((rounded.report.relative_loss for rounded in done), default=0.0)
             seconds = time.monotonic() - begun
             progress.advance(
                 0.1,
-                f"layer {index + 1}/{made.layers} in {seconds:.1f} s, worst relative loss {worst.relative_loss:.2e}",
+                f"layer {index + 1}/{made.layers} in {seconds:.1f} s, worst relative loss {worst:.2e}",
             )
 
 
@@ -95,7 +95,8 @@ class _Job:
             stream, reference = Stream(filled.enter_context(self.decoder.layer(index)), states["hidden"]), None
             if self.beside is not None:
                 reference = Stream(filled.enter_context(self.beside.layer(index)), states["reference"])
-            for rounded in quantize_layer(stream, reference, needed, prefix, made.checkpoint.read, made.recipe):
+            read = made.checkpoint.read
+            for rounded in quantize_layer(stream, reference, needed, prefix, read, made.recipe, made.grids):
                 done.append(rounded)
                 self.progress.advance(0.9 / len(made.arch.layer.linears), rounded.report.name)
                 if rounded.report.remark:

@@ -95,7 +95,7 @@ class Job:
         for name, form in self.forms.items():
             reason = problem(self.format, form, self.options)
             if reason:
-                others = fitting(form, self.options)
+                others = fitting(self.forms.values(), self.options)
                 hint = f"export it --to {', '.join(others)}" if others else "quantize with other options"
                 raise RecipeError(f"{self.format} cannot hold {name}: {reason}", hint)
 

@@ -15,10 +15,12 @@ import numpy as np
 import torch
 
 from r1quant.errors import NumericError
+from r1quant.estimates import KEPT_LIMIT
 from r1quant.forward import DecoderLayer, chunked
+from r1quant.grid import Grid
 from r1quant.jobs.rounded import LinearReport, Rounded
 from r1quant.methods import gptq
-from r1quant.planner import KEPT_LIMIT
+from r1quant.planned import Grids
 from r1quant.recipe import Recipe
 from r1quant.sensitivity import Sensitivity
 from r1quant.stats import Stats, Sums
@@ -72,8 +74,9 @@ def quantize_layer(
     prefix: str,
     read: Read,
     recipe: Recipe,
+    grids: Grids,
 ) -> Iterator[Rounded]:
-    """Yields every linear of the layer, rounded.
+    """Yields every linear of the layer that has a grid, rounded; linears that share an input have the same.
 
     reference  the same layer with its original weights, and what entered it in the original model
     guidance   by the names of the linears within the layer
@@ -84,11 +87,13 @@ def quantize_layer(
     for stage, linears in enumerate(stream.layer.arch.layer.stages):
         inputs = stream.inputs(stage)
         wanted = None if reference is None else reference.inputs(stage)
-        units = [linears] if guidance is None else [(name,) for name in linears]
-        sums = [_sums(stream.layer, unit, guidance) for unit in units]
-        _gather(stream, reference, stage, inputs, wanted, dict(zip(units, sums, strict=True)))
-        for unit, found in zip(units, sums, strict=True):
-            yield from _solve(stream.layer, unit, found.stats, prefix, read, recipe)
+        grid = grids[prefix + linears[0]]
+        if grid is not None:
+            units = [linears] if guidance is None else [(name,) for name in linears]
+            sums = [_sums(stream.layer, unit, guidance) for unit in units]
+            _gather(stream, reference, stage, inputs, wanted, dict(zip(units, sums, strict=True)))
+            for unit, found in zip(units, sums, strict=True):
+                yield from _solve(stream.layer, unit, found.stats, prefix, read, recipe, grid)
         if stage in ENDS:
             stream.add(stage, inputs)
             if reference is not None and wanted is not None:
@@ -128,7 +133,7 @@ def _gather(
 
 
 def _solve(
-    layer: DecoderLayer, linears: tuple[str, ...], stats: Stats, prefix: str, read: Read, recipe: Recipe
+    layer: DecoderLayer, linears: tuple[str, ...], stats: Stats, prefix: str, read: Read, recipe: Recipe, grid: Grid
 ) -> Iterator[Rounded]:
     """Rounds linears that share their statistics as one stack and puts the result into the layer."""
     if not stats.finite:
@@ -141,7 +146,7 @@ def _solve(
     solved = gptq.quantize(
         torch.cat([w.to(device, torch.float32) for w in originals]),
         stats,
-        recipe.grid,
+        grid,
         search=recipe.scale_search,
         act_order=recipe.act_order,
         damping=recipe.damping,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from r1quant.grid import Grid
 from r1quant.jobs import parts
 from r1quant.jobs.rounded import LinearReport, Rounded
 from r1quant.methods import rtn
@@ -18,13 +19,14 @@ def quantize_layers(made: Plan, run: RunDir, first: int, progress: Progress) -> 
     progress.advance(first)
     for layer in range(first, made.layers):
         linears = [linear.name for linear in made.linears if linear.layer == layer]
-        parts.write(run.part(layer), [_round(made, name) for name in linears])
+        rounded = [_round(made, name, grid) for name in linears if (grid := made.grids[name]) is not None]
+        parts.write(run.part(layer), rounded)
         progress.advance(1, f"layer {layer + 1}/{made.layers}")
 
 
-def _round(made: Plan, name: str) -> Rounded:
+def _round(made: Plan, name: str, grid: Grid) -> Rounded:
     weight = made.checkpoint.read(f"{name}.weight").float().numpy()
-    q = rtn.quantize(weight, made.recipe.grid, made.recipe.scale_search)
+    q = rtn.quantize(weight, grid, made.recipe.scale_search)
     wrong = float(np.square(weight - q.dequantize()).sum())
     energy = float(np.square(weight).sum())
     report = LinearReport(name, None, wrong / energy if energy else 0.0, None, 0, 0, False)

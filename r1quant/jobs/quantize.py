@@ -18,8 +18,9 @@ from typing import Any
 
 from r1quant import atomic, calibration, planner, provenance
 from r1quant.artifact import Artifact
+from r1quant.budget import Predictions
 from r1quant.checkpoint import Checkpoint
-from r1quant.errors import OutOfSpaceError, ResumeError
+from r1quant.errors import OutOfSpaceError, RecipeError, ResumeError
 from r1quant.jobs import assemble
 from r1quant.jobs.folder import RECORD
 from r1quant.planner import Plan
@@ -60,7 +61,18 @@ def default_out(checkpoint: Checkpoint, recipe: Recipe, folder: Path) -> Path:
     kind = "" if recipe.symmetric else "-asym"
     method = "" if recipe.method == "gptq" else f"-{recipe.method}"
     stem = checkpoint.name.removesuffix(".gguf")
-    return folder / f"{stem}-{recipe.format}-w{recipe.bits}{group}{kind}{method}"
+    return folder / f"{stem}-{recipe.format}-{_width(recipe)}{group}{kind}{method}"
+
+
+def _width(recipe: Recipe) -> str:
+    """The part of a name that says how many bits."""
+    if recipe.target_bpw is not None:
+        return f"{recipe.target_bpw:g}bpw"
+    if recipe.target_size is not None:
+        return f"{recipe.target_size / 1e9:.4g}GB"
+    if recipe.fit_gpu is not None:
+        return f"{''.join(c for c in recipe.fit_gpu.lower() if c.isalnum())}-{recipe.context}"
+    return f"w{recipe.bits}"
 
 
 def make_plan(model: str | Path, recipe: Recipe, out: Path | None = None, devices: int = 1) -> Plan:
@@ -72,9 +84,13 @@ def make_plan(model: str | Path, recipe: Recipe, out: Path | None = None, device
 
 
 def quantize(
-    model: str | Path, out: Path | None = None, recipe: Recipe | None = None, progress: Progress | None = None
+    model: str | Path,
+    out: Path | None = None,
+    recipe: Recipe | None = None,
+    progress: Progress | None = None,
+    predictions: Predictions | None = None,
 ) -> Quantized:
-    """Quantizes a model into the folder `out`.
+    """Quantizes a model into the folder `out`. predictions decide the bits where the recipe has a budget.
 
     Raises RecipeError, CheckpointError, CalibrationError, NumericError, ResumeError or OutOfSpaceError; nothing is
     left at `out` then, and what was finished stays in the run directory for the next start.
@@ -83,7 +99,7 @@ def quantize(
     checkpoint = open_model(model)
     out = (out or default_out(checkpoint, recipe, Path.cwd())).absolute()
     made = planner.make(checkpoint, recipe, None if out.exists() or folder_for(out).exists() else out)
-    made.require()
+    made = _decided(made, predictions)
     finished = _finished_record(out)
     with _disk_errors(out):
         job = _Job(made, _calibration(made, progress), _compute(recipe), out, progress)
@@ -101,6 +117,19 @@ def quantize(
         job.compare(finished)
         job.forget_run()
     return Quantized(out, finished, time.monotonic() - begun, provenance.peak_rss_bytes(), made.layers, True)
+
+
+def _decided(made: Plan, predictions: Predictions | None) -> Plan:
+    """The plan with the bits of every linear. Raises its problems."""
+    made.require()
+    if made.decided:
+        return made
+    if predictions is None:
+        raise RecipeError(
+            "a budget is met by what each linear is predicted to lose, and nothing has predicted that yet",
+            "use --bits; plan shows what the budget allows",
+        )
+    return planner.allocated(made, predictions)
 
 
 def _finished_record(out: Path) -> dict[str, Any] | None:
@@ -241,6 +270,7 @@ class _Job:
             "tokenizer": provenance.sha256_of_files(checkpoint.carried),
             "recipe": recipe.as_dict(),
             "compute": self.compute,
+            "allocation": None if self.plan.allocation is None else self.plan.allocation.as_dict(),
             "calibration": None
             if self.text is None
             else {

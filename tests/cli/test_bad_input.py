@@ -167,7 +167,7 @@ def test_a_group_size_that_does_not_divide(refused: Refused, llama: Path, group:
     ("options", "says"),
     [
         (["--bits", "5.5"], "bits '5.5' is not supported"),
-        (["--bits", "5"], "bits 5 is not supported"),
+        (["--bits", "9"], "bits 9 is not supported"),
         (["--bits", "-4"], "bits '-4' is not supported"),
         (["--bits", "²"], "bits '²' is not supported"),
         (["--bits", ""], "bits '' is not supported"),

@@ -68,8 +68,8 @@ def test_gptq_says_what_differs() -> None:
     config = stated("gptq", forms, ("lm_head", "model.layers.1.mlp.down_proj"))
     assert not config["sym"] and not config["lm_head"]
     assert config["dynamic"] == {
-        r"+:^model\.layers\.0\.mlp\.down_proj$": {"bits": 8, "group_size": -1},
-        r"-:^model\.layers\.1\.mlp\.down_proj$": {},
+        r"+:^model\.layers\.0\.mlp\.down_proj(?:\.|$)": {"bits": 8, "group_size": -1},
+        r"-:^model\.layers\.1\.mlp\.down_proj(?:\.|$)": {},
     }
     assert "dynamic" not in stated("gptq", plain=("lm_head",))
     assert stated("gptq", {LAYER: SYMMETRIC, "lm_head": SYMMETRIC})["lm_head"]

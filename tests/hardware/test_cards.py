@@ -13,7 +13,7 @@ TEXT = resources.files("r1quant").joinpath("hardware", "gpus.toml").read_text("u
 ONE = '[[card]]\nname = "A"\nmemory_bytes = 8\nbandwidth = 1.0\nfp16_flops = 2.0\nbf16_flops = 0\n'
 NAMES = [
     "A100 40GB", "A100 80GB", "H100 SXM", "H100 PCIe", "H200", "L4", "L40S", "A10", "T4", "RTX 3060 12GB", "RTX 3090",
-    "RTX 4060 Ti 16GB", "RTX 4070", "RTX 4080", "RTX 4090", "RTX 5090",
+    "RTX 4060", "RTX 4060 Ti 16GB", "RTX 4070", "RTX 4080", "RTX 4090", "RTX 5090",
 ]  # fmt: skip
 
 
