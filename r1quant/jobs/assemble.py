@@ -58,7 +58,12 @@ def _record(run: RunDir, made: Plan, origin: Mapping[str, Any]) -> dict[str, Any
         "environment": provenance.environment(),
         "bits_per_weight": made.bits_per_weight,
         "quantized_parameters": made.quantized_parameters,
-        "predicted_kl": sum(predicted) if predicted else None,
+        "predicted_kl": sum(predicted) if predicted else _foreseen(made),
         "fallbacks": [report.remark for report in reports if report.remark],
         "linears": [report.as_dict() for report in reports],
     }
+
+
+def _foreseen(made: Plan) -> float | None:
+    """What the choice of bits was made on, which holds for plain rounding."""
+    return None if made.allocation is None or made.recipe.calibrated else made.allocation.loss

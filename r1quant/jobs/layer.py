@@ -90,7 +90,7 @@ def quantize_layer(
         grid = grids[prefix + linears[0]]
         if grid is not None:
             units = [linears] if guidance is None else [(name,) for name in linears]
-            sums = [_sums(stream.layer, unit, guidance) for unit in units]
+            sums = [sums_of(stream.layer, unit[0], guidance) for unit in units]
             _gather(stream, reference, stage, inputs, wanted, dict(zip(units, sums, strict=True)))
             for unit, found in zip(units, sums, strict=True):
                 yield from _solve(stream.layer, unit, found.stats, prefix, read, recipe, grid)
@@ -100,13 +100,13 @@ def quantize_layer(
                 reference.add(stage, wanted)
 
 
-def _sums(layer: DecoderLayer, unit: tuple[str, ...], guidance: Mapping[str, Sensitivity] | None) -> Sums:
+def sums_of(layer: DecoderLayer, linear: str, guidance: Mapping[str, Sensitivity] | None) -> Sums:
     """Tokens count by the norm of their gradient, not by its square, as the Fisher matrix would have it: squares leave
     so few of them (those that all others attend to) that the Hessian is one of a hundredth of the text."""
-    weight = layer.weight(unit[0])
+    weight = layer.weight(linear)
     if guidance is None:
         return Sums(weight.shape[1], weight.device)
-    needed = guidance[unit[0]]
+    needed = guidance[linear]
     return Sums(weight.shape[1], weight.device, needed.weights.sqrt(), needed.covariance)
 
 

@@ -20,9 +20,12 @@ from r1quant import atomic, calibration, planner, provenance
 from r1quant.artifact import Artifact
 from r1quant.budget import Predictions
 from r1quant.checkpoint import Checkpoint
-from r1quant.errors import OutOfSpaceError, RecipeError, ResumeError
+from r1quant.errors import OutOfSpaceError, ResumeError
+from r1quant.formats import table
 from r1quant.jobs import assemble
 from r1quant.jobs.folder import RECORD
+from r1quant.jobs.identity import identity
+from r1quant.jobs.samples import cache_folder
 from r1quant.planner import Plan
 from r1quant.progress import Progress, Silent
 from r1quant.recipe import Recipe
@@ -99,10 +102,15 @@ def quantize(
     checkpoint = open_model(model)
     out = (out or default_out(checkpoint, recipe, Path.cwd())).absolute()
     made = planner.make(checkpoint, recipe, None if out.exists() or folder_for(out).exists() else out)
-    made = _decided(made, predictions)
+    made.require()
     finished = _finished_record(out)
     with _disk_errors(out):
-        job = _Job(made, _calibration(made, progress), _compute(recipe), out, progress)
+        reads = recipe.calibrated or (not made.decided and predictions is None)
+        text = _calibration(made, progress) if reads else None
+        compute = _compute(recipe) if reads else None
+        if not made.decided:
+            made = planner.allocated(made, predictions or _predictions(made, text, compute, progress))
+        job = _Job(made, text, compute, out, progress)
         if finished is None:
             with RunDir(folder_for(out)) as run:
                 finished = _finished_record(out)  # by another process, while this one got ready
@@ -119,17 +127,29 @@ def quantize(
     return Quantized(out, finished, time.monotonic() - begun, provenance.peak_rss_bytes(), made.layers, True)
 
 
-def _decided(made: Plan, predictions: Predictions | None) -> Plan:
-    """The plan with the bits of every linear. Raises its problems."""
-    made.require()
-    if made.decided:
-        return made
-    if predictions is None:
-        raise RecipeError(
-            "a budget is met by what each linear is predicted to lose, and nothing has predicted that yet",
-            "use --bits; plan shows what the budget allows",
-        )
-    return planner.allocated(made, predictions)
+def _predictions(
+    made: Plan, text: calibration.Calibration | None, compute: Mapping[str, str] | None, progress: Progress
+) -> Predictions:
+    """What each linear would lose at each number of bits that the budget lets choose."""
+    from r1quant.jobs.foresight import predicted
+
+    assert text is not None and compute is not None and made.budget is not None
+    seen = _seen(made.checkpoint, text, compute, progress)
+    return predicted(made, text.tokens, seen, made.budget.choices, progress)
+
+
+def _seen(
+    checkpoint: Checkpoint, text: calibration.Calibration, compute: Mapping[str, str], progress: Progress
+) -> dict[str, str]:
+    """All that decides what the float model does with the text."""
+    import torch  # noqa: F401  (its version and thread count are part of the environment)
+
+    return {
+        "model": identity(table.artifact(checkpoint), cache_folder(), progress),
+        "text": text.sha256,
+        **compute,
+        **provenance.environment(),
+    }
 
 
 def _finished_record(out: Path) -> dict[str, Any] | None:
@@ -145,20 +165,16 @@ def _finished_record(out: Path) -> dict[str, Any] | None:
     return record
 
 
-def _compute(recipe: Recipe) -> dict[str, str] | None:
+def _compute(recipe: Recipe) -> dict[str, str]:
     """Where and in what precision the calibration text will run. Raises RecipeError for a device that is not here."""
-    if not recipe.calibrated:
-        return None
     from r1quant.forward import pick_device, pick_dtype
 
     device = pick_device(recipe.device)
     return {"device": device.type, "dtype": str(pick_dtype(recipe.dtype, device)).removeprefix("torch.")}
 
 
-def _calibration(made: Plan, progress: Progress) -> calibration.Calibration | None:
+def _calibration(made: Plan, progress: Progress) -> calibration.Calibration:
     recipe = made.recipe
-    if not recipe.calibrated:
-        return None
     if recipe.calib == calibration.SELF:
         from r1quant.jobs.selftext import own_text
 
@@ -231,8 +247,9 @@ class _Job:
         if self.plan.recipe.calibrated:
             from r1quant.jobs.calibrated import quantize_layers
 
-            assert self.text is not None
-            quantize_layers(self.plan, self.text.tokens, self._seen(), run, done, self.progress)
+            assert self.text is not None and self.compute is not None
+            seen = _seen(self.plan.checkpoint, self.text, self.compute, self.progress)
+            quantize_layers(self.plan, self.text.tokens, seen, run, done, self.progress)
         else:
             from r1quant.jobs.nearest import quantize_layers as round_layers
 
@@ -282,13 +299,6 @@ class _Job:
                 "documents": self.text.documents,
             },
         }
-
-    def _seen(self) -> dict[str, str]:
-        """All that decides what the float model does with the text."""
-        assert self.text is not None
-        told = {key: self.provenance[key] for key in ("weights", "config", "compute")}
-        told["environment"] = provenance.environment()
-        return {key: json.dumps(value, sort_keys=True) for key, value in told.items()} | {"text": self.text.sha256}
 
     def _fingerprint(self) -> dict[str, str]:
         """Everything that decides the bytes of the result, flat, so that a difference can be named."""

@@ -18,11 +18,12 @@ from r1quant.budget import Predictions
 from r1quant.checkpoint import open_folder
 from r1quant.errors import RecipeError, ResumeError
 from r1quant.formats.table import artifact
+from r1quant.jobs import foresight
 from r1quant.jobs import quantize as job
 from r1quant.jobs.artifacts import open_artifact
 from r1quant.recipe import Recipe, from_values
 from tests import models
-from tests.conftest import Run
+from tests.conftest import QUICK, Run
 
 # By layer and stage (qkv, attention output, gate and up, down).
 EVERY_BITS = {(0, 0): 2, (0, 1): 3, (0, 2): 4, (0, 3): 5, (1, 0): 6, (1, 1): 7, (1, 2): 8, (1, 3): 16}
@@ -165,10 +166,23 @@ def test_the_same_again_is_complete_and_another_choice_is_refused(model: Path, t
         job.quantize(model, tmp_path / "out", recipe, predictions=Predictions(losses, "b"))
 
 
-def test_a_budget_needs_predictions(run: Run, llama: Path) -> None:
-    ran = run("quantize", llama, "--group-size", "32", "--method", "rtn", "--target-bpw", "6.5", "-o", "out")
-    assert ran.code == 2 and "nothing has predicted that yet" in ran.error[0] and "use --bits" in ran.error[1]
-    assert not Path("out").exists() and not Path("out.run").exists()
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_a_budget_is_met_by_what_the_model_itself_says(
+    run: Run, llama: Path, method: str, in_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("R1QUANT_CACHE", str(in_tmp / "cache"))
+    Path("text.txt").write_text(models.text(60), "utf-8")
+    words = ["quantize", llama, *QUICK, "--calib", "text.txt", "--method", method, "--target-bpw", "6.5", "--json"]
+    record = run(*words, "-o", "out").json["record"]
+    assert 5.5 < record["bits_per_weight"] <= 6.5
+    allocation = record["allocation"]
+    assert allocation["source"] == foresight.SOURCE and allocation["gap"] == 0
+    assert set(allocation["bits"].values()) == {4, 8} and 0 < allocation["predicted_kl"] < 1
+    assert (record["predicted_kl"] == allocation["predicted_kl"]) == (method == "rtn")
+    files = {path: path.stat().st_mtime_ns for path in Path("cache").rglob("*.json")}
+    assert sum("losses" in path.name for path in files) == 2
+    monkeypatch.setattr(foresight, "_losses", None)  # not asked again
+    assert run(*words, "-o", "again").json["record"]["allocation"] == allocation
 
 
 def test_options_of_a_budget(run: Run, llama: Path) -> None:
