@@ -53,6 +53,18 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Folds:
+    """What makes the input of each stage of a layer, channel by channel: the norm or linear whose outputs a factor can
+    be divided out of, so that the stage's own weights may carry it.
+    """
+
+    qkv: str
+    attention_out: str
+    gate_up: str
+    down: str
+
+
+@dataclass(frozen=True)
 class Gguf:
     """How the family is written in GGUF files; `interleaved_rope` means the rows of q and k are permuted there."""
 
@@ -67,6 +79,7 @@ class Architecture:
     model_class: str
     tensors: Tensors
     layer: Layer
+    folds: Folds
     gguf: Gguf
 
     def layer_prefix(self, index: int) -> str:
@@ -172,7 +185,7 @@ def architectures() -> dict[str, Architecture]:
 def parse(text: str, where: str) -> Architecture:
     """One architecture file. Raises ValueError on a missing or unknown key."""
     raw = tomllib.loads(text)
-    for key, kind in (("tensors", Tensors), ("layer", Layer), ("gguf", Gguf)):
+    for key, kind in (("tensors", Tensors), ("layer", Layer), ("folds", Folds), ("gguf", Gguf)):
         raw[key] = _strict(kind, raw.get(key), f"{where} [{key}]")
     arch: Architecture = _strict(Architecture, raw, where)
     return arch

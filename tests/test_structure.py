@@ -25,13 +25,13 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "tokenizer", "gguf_header", "gguf_config", "gguf_tokenizer", "gguf_source",
     ),
     ("rundir", "calibration", "problemsets", "prompts", "selfcalib", "stats", "progress"),
-    ("methods", "formats", "forward", "backends", "metrics", "hardware"),
+    ("methods", "transforms", "formats", "forward", "backends", "metrics", "hardware"),
     # These ask formats what they can hold.
     ("layout", "targets", "preflight", "planned", "estimates", "budget", "planner", "sensitivity"),
     ("jobs",),
     ("cli", "r1quant"),
 )  # fmt: skip
-SIBLINGS = {"methods", "formats", "forward", "backends", "metrics", "hardware"}
+SIBLINGS = {"methods", "transforms", "formats", "forward", "backends", "metrics", "hardware"}
 BETWEEN_SIBLINGS = {("backends", "forward"), ("backends", "metrics")}
 FENCES = {
     "click": {"cli"},
@@ -149,15 +149,22 @@ def test_third_parties_stay_behind_their_fences(module: str) -> None:
             assert within, f"{module} imports {found.target}, which belongs to {allowed}"
 
 
-def test_a_method_is_one_file_and_a_format_one_file_or_folder_that_knows_no_other() -> None:
-    shared = {"methods.kernels", "methods.scales", "formats.codec", "formats.names"}
+def test_a_method_or_transform_is_one_file_and_a_format_one_file_or_folder_that_knows_no_other() -> None:
+    shared = {
+        "methods.kernels",
+        "methods.scales",
+        "formats.codec",
+        "formats.names",
+        "transforms.folds",
+        "transforms.orthogonal",
+    }
 
     def unit(module: str) -> str:
         """methods.gptq, formats.onnx, ..."""
         return ".".join(module.split(".")[1:3])
 
     tables = {"formats.table"}  # knows all formats of one kind, and no other module of a format knows it
-    for package in ("methods", "formats"):
+    for package in ("methods", "transforms", "formats"):
         for module in modules():
             if module.startswith(f"r1quant.{package}.") and unit(module) not in tables:
                 inner = {unit(i.target) for i in imports(module) if i.target.startswith(f"r1quant.{package}.")}
@@ -184,10 +191,13 @@ def test_what_must_be_quick_loads_nothing_slow(start: str) -> None:
                     waiting.append((found.target, (*path, found.target)))
 
 
-@pytest.mark.parametrize("kind", [archs.Architecture, archs.Tensors, archs.Layer, archs.Gguf], ids=lambda k: k.__name__)
+KINDS = (archs.Architecture, archs.Tensors, archs.Layer, archs.Folds, archs.Gguf)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_every_key_of_an_architecture_is_read_by_code(kind: type) -> None:
     """As an attribute, somewhere outside the tables that define the keys."""
-    tables = {"Tensors", "Layer", "Gguf"}
+    tables = {"Tensors", "Layer", "Folds", "Gguf"}
     read = set()
     for module in modules():
         for node in tree(module).body:
@@ -223,6 +233,6 @@ def test_unknown_and_missing_keys_are_errors(name: str) -> None:
             with pytest.raises(ValueError, match="the keys must be exactly"):
                 archs.parse("\n".join(changed), name)
     assert tried >= 20
-    for table in ("tensors", "layer", "gguf"):
+    for table in ("tensors", "layer", "folds", "gguf"):
         with pytest.raises(ValueError, match="the keys must be exactly"):
             archs.parse("\n".join(lines).replace(f"[{table}]", "[other]"), name)

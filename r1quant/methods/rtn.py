@@ -10,9 +10,13 @@ from r1quant.methods import kernels, scales
 from r1quant.qlinear import QLinear
 
 
-def quantize(weight: npt.NDArray[np.float32], grid: Grid, search: bool) -> QLinear:
-    """weight: float32 [out, in], finite. With search, scales minimise the squared error of the weights."""
-    chosen = scales.choose(weight, grid, None, search)
+def quantize(
+    weight: npt.NDArray[np.float32], grid: Grid, search: bool, importance: npt.NDArray[np.float32] | None = None
+) -> QLinear:
+    """weight: float32 [out, in], finite. With search, scales minimise the squared error of the weights, that of each
+    input channel counted with its importance, float32 [in].
+    """
+    chosen = scales.choose(weight, grid, importance, search)
     codes = np.empty(weight.shape, np.uint8)
     kernels.round_nearest(weight, chosen.scale, chosen.zero, chosen.group, grid.levels - 1, codes)
     return QLinear(codes, chosen.scale.astype(np.float16), chosen.zero, chosen.group, grid.bits)
