@@ -128,6 +128,10 @@ class Checkpoint:
                 fill(file, buffer, info.file)
                 yield buffer
 
+    def unrounded(self) -> Checkpoint:
+        """Where tensors are computed from stored ones: the same before they are rounded to their dtype."""
+        return self
+
     @property
     def files(self) -> tuple[Path, ...]:
         """The weight files, each once."""

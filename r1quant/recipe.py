@@ -18,6 +18,7 @@ from r1quant.grid import BITS, GROUP_SIZES, SCALE_DTYPES, Grid, ScaleDtype
 from r1quant.registry import FORMATS, METHODS, PRESETS
 
 FLOAT = 16  # among the bits that a linear may have: it stays as it is
+ROTATIONS = ("r1", "r2", "both")
 TARGETS = ("target_bpw", "target_size", "fit_gpu")
 UNITS = {"": 1, "b": 1} | {f"{k}{i}b": (1024 if i else 1000) ** n for n, k in enumerate("kmgt", 1) for i in ("", "i")}
 SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([a-z]*)", re.IGNORECASE)
@@ -26,7 +27,7 @@ DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 
 @dataclass(frozen=True)
 class Recipe:
-    """method        gptq or rtn
+    """method        gptq, awq or rtn
     bits          2 .. 8
     group_size    16, 32, 64, 128, or -1 for whole rows
     symmetric     zero point fixed at 2**(bits-1); otherwise chosen for each group
@@ -36,6 +37,9 @@ class Recipe:
     damping       share of the Hessian's mean diagonal that is added to it
     guided        round by what the answer needs: a sensitivity pass first, then weighted tokens and coupled rows
     corrected     aim at the float model's outputs, so that each layer makes up for the errors of those before it
+    awq           scale input channels by what they carry, folded into what comes before; method awq does so always
+    smooth        SmoothQuant's share of the activations' spread that moves into the weights, 0 .. 1; or None
+    rotate        r1 (the residual stream), r2 (the heads between v and o), both, or None
     calib         a text or JSONL file, hub:NAME, self for text that the model writes, or None for the bundled text
     samples, seq_len, seed   the calibration windows
     format        what is written
@@ -61,6 +65,9 @@ class Recipe:
     damping: float = 0.01
     guided: bool = False
     corrected: bool = False
+    awq: bool = False
+    smooth: float | None = None
+    rotate: str | None = None
     calib: str | None = None
     samples: int = 128
     seq_len: int = 1024
@@ -93,6 +100,7 @@ class Recipe:
             ("act-order", self.act_order),
             ("guided", self.guided),
             ("corrected", self.corrected),
+            ("awq", self.awq),
         ):
             if not isinstance(flag, bool):
                 raise RecipeError(f"{name} is {flag!r}", "give true or false")
@@ -105,7 +113,19 @@ class Recipe:
                 raise RecipeError(f"{name} is {value!r}", f"give a whole number of at least {least}")
         if isinstance(self.damping, bool) or not isinstance(self.damping, int | float) or not 0 <= self.damping <= 1:
             raise RecipeError(f"damping is {self.damping!r}", "give a number from 0 to 1")
+        self._check_transforms()
         self._check_budget()
+
+    def _check_transforms(self) -> None:
+        if self.rotate is not None:
+            _one_of("rotate", self.rotate, ROTATIONS)
+        smooth = self.smooth
+        if smooth is None:
+            return
+        if isinstance(smooth, bool) or not isinstance(smooth, int | float) or not 0 <= smooth <= 1:
+            raise RecipeError(f"smooth is {smooth!r}", "give a number from 0 to 1, such as 0.5")
+        if self.factors == "awq":
+            raise RecipeError("--smooth and AWQ choose the same factors", "leave one of them out")
 
     def _check_budget(self) -> None:
         given = [flag(name) for name in TARGETS if getattr(self, name) is not None]
@@ -144,7 +164,15 @@ class Recipe:
 
     @property
     def calibrated(self) -> bool:
-        return METHODS[self.method].calibrated
+        """Whether it needs calibration text."""
+        return METHODS[self.method].calibrated or self.factors is not None
+
+    @property
+    def factors(self) -> str | None:
+        """How the factors of input channels are chosen, if at all."""
+        if self.awq or self.method == "awq":
+            return "awq"
+        return None if self.smooth is None else "smooth"
 
     def as_dict(self) -> dict[str, Any]:
         """Without the bits where a budget decides them."""

@@ -26,6 +26,7 @@ class Format:
 
 METHODS: Mapping[str, Method] = {
     "gptq": Method(True, "second-order rounding with calibration text"),
+    "awq": Method(True, "input channels scaled by what they carry, then round to nearest"),
     "rtn": Method(False, "round to nearest, no calibration, fastest"),
 }
 

@@ -88,6 +88,11 @@ class Sums:
                     self._drift = torch.zeros(d.shape[1], x.shape[1], device=device)
                 torch.addmm(self._drift, d.T, x, out=self._drift)
 
+    def map(self, weight: torch.Tensor) -> None:
+        """What was given as lacking were inputs [..., J] of a linear, weight float32 [N, J], not its outputs."""
+        if self._drift is not None:
+            self._drift = weight.to(self._drift.device) @ self._drift
+
     @property
     def stats(self) -> Stats:
         return Stats(self._hessian, self._tokens, self._drift, self._outputs)

@@ -59,6 +59,16 @@ OPTIONS = (
         default=None,
         help="Let each layer make up for the errors of those before it.  [default: uncorrected]",
     ),
+    click.option(
+        "--awq/--no-awq",
+        "awq",
+        default=None,
+        help="AWQ's factors before rounding; what --method awq is.  [default: no]",
+    ),
+    click.option("--smooth", type=float, help="SmoothQuant's factors before rounding: its alpha, such as 0.5."),
+    click.option(
+        "--rotate", help="Rotate first: r1 (residual stream), r2 (heads), both. Unties the head; needs no calibration."
+    ),
     click.option("--damping", type=float, help="Share of the mean diagonal added to the Hessian.  [default: 0.01]"),
     click.option(
         "--calib",

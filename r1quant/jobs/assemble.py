@@ -37,8 +37,8 @@ def build(run: RunDir, made: Plan, origin: Mapping[str, Any]) -> dict[str, Any]:
     write_weights(out, made.layout, contents)
     recipe = made.recipe
     meta: dict[str, Any] = {"quantizer": [f"r1quant:{provenance.VERSION}"], "static_groups": True}
-    meta["act_order"] = recipe.act_order and recipe.calibrated
-    if recipe.calibrated:
+    meta["act_order"] = recipe.act_order and recipe.method == "gptq"
+    if recipe.method == "gptq":
         meta["damp_percent"] = recipe.damping
     stated = made.codec.config(made.forms, made.plain, meta)
     text = with_key(with_attention_factor(checkpoint.config_text), "quantization_config", stated)

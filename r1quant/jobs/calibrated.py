@@ -77,7 +77,7 @@ class _Job:
     def of(cls, made: Plan, tokens: npt.NDArray[np.int64], seen: Mapping[str, str], progress: Progress) -> _Job:
         recipe = made.recipe
         device = pick_device(recipe.device)
-        where = made.checkpoint, made.arch, device, pick_dtype(recipe.dtype, device), tokens.shape[1]
+        where = made.checkpoint.unrounded(), made.arch, device, pick_dtype(recipe.dtype, device), tokens.shape[1]
         decoder = Decoder(*where)
         guidance = measured(decoder, tokens, cache_folder(), seen, progress) if recipe.guided else None
         return cls(made, decoder, Decoder(*where) if recipe.corrected else None, guidance, progress)
@@ -95,7 +95,7 @@ class _Job:
             stream, reference = Stream(filled.enter_context(self.decoder.layer(index)), states["hidden"]), None
             if self.beside is not None:
                 reference = Stream(filled.enter_context(self.beside.layer(index)), states["reference"])
-            read = made.checkpoint.read
+            read = self.decoder.weights.read
             for rounded in quantize_layer(stream, reference, needed, prefix, read, made.recipe, made.grids):
                 done.append(rounded)
                 self.progress.advance(0.9 / len(made.arch.layer.linears), rounded.report.name)

@@ -42,7 +42,9 @@ def predicted(
     device = pick_device(recipe.device)
     losses: dict[str, Mapping[int, float]] = {}
     with torch.no_grad():
-        decoder = Decoder(made.checkpoint, made.arch, device, pick_dtype(recipe.dtype, device), tokens.shape[1])
+        decoder = Decoder(
+            made.checkpoint.unrounded(), made.arch, device, pick_dtype(recipe.dtype, device), tokens.shape[1]
+        )
         guidance = measured(decoder, tokens, cache_folder(), seen, progress)
         stated = json.dumps([asdict(recipe.grid) | {"bits": sorted(bits)}, recipe.scale_search], sort_keys=True)
         hidden = decoder.embed(torch.from_numpy(tokens))
@@ -71,7 +73,7 @@ def _layer(
         for stage, linears in enumerate(made.arch.layer.stages):
             inputs = stream.inputs(stage)
             if known is None:
-                sums = {name: sums_of(layer, name, needed) for name in linears}
+                sums = {name: sums_of(layer, (name,), needed) for name in linears}
                 for x in inputs():
                     for each in sums.values():
                         each.add(x)
@@ -85,13 +87,13 @@ def _layer(
 
 
 def _losses(made: Plan, linear: str, stats: Stats, bits: Sequence[int]) -> dict[int, float]:
-    weight = made.checkpoint.read(f"{linear}.weight").float()
+    weight = made.checkpoint.unrounded().read(f"{linear}.weight").float()
     found = {}
     for count in bits:
         if count != FLOAT:
             q = rtn.quantize(weight.numpy(), replace(made.recipe.grid, bits=count), made.recipe.scale_search)
             wrong = weight - torch.from_numpy(q.dequantize())
-            found[count] = gptq.predicted(wrong.to(stats.hessian.device), stats)
+            found[count] = float(gptq.predicted(wrong.to(stats.hessian.device), stats).sum())
     return found
 
 

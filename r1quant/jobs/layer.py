@@ -89,25 +89,25 @@ def quantize_layer(
         wanted = None if reference is None else reference.inputs(stage)
         grid = grids[prefix + linears[0]]
         if grid is not None:
-            units = [linears] if guidance is None else [(name,) for name in linears]
-            sums = [sums_of(stream.layer, unit[0], guidance) for unit in units]
-            _gather(stream, reference, stage, inputs, wanted, dict(zip(units, sums, strict=True)))
-            for unit, found in zip(units, sums, strict=True):
-                yield from _solve(stream.layer, unit, found.stats, prefix, read, recipe, grid)
+            sums = sums_of(stream.layer, linears, guidance)
+            _gather(stream, reference, stage, inputs, wanted, linears, sums)
+            yield from _solve(stream.layer, linears, sums.stats, prefix, read, recipe, grid)
         if stage in ENDS:
             stream.add(stage, inputs)
             if reference is not None and wanted is not None:
                 reference.add(stage, wanted)
 
 
-def sums_of(layer: DecoderLayer, linear: str, guidance: Mapping[str, Sensitivity] | None) -> Sums:
+def sums_of(layer: DecoderLayer, linears: tuple[str, ...], guidance: Mapping[str, Sensitivity] | None) -> Sums:
     """Tokens count by the norm of their gradient, not by its square, as the Fisher matrix would have it: squares leave
-    so few of them (those that all others attend to) that the Hessian is one of a hundredth of the text."""
-    weight = layer.weight(linear)
+    so few of them (those that all others attend to) that the Hessian is one of a hundredth of the text. Linears that
+    share an input share the weights of its tokens, the mean of their own."""
+    weight = layer.weight(linears[0])
     if guidance is None:
         return Sums(weight.shape[1], weight.device)
-    needed = guidance[linear]
-    return Sums(weight.shape[1], weight.device, needed.weights.sqrt(), needed.covariance)
+    norms = [guidance[name].weights.sqrt() for name in linears]
+    outputs = tuple(part for name in linears for part in guidance[name].covariance)
+    return Sums(weight.shape[1], weight.device, torch.stack([norm / norm.mean() for norm in norms]).mean(0), outputs)
 
 
 def _gather(
@@ -116,20 +116,24 @@ def _gather(
     stage: int,
     inputs: Chunks,
     wanted: Chunks | None,
-    units: Mapping[tuple[str, ...], Sums],
+    linears: tuple[str, ...],
+    sums: Sums,
 ) -> None:
+    """What the outputs lack is W (y - x), y what the float model has in the place of x; the ends of a branch make up
+    for the drift of the residual stream as well."""
     if reference is None or wanted is None:
         for x in inputs():
-            for sums in units.values():
-                sums.add(x)
+            sums.add(x)
         return
+    weight = torch.cat([reference.layer.weight(name) for name in linears])
     hiddens = zip(chunked(stream.hidden), chunked(reference.hidden), strict=True)
     for x, y, (h, g) in zip(inputs(), wanted(), hiddens, strict=True):
-        for unit, sums in units.items():
-            lacking = [torch.nn.functional.linear(y - x, reference.layer.weight(name)) for name in unit]
-            if stage in ENDS:
-                lacking = [lacking[0] + (g - h).to(y.device)]
-            sums.add(x, torch.cat(lacking, dim=-1))
+        if stage in ENDS:
+            sums.add(x, torch.nn.functional.linear(y - x, weight) + (g - h).to(y.device))
+        else:
+            sums.add(x, y - x)
+    if stage not in ENDS:
+        sums.map(weight.float())
 
 
 def _solve(
@@ -150,6 +154,7 @@ def _solve(
         search=recipe.scale_search,
         act_order=recipe.act_order,
         damping=recipe.damping,
+        feedback=recipe.method == "gptq",
     )
     start = 0
     for name, original in zip(linears, originals, strict=True):
@@ -161,6 +166,7 @@ def _solve(
 
 
 def _report(name: str, solved: gptq.Solved, rows: slice) -> LinearReport:
+    shares = solved.predicted_kl
     loss, energy = float(solved.loss[rows].sum()), float(solved.energy[rows].sum())
     return LinearReport(
         name=name,
@@ -170,5 +176,5 @@ def _report(name: str, solved: gptq.Solved, rows: slice) -> LinearReport:
         dead_columns=solved.dead,
         rows_nearest=int(np.count_nonzero(solved.rows_nearest[rows])),
         fallback=solved.fallback,
-        predicted_kl=solved.predicted_kl,
+        predicted_kl=None if shares is None else float(shares[rows].sum()),
     )

@@ -25,7 +25,7 @@ def quantize_layers(made: Plan, run: RunDir, first: int, progress: Progress) -> 
 
 
 def _round(made: Plan, name: str, grid: Grid) -> Rounded:
-    weight = made.checkpoint.read(f"{name}.weight").float().numpy()
+    weight = made.checkpoint.unrounded().read(f"{name}.weight").float().numpy()
     q = rtn.quantize(weight, grid, made.recipe.scale_search)
     wrong = float(np.square(weight - q.dequantize()).sum())
     energy = float(np.square(weight).sum())

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from r1quant.jobs.samples import cache_folder
 from r1quant.planner import Plan
 from r1quant.progress import Progress, Silent
 from r1quant.recipe import Recipe
+from r1quant.registry import METHODS
 from r1quant.rundir import RunDir, folder_for
 from r1quant.sources import is_embedded, open_model
 from r1quant.tokenizer import Tokenizer
@@ -82,8 +83,18 @@ def make_plan(model: str | Path, recipe: Recipe, out: Path | None = None, device
     """What quantize would do, and what is wrong with it. Reads headers only."""
     if recipe.calibrated:
         calibration.check(recipe.calib)
-    checkpoint = open_model(model)
+    checkpoint = _opened(model, recipe)
     return planner.make(checkpoint, recipe, out or default_out(checkpoint, recipe, Path.cwd()), devices)
+
+
+def _opened(model: str | Path, recipe: Recipe) -> Checkpoint:
+    """In the basis that the recipe asks for."""
+    checkpoint = open_model(model)
+    if recipe.rotate is None:
+        return checkpoint
+    from r1quant.transforms.rotate import rotated
+
+    return rotated(checkpoint, residual=recipe.rotate != "r2", heads=recipe.rotate != "r1", seed=recipe.seed)
 
 
 def quantize(
@@ -99,7 +110,7 @@ def quantize(
     left at `out` then, and what was finished stays in the run directory for the next start.
     """
     begun, recipe, progress = time.monotonic(), recipe or Recipe(), progress or Silent()
-    checkpoint = open_model(model)
+    checkpoint = _opened(model, recipe)
     out = (out or default_out(checkpoint, recipe, Path.cwd())).absolute()
     made = planner.make(checkpoint, recipe, None if out.exists() or folder_for(out).exists() else out)
     made.require()
@@ -108,6 +119,8 @@ def quantize(
         reads = recipe.calibrated or (not made.decided and predictions is None)
         text = _calibration(made, progress) if reads else None
         compute = _compute(recipe) if reads else None
+        if finished is None and recipe.factors is not None:
+            made = _transformed(made, text, compute, progress)
         if not made.decided:
             made = planner.allocated(made, predictions or _predictions(made, text, compute, progress))
         job = _Job(made, text, compute, out, progress)
@@ -134,19 +147,33 @@ def _predictions(
     from r1quant.jobs.foresight import predicted
 
     assert text is not None and compute is not None and made.budget is not None
-    seen = _seen(made.checkpoint, text, compute, progress)
+    seen = _seen(made, text, compute, progress)
     return predicted(made, text.tokens, seen, made.budget.choices, progress)
 
 
-def _seen(
-    checkpoint: Checkpoint, text: calibration.Calibration, compute: Mapping[str, str], progress: Progress
-) -> dict[str, str]:
-    """All that decides what the float model does with the text."""
+def _transformed(
+    made: Plan, text: calibration.Calibration | None, compute: Mapping[str, str] | None, progress: Progress
+) -> Plan:
+    """The plan with the factors of input channels folded into its checkpoint."""
+    from r1quant.jobs.factors import transformed
+
+    assert text is not None and compute is not None
+    seen = _seen(made, text, compute, progress)
+    return replace(made, checkpoint=transformed(made, text.tokens, seen, progress))
+
+
+def _seen(made: Plan, text: calibration.Calibration, compute: Mapping[str, str], progress: Progress) -> dict[str, str]:
+    """All that decides what the float model does with the text, in the basis that it is seen in."""
     import torch  # noqa: F401  (its version and thread count are part of the environment)
 
+    recipe = made.recipe
+    basis = {} if recipe.rotate is None else {"rotate": recipe.rotate, "seed": str(recipe.seed)}
+    if recipe.factors is not None:
+        basis |= {"factors": recipe.factors, "smooth": str(recipe.smooth), "grid": str(recipe.grid)}
     return {
-        "model": identity(table.artifact(checkpoint), cache_folder(), progress),
+        "model": identity(table.artifact(made.checkpoint), cache_folder(), progress),
         "text": text.sha256,
+        **basis,
         **compute,
         **provenance.environment(),
     }
@@ -244,11 +271,11 @@ class _Job:
         done = run.done(self.plan.layers)
         if done == self.plan.layers:
             return done
-        if self.plan.recipe.calibrated:
+        if METHODS[self.plan.recipe.method].calibrated:
             from r1quant.jobs.calibrated import quantize_layers
 
             assert self.text is not None and self.compute is not None
-            seen = _seen(self.plan.checkpoint, self.text, self.compute, self.progress)
+            seen = _seen(self.plan, self.text, self.compute, self.progress)
             quantize_layers(self.plan, self.text.tokens, seen, run, done, self.progress)
         else:
             from r1quant.jobs.nearest import quantize_layers as round_layers

@@ -40,7 +40,8 @@ class Solved:
     dead       number of input channels that were zero in every token
     rows_nearest   bool [N]: rows where plain rounding cost less and was taken
     fallback   whether H could not be factored at all, so that every row is rounded to nearest
-    predicted_kl   1/2 tr(H_O (W - Q) H (W - Q)^T) per token, in nats, where H_O is known
+    predicted_kl   float64 [N], where H_O is known: each row's share of 1/2 tr(H_O (W - Q) H (W - Q)^T) per token, in
+               nats
     """
 
     qlinear: QLinear
@@ -50,7 +51,7 @@ class Solved:
     dead: int
     rows_nearest: npt.NDArray[np.bool_]
     fallback: bool
-    predicted_kl: float | None = None
+    predicted_kl: npt.NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,9 +95,13 @@ def quantize(
     damping: float = 0.01,
     row_damping: float = 0.2,
     ridge: float = 0.05,
+    feedback: bool = True,
 ) -> Solved:
-    """weight: float32 [N, K] on the device of the statistics, finite; rows of several linears may be stacked."""
-    factored = factor(stats.hessian, damping, act_order)
+    """weight: float32 [N, K] on the device of the statistics, finite; rows of several linears may be stacked.
+
+    Without feedback every weight is rounded to nearest, with scales that the statistics choose.
+    """
+    factored = factor(stats.hessian, damping, act_order) if feedback else None
     target = weight if stats.drift is None else weight + correction(stats, ridge)
     diagonal = stats.hessian.diagonal()
     floor = max(float(diagonal.mean()) * damping, torch.finfo(torch.float32).tiny)
@@ -127,7 +132,8 @@ def quantize(
     energy = _loss(weight, stats.hessian) / stats.tokens
     used = MOST_DAMPING if factored is None else factored.damping
     divergence = None if stats.outputs is None else predicted(wrong, stats)
-    return Solved(qlinear, loss, energy, used, int(stats.dead.sum()), worse, factored is None, divergence)
+    failed = feedback and factored is None
+    return Solved(qlinear, loss, energy, used, int(stats.dead.sum()), worse, failed, divergence)
 
 
 def correction(stats: Stats, ridge: float) -> torch.Tensor:
@@ -143,15 +149,16 @@ def correction(stats: Stats, ridge: float) -> torch.Tensor:
     return torch.cholesky_solve(stats.drift.T, lower).T
 
 
-def predicted(wrong: torch.Tensor, stats: Stats) -> float:
-    """The KL divergence per token that an error of the weight costs, in nats: 1/2 tr(H_O E H_I E^T)."""
+def predicted(wrong: torch.Tensor, stats: Stats) -> npt.NDArray[np.float64]:
+    """The KL divergence per token that an error of the weight costs, in nats, 1/2 tr(H_O E H_I E^T), as the shares of
+    its rows, float64 [N]. A share may be below zero, their sum not."""
     assert stats.outputs is not None
-    total, start = 0.0, 0
+    shares, start = [], 0
     for part in stats.outputs:
         rows = wrong[start : start + len(part)]
-        total += float(((part.to(rows.device) @ rows @ stats.hessian) * rows).sum(dtype=torch.float64))
+        shares.append(((part.to(rows.device) @ rows @ stats.hessian) * rows).sum(1, dtype=torch.float64).cpu())
         start += len(part)
-    return total / 2 / stats.tokens
+    return (torch.cat(shares) / 2 / stats.tokens).numpy()
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,13 +8,15 @@ the gate. It does not know how factors are chosen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
-from r1quant.archs import Architecture, head_dim, size
+from r1quant.archs import Architecture, architecture_of, head_dim, size
+from r1quant.checkpoint import Checkpoint
+from r1quant.transforms.view import Turn, View, view
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,10 +39,6 @@ class Fold:
         pooled = values.new_zeros(self.outputs)
         return pooled.scatter_reduce_(0, source, values, reduce, include_self=False)[source]
 
-    def stacked(self, state: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The weights of the consumers as one stack of rows, [N, K]."""
-        return torch.cat([state[f"{name}.weight"] for name in self.consumers])
-
     @property
     def outputs(self) -> int:
         """Output channels of the producer."""
@@ -62,38 +60,47 @@ def folds(arch: Architecture, config: Mapping[str, Any]) -> tuple[Fold, ...]:
     )
 
 
-def apply(
-    state: MutableMapping[str, torch.Tensor], fold: Fold, scale: torch.Tensor, stored: torch.dtype
-) -> torch.Tensor:
-    """Multiplies the columns of the consumers by scale [K] and divides the outputs of the producer by it.
+def folded(checkpoint: Checkpoint, scales: Mapping[int, Sequence[torch.Tensor]]) -> View:
+    """The checkpoint with the columns of each fold's consumers multiplied and the outputs of its producer divided.
 
-    state    the float32 tensors of one layer by their names within it, as of forward.layer_state; the changed ones are
-             replaced
-    stored   the dtype that norms are written in. What a norm loses when its quotient is rounded to it is made up for
-             in the factor, so that the shipped norm and the returned factor belong together exactly
+    scales   of each layer, by its index, float32 [K] for each of its folds in turn. What a norm loses when its quotient
+             is rounded to its dtype is made up for in the factor, so that the two belong together exactly; channels
+             of a norm that are zero or would vanish are left alone
 
-    Returns the float32 factor [K] that was applied. Raises ValueError where one is not positive and finite, or differs
-    between channels of one source.
+    Raises ValueError where a factor is not positive and finite, or differs between channels of one source.
     """
-    source = fold.source.to(scale.device)
-    factor = torch.ones(fold.outputs, device=scale.device)
-    factor[source] = scale.float()
-    if not torch.equal(factor[source], scale.float()):
+    arch = architecture_of(checkpoint.config)
+    turns: dict[str, Turn] = {}
+    for index, of_layer in scales.items():
+        prefix = arch.layer_prefix(index)
+        for fold, scale in zip(folds(arch, checkpoint.config), of_layer, strict=True):
+            divisor = _divisor(fold, scale)
+            weight = f"{prefix}{fold.producer}.weight"
+            if len(checkpoint.info(weight).shape) == 1:
+                divisor = _held(checkpoint.read(weight), divisor)
+            for name in (weight, f"{prefix}{fold.producer}.bias"):
+                if name in checkpoint.tensors:
+                    turns[name] = replace(turns.get(name, Turn(name)), divisor=divisor)
+            for linear in fold.consumers:
+                name = f"{prefix}{linear}.weight"
+                turns[name] = replace(turns.get(name, Turn(name)), factor=divisor[fold.source])
+    return view(checkpoint, turns)
+
+
+def _divisor(fold: Fold, scale: torch.Tensor) -> torch.Tensor:
+    """Of the producer's outputs, float32 on the host."""
+    wide = scale.float().cpu()
+    divisor = torch.ones(fold.outputs)
+    divisor[fold.source] = wide
+    if not torch.equal(divisor[fold.source], wide):
         raise ValueError(f"{fold.producer}: channels that come from one source have different factors")
-    if not bool((torch.isfinite(factor) & (factor > 0)).all()):
+    if not bool((torch.isfinite(divisor) & (divisor > 0)).all()):
         raise ValueError(f"{fold.producer}: factors must be positive and finite")
-    weight = state[f"{fold.producer}.weight"]
-    if weight.ndim == 1:
-        quotient = (weight / factor).to(stored).float()
-        held = torch.isfinite(quotient) & (quotient != 0)
-        factor = torch.where(held, weight / quotient, 1)
-        state[f"{fold.producer}.weight"] = torch.where(held, quotient, weight)
-    else:
-        state[f"{fold.producer}.weight"] = weight / factor[:, None]
-        bias = state.get(f"{fold.producer}.bias")
-        if bias is not None:
-            state[f"{fold.producer}.bias"] = bias / factor
-    applied = factor[source]
-    for name in fold.consumers:
-        state[f"{name}.weight"] = state[f"{name}.weight"] * applied
-    return applied
+    return divisor
+
+
+def _held(norm: torch.Tensor, divisor: torch.Tensor) -> torch.Tensor:
+    """The divisor that gives what is stored of a norm's quotient, in its dtype."""
+    quotient = (norm.float() / divisor).to(norm.dtype).float()
+    held = torch.isfinite(quotient) & (quotient != 0)
+    return torch.where(held, norm.float() / quotient, 1)

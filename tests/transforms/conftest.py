@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +62,14 @@ def _add_biases(folder: Path) -> None:
 def tokens(checkpoint: Checkpoint, windows: int = 3, length: int = 40) -> torch.Tensor:
     draw = np.random.default_rng(0)
     return torch.from_numpy(draw.integers(0, checkpoint.config["vocab_size"], (windows, length)))
+
+
+def changed(
+    checkpoint: Checkpoint, folder: Path, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype
+) -> Checkpoint:
+    """A copy with other tensors, stored in a dtype."""
+    folder.mkdir()
+    state = {name: checkpoint.read(name) for name in checkpoint.tensors} | dict(tensors)
+    save_file({name: tensor.to(dtype).contiguous() for name, tensor in state.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(checkpoint.config_text)
+    return open_folder(folder)

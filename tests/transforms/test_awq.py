@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +12,9 @@ from r1quant.grid import Grid
 from r1quant.methods import rtn
 from r1quant.stats import gather
 from r1quant.transforms import awq
-from r1quant.transforms.folds import Fold, apply
-from tests.transforms.conftest import Open
-from tests.transforms.test_folds import folds_of, output, state_of
+from r1quant.transforms.folds import Fold
+from tests.transforms.conftest import Open, changed
+from tests.transforms.test_folds import behind, folds_of, output, state_of
 
 CPU = torch.device("cpu")
 
@@ -122,31 +124,31 @@ def test_heads_of_a_group_share_their_factors(model: Open) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama-biased", "qwen2", "tiny-r1"])
-def test_a_layer_rounded_behind_its_folds_is_nearer_to_itself(model: Open, family: str) -> None:
-    """All four folds of a layer, its linears rounded to 3 bits: the layer's own output, with outliers in its norms."""
-    checkpoint = model(family)
-    fold, state = folds_of(checkpoint), state_of(checkpoint)
-    for stage in ("qkv", "gate_up"):
-        name = f"{fold[stage].producer}.weight"
-        state[name] = state[name].clone()
-        state[name][::9] *= 12
-    expected = output(checkpoint, state)
-    folded, rounded = dict(state), rounding(search=False)
+def test_a_layer_rounded_behind_its_folds_is_nearer_to_itself(model: Open, family: str, tmp_path: Path) -> None:
+    """Its linears behind the norms rounded to 3 bits: the layer's own output, with outliers in its norms."""
+    norms = {}
+    for norm in ("input_layernorm", "post_attention_layernorm"):
+        name = f"model.layers.1.{norm}.weight"
+        norms[name] = model(family).read(name).clone()
+        norms[name][::9] *= 12
+    checkpoint = changed(model(family), tmp_path / "m", norms, torch.float32)
+    fold, state, rounded = folds_of(checkpoint), state_of(checkpoint), rounding(search=False)
+    expected, scales = output(checkpoint, state), {}
     for stage in ("qkv", "gate_up"):
         pair = fold[stage]
-        w, norm = pair.stacked(folded), state[f"{pair.producer}.weight"]
-        x = inputs(w.shape[1], 1) * norm
-        found = awq.search(w, gather([x], w.shape[1], CPU).hessian, pair, rounded)
-        apply(folded, pair, found.scale, torch.float32)
+        w = torch.cat([state[f"{name}.weight"] for name in pair.consumers])
+        x = inputs(w.shape[1], 1) * state[f"{pair.producer}.weight"]
+        scales[stage] = awq.search(w, gather([x], w.shape[1], CPU).hessian, pair, rounded).scale
+    folded = behind(checkpoint, scales)
     assert (output(checkpoint, folded) - expected).abs().max() < 1e-4 * expected.abs().max()
 
     def wrong(tensors: dict[str, torch.Tensor]) -> float:
-        changed = dict(tensors)
+        found = dict(tensors)
         for pair in (fold["qkv"], fold["gate_up"]):
             for linear in pair.consumers:
                 name = f"{linear}.weight"
-                changed[name] = rounded(tensors[name], torch.ones(tensors[name].shape[1]))
-        return float((output(checkpoint, changed) - expected).square().sum())
+                found[name] = rounded(tensors[name], torch.ones(tensors[name].shape[1]))
+        return float((output(checkpoint, found) - expected).square().sum())
 
     assert wrong(folded) < 0.9 * wrong(state)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +11,8 @@ import torch
 from r1quant.archs import architecture_of
 from r1quant.checkpoint import Checkpoint
 from r1quant.forward import Decoder, layer_state
-from r1quant.transforms.folds import Fold, apply, folds
-from tests.transforms.conftest import FAMILIES, Open
+from r1quant.transforms.folds import Fold, folded, folds
+from tests.transforms.conftest import FAMILIES, Open, changed
 
 CPU = torch.device("cpu")
 STAGES = ("qkv", "attention_out", "gate_up", "down")
@@ -37,6 +37,13 @@ def random_scale(fold: Fold, seed: int = 0) -> torch.Tensor:
     return torch.exp2(6 * noise - 3)[fold.source]
 
 
+def behind(checkpoint: Checkpoint, scales: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of layer 1 with these factors folded in, by stage; the other stages have none."""
+    found = folds_of(checkpoint)
+    of_layer = [scales.get(stage, torch.ones(len(fold.source))) for stage, fold in found.items()]
+    return state_of(folded(checkpoint, {1: of_layer}).unrounded())
+
+
 def folds_of(checkpoint: Checkpoint) -> dict[str, Fold]:
     found = folds(architecture_of(checkpoint.config), checkpoint.config)
     return dict(zip(STAGES, found, strict=True))
@@ -47,11 +54,10 @@ def folds_of(checkpoint: Checkpoint) -> dict[str, Fold]:
 def test_the_layers_output_is_unchanged(model: Open, family: str, stage: str) -> None:
     checkpoint = model(family)
     fold, before = folds_of(checkpoint)[stage], state_of(checkpoint)
-    after = dict(before)
-    apply(after, fold, random_scale(fold), torch.float32)
-    changed = {name for name in before if not before[name].equal(after[name])}
+    after = behind(checkpoint, {stage: random_scale(fold)})
+    touched = {name for name in before if not before[name].equal(after[name])}
     producers = {name for name in before if name in (f"{fold.producer}.weight", f"{fold.producer}.bias")}
-    assert changed == {f"{name}.weight" for name in fold.consumers} | producers
+    assert touched == {f"{name}.weight" for name in fold.consumers} | producers
     expected = output(checkpoint, before)
     assert (output(checkpoint, after) - expected).abs().max() < 1e-5 * expected.abs().max()
 
@@ -59,12 +65,13 @@ def test_the_layers_output_is_unchanged(model: Open, family: str, stage: str) ->
 @pytest.mark.parametrize("family", ["llama-biased", "qwen3", "tiny-r1"])
 def test_all_folds_of_a_layer_together(model: Open, family: str) -> None:
     checkpoint = model(family)
-    before = state_of(checkpoint)
-    after = dict(before)
-    for seed, fold in enumerate(folds_of(checkpoint).values()):
-        apply(after, fold, random_scale(fold, seed), torch.float32)
-    expected = output(checkpoint, before)
+    after = behind(checkpoint, {stage: random_scale(fold, i) for i, (stage, fold) in _numbered(checkpoint)})
+    expected = output(checkpoint, state_of(checkpoint))
     assert (output(checkpoint, after) - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def _numbered(checkpoint: Checkpoint) -> list[tuple[int, tuple[str, Fold]]]:
+    return list(enumerate(folds_of(checkpoint).items()))
 
 
 def test_the_test_sees_a_fold_without_its_other_half(model: Open) -> None:
@@ -72,39 +79,39 @@ def test_the_test_sees_a_fold_without_its_other_half(model: Open) -> None:
     checkpoint = model("llama-biased")
     before = state_of(checkpoint)
     expected = output(checkpoint, before)
-    for fold in folds_of(checkpoint).values():
-        after = dict(before)
-        apply(after, fold, random_scale(fold), torch.float32)
+    for stage, fold in folds_of(checkpoint).items():
+        after = behind(checkpoint, {stage: random_scale(fold)})
         for name in [name for name in before if not before[name].equal(after[name])]:
             wrong = output(checkpoint, after | {name: before[name]})
             assert (wrong - expected).abs().max() > 1e-3 * expected.abs().max(), name
 
 
 def test_a_norm_is_rounded_as_stored_and_its_factor_makes_up_for_it(model: Open) -> None:
+    """In bfloat16: the norm that is written and the linears that are rounded later belong together."""
     checkpoint = model("llama-bfloat16")
-    before = state_of(checkpoint)
+    expected = output(checkpoint, state_of(checkpoint))
     for stage in ("qkv", "gate_up"):
-        fold, after = folds_of(checkpoint)[stage], dict(before)
-        wanted = random_scale(fold)
-        applied = apply(after, fold, wanted, torch.bfloat16)
-        norm = after[f"{fold.producer}.weight"]
-        assert norm.equal(norm.bfloat16().float())
+        fold = folds_of(checkpoint)[stage]
+        wanted, norm = random_scale(fold), f"model.layers.1.{fold.producer}.weight"
+        ones = {name: torch.ones(len(other.source)) for name, other in folds_of(checkpoint).items()}
+        view = folded(checkpoint, {1: list((ones | {stage: wanted}).values())})
+        written = view.read(norm)
+        assert written.dtype is torch.bfloat16
+        applied = checkpoint.read(norm).float() / written.float()
         assert 0 < ((applied - wanted) / wanted).abs().max() < 2**-7
-        expected = output(checkpoint, before)
+        after = state_of(view.unrounded()) | {f"{fold.producer}.weight": written.float()}
         assert (output(checkpoint, after) - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
-def test_norm_channels_that_are_zero_or_would_vanish_are_left_alone(model: Open) -> None:
-    checkpoint = model("llama")
-    fold, before = folds_of(checkpoint)["qkv"], state_of(checkpoint)
-    norm = before["input_layernorm.weight"].clone()
-    norm[3], norm[5], norm[7] = 0, 1e-7, 1000
-    before["input_layernorm.weight"] = norm
-    after, scale = dict(before), torch.ones(64)
+def test_norm_channels_that_are_zero_or_would_vanish_are_left_alone(model: Open, tmp_path: Path) -> None:
+    name = "model.layers.1.input_layernorm.weight"
+    norm = model("llama").read(name).clone()
+    norm[3], norm[5], norm[7] = 0, 6e-8, 1000
+    checkpoint = changed(model("llama"), tmp_path / "m", {name: norm}, torch.float16)
+    scale = torch.ones(64)
     scale[3], scale[5], scale[7] = 4, 1e4, 1e-3
-    applied = apply(after, fold, scale, torch.float16)
-    assert applied[[3, 5, 7]].tolist() == [1, 1, 1]
-    assert after["input_layernorm.weight"][[3, 5, 7]].equal(norm[[3, 5, 7]])
+    after = behind(checkpoint, {"qkv": scale})
+    assert all(tensor.equal(after[name]) for name, tensor in state_of(checkpoint).items())
 
 
 def test_grouped_queries_share_the_channels_of_v(model: Open) -> None:
@@ -122,18 +129,14 @@ def test_tied_values(model: Open) -> None:
 
 @pytest.mark.parametrize("scale", [-1.0, 0.0, float("nan"), float("inf")])
 def test_factors_that_cannot_be_divided_by_are_refused(model: Open, scale: float) -> None:
-    checkpoint = model("llama")
-    state: dict[str, Any] = state_of(checkpoint)
     factors = torch.ones(64)
     factors[2] = scale
     with pytest.raises(ValueError, match=r"positive and finite|different factors"):
-        apply(state, folds_of(checkpoint)["qkv"], factors, torch.float32)
-    assert all(state[name].equal(tensor) for name, tensor in state_of(checkpoint).items())
+        behind(model("llama"), {"qkv": factors})
 
 
 def test_factors_that_differ_within_a_source_are_refused(model: Open) -> None:
-    checkpoint = model("llama")
     factors = torch.ones(64)
     factors[0] = 2
     with pytest.raises(ValueError, match="different factors"):
-        apply(state_of(checkpoint), folds_of(checkpoint)["attention_out"], factors, torch.float32)
+        behind(model("llama"), {"attention_out": factors})

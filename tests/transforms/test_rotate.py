@@ -17,10 +17,10 @@ from r1quant.errors import CheckpointError, NumericError
 from r1quant.recipe import Recipe
 from r1quant.sources import open_model
 from r1quant.tensorfile import TensorSpec, write
-from r1quant.transforms import rotate
+from r1quant.transforms import view as views
 from r1quant.transforms.rotate import rotated
 from tests import independent, models
-from tests.transforms.conftest import FAMILIES, Open, tokens
+from tests.transforms.conftest import FAMILIES, Open, changed, tokens
 
 UNTOUCHED = {
     "self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.q_norm.weight", "self_attn.k_norm.weight",
@@ -36,14 +36,6 @@ def logits(checkpoint: Checkpoint) -> torch.Tensor:
     return found
 
 
-def as_float32(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
-    """A copy of the same numbers, stored in float32."""
-    folder.mkdir()
-    save_file({name: checkpoint.read(name).float() for name in checkpoint.tensors}, folder / "model.safetensors")
-    (folder / "config.json").write_text(checkpoint.config_text)
-    return open_folder(folder)
-
-
 def linears_of(checkpoint: Checkpoint) -> set[str]:
     return {name for name, info in checkpoint.tensors.items() if ".layers." in name and len(info.shape) == 2}
 
@@ -51,13 +43,13 @@ def linears_of(checkpoint: Checkpoint) -> set[str]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_logits_are_the_models_own(model: Open, family: str, kind: str, tmp_path: Path) -> None:
-    checkpoint = as_float32(model(family), tmp_path / "model")
+    checkpoint = changed(model(family), tmp_path / "model", {}, torch.float32)
     view = rotated(checkpoint, **KINDS[kind])
     expected, found = logits(checkpoint), logits(view)
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
-    changed = {name for name in linears_of(checkpoint) if not view.read(name).equal(checkpoint.read(name))}
+    turned = {name for name in linears_of(checkpoint) if not view.read(name).equal(checkpoint.read(name))}
     values = {name for name in linears_of(checkpoint) if "v_proj" in name or "o_proj" in name}
-    assert changed == (values if kind == "r2" else linears_of(checkpoint))
+    assert turned == (values if kind == "r2" else linears_of(checkpoint))
 
 
 @pytest.mark.parametrize("family", ["llama-biased", "llama-tied", "qwen2", "qwen3"])
@@ -102,25 +94,23 @@ def test_the_view_is_a_checkpoint_that_can_be_planned_and_written(model: Open, f
 def test_rows_are_turned_alike_in_pieces(model: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = model("llama-biased")
     whole = {name: rotated(checkpoint).read(name) for name in checkpoint.tensors}
-    monkeypatch.setattr(rotate, "ROWS", 7)
+    monkeypatch.setattr(views, "ROWS", 7)
     view = rotated(checkpoint)
     assert len(list(view.chunks(view.tensors["model.embed_tokens.weight"]))) == -(-models.VOCABULARY // 7)
     assert all(torch.allclose(view.read(name), whole[name], atol=1e-6) for name in whole)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_wide_linears_are_not_rounded_before_they_are_quantized(model: Open, kind: str) -> None:
+def test_what_is_to_be_rounded_to_a_grid_is_not_rounded_before(model: Open, kind: str) -> None:
     checkpoint = model("llama-bfloat16")
-    narrow, wide = rotated(checkpoint, **KINDS[kind]), rotated(checkpoint, wide=True, **KINDS[kind])
-    assert wide.dtype == "BF16"
-    for name in checkpoint.tensors:
-        if name in linears_of(checkpoint):
-            assert wide.tensors[name].dtype == "F32"
-            turned = kind != "r2" or "v_proj" in name or "o_proj" in name
-            assert turned != wide.read(name).equal(wide.read(name).bfloat16().float())
-            assert wide.read(name).bfloat16().equal(narrow.read(name))
-        else:
-            assert wide.tensors[name] == checkpoint.tensors[name] and wide.read(name).equal(narrow.read(name))
+    narrow = rotated(checkpoint, **KINDS[kind])
+    wide = narrow.unrounded()
+    assert wide.dtype == "BF16" and checkpoint.unrounded() is checkpoint
+    for name in linears_of(checkpoint):
+        turned = kind != "r2" or "v_proj" in name or "o_proj" in name
+        assert wide.tensors[name].dtype == ("F32" if turned else "BF16")
+        assert turned != wide.read(name).equal(wide.read(name).bfloat16().float())
+        assert wide.read(name).bfloat16().equal(narrow.read(name))
 
 
 def test_norms_are_one(model: Open) -> None:
@@ -172,18 +162,19 @@ def test_numbers_beyond_float16_are_named(tmp_path: Path) -> None:
     tensors["model.layers.0.self_attn.q_proj.weight"] *= 30
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     view = rotated(open_folder(folder))
-    with pytest.raises(NumericError, match=r"model\.layers\.0\.self_attn\.q_proj\.weight: rotated, it is beyond F16"):
+    with pytest.raises(
+        NumericError, match=r"model\.layers\.0\.self_attn\.q_proj\.weight: transformed, it is beyond F16"
+    ):
         view.read("model.layers.0.self_attn.q_proj.weight")
 
 
 def test_a_checkpoint_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
     folder = models.write_model(tmp_path / "m", "llama", tied=True)
     tensors = load_file(folder / "model.safetensors")
-    for name in ("model.layers.1.mlp.up_proj.weight", "model.embed_tokens.weight"):
-        del tensors[name]
-        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-        with pytest.raises(CheckpointError, match=f"{name} is missing"):
-            rotated(open_folder(folder), wide=True)
+    del tensors["model.embed_tokens.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"model.embed_tokens.weight is missing"):
+        rotated(open_folder(folder))
 
 
 def test_a_gguf_file_can_be_rotated(model: Open, tmp_path: Path) -> None:
