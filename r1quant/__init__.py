@@ -32,25 +32,32 @@ def inspect(model: str | Path = "tiny-r1") -> dict[str, Any]:
     return job(model)
 
 
-def plan(model: str | Path = "tiny-r1", out: str | Path | None = None, **options: Any) -> Plan:
-    """What quantize would do; options are the fields of r1quant.recipe.Recipe. Reads headers only."""
+def plan(
+    model: str | Path = "tiny-r1", out: str | Path | None = None, preset: str | None = None, **options: Any
+) -> Plan:
+    """What quantize would do; presets and options as there. Reads headers only."""
     from r1quant.jobs.quantize import make_plan
     from r1quant.recipe import from_values
 
-    return make_plan(model, from_values(options), None if out is None else Path(out))
+    return make_plan(model, from_values(options, preset), None if out is None else Path(out))
 
 
 def quantize(
-    model: str | Path = "tiny-r1", out: str | Path | None = None, progress: Progress | None = None, **options: Any
+    model: str | Path = "tiny-r1",
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+    preset: str | None = None,
+    **options: Any,
 ) -> Quantized:
-    """Quantizes a model into the folder `out`; options are the fields of r1quant.recipe.Recipe.
+    """Quantizes a model into the folder `out`; options are the fields of r1quant.recipe.Recipe, over the preset fast,
+    balanced or best: balanced, where neither it nor a method is named.
 
     Raises the errors of r1quant.errors; `out` appears only when it is complete.
     """
     from r1quant.jobs.quantize import quantize as job
     from r1quant.recipe import from_values
 
-    return job(model, None if out is None else Path(out), from_values(options), progress)
+    return job(model, None if out is None else Path(out), from_values(options, preset), progress)
 
 
 def calib_generate(

@@ -13,9 +13,16 @@ from r1quant.formats.table import CODECS
 from r1quant.layout import Layout
 from r1quant.planned import Grids, LinearPlan
 from r1quant.recipe import Recipe
+from r1quant.registry import METHODS
 
 PROCESS_BYTES = 700_000_000  # interpreter, torch, transformers and compiled kernels
 KEPT_LIMIT = 1 << 30  # stage inputs up to this size are kept, larger ones are computed again
+BOUNDARY_BYTES = 8_000_000_000  # of the sensitivity pass's activations that are on the disk at once
+BLOCK = 1024  # outputs whose covariance is kept; that between blocks is left out
+BACKWARD_TOKENS = 2048  # at a time; a layer keeps all its intermediate results for the way back
+HEAD_TOKENS = 256
+TRIED = 40 * 1024  # rows that AWQ rounds for each stage, all candidates together
+RATE = 1.2e11  # operations a second and core
 
 
 @dataclass(frozen=True)
@@ -39,26 +46,112 @@ def estimated(
     output = layout.nbytes + sum(map(len, checkpoint.carried.values())) + len(checkpoint.config_text)
     rounded = [linear for linear in linears if grids[linear.name] is not None]
     parts = sum(linear.stored(grids[linear.name], CODECS[recipe.format]) for linear in rounded)
-    first = [linear for linear in linears if linear.layer == 0]
-    largest = max((linear.weights for linear in first), default=0)
-    weights = sum(linear.weights for linear in linears)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not recipe.calibrated:
-        return Estimate(output, parts, PROCESS_BYTES + largest * 12, 10 + weights / (4e6 * cores))
-    tokens, hidden = recipe.samples * recipe.seq_len, size(checkpoint.config, "hidden_size")
-    wide = max((linear.shape[1] for linear in first), default=0)
-    layer = sum(linear.weights for linear in first)
-    stacks = [[x for x in first if x.stage == stage] for stage in range(4)]
-    solve = max(sum(x.weights for x in s) * 20 + 12 * s[0].shape[1] ** 2 for s in stacks if s) if first else 0
-    boundary = tokens * hidden * 2
-    held = 2 * tokens * hidden * (2 if recipe.dtype in ("bfloat16", "float16") else 4)  # two boundaries on the disk
-    embedding = size(checkpoint.config, "vocab_size") * hidden * 2
-    kept = tokens * wide * 2 if tokens * wide * 2 <= KEPT_LIMIT else 0
-    memory = PROCESS_BYTES + max(embedding, layer * 2 + solve) + 2 * boundary + kept
-    squares = sum(s[0].shape[1] ** 2 for s in stacks if s) * (weights / max(1, layer))
-    work = 2 * tokens * (weights + squares) + 4 * sum(x.shape[0] * x.shape[1] ** 2 for x in linears)
-    seconds = 20 + work / (1.2e11 * cores)
-    if recipe.calib == SELF:
+    weights = sum(linear.weights for linear in linears)
+    shapes = _Shapes.of(checkpoint, recipe, linears)
+    passes = []
+    if METHODS[recipe.method].calibrated:
+        passes.append(_rounding(shapes, recipe))
+    else:
+        passes.append(_Pass(shapes.largest * 12, 0, weights / 4e6 * RATE))
+    if (recipe.guided and METHODS[recipe.method].calibrated) or recipe.budgeted:
+        passes.append(_sensitivity(shapes))
+    if recipe.factors is not None:
+        passes.append(_factors(shapes))
+    memory = PROCESS_BYTES + max(each.memory for each in passes)
+    seconds = (20 if recipe.calibrated else 10) + sum(each.work for each in passes) / (RATE * cores)
+    if recipe.calib == SELF and recipe.calibrated:
         writing = selfcalib.predict(checkpoint, recipe, weights)
         memory, seconds = max(memory, PROCESS_BYTES + writing.memory_bytes), seconds + writing.seconds
-    return Estimate(output, parts + held, memory, seconds)
+    return Estimate(output, parts + sum(each.disk for each in passes), memory, seconds)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """memory and disk in bytes, work in floating-point operations"""
+
+    memory: int
+    disk: int
+    work: float
+
+
+@dataclass(frozen=True)
+class _Shapes:
+    """What the cost of a pass follows from; weights, rows and squares are of one decoder layer.
+
+    stages   for each, its weights and its input channels
+    item     bytes of an activation on the disk: where the dtype is automatic, those of float32
+    """
+
+    tokens: int
+    hidden: int
+    vocabulary: int
+    depth: int
+    weights: int
+    largest: int
+    linears: tuple[tuple[int, int], ...]
+    stages: tuple[tuple[int, int], ...]
+    item: int
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, recipe: Recipe, linears: tuple[LinearPlan, ...]) -> _Shapes:
+        first = [linear for linear in linears if linear.layer == 0]
+        stages = [found for stage in range(4) if (found := [x for x in first if x.stage == stage])]
+        return cls(
+            recipe.samples * recipe.seq_len,
+            size(checkpoint.config, "hidden_size"),
+            size(checkpoint.config, "vocab_size"),
+            1 + max((linear.layer for linear in linears), default=0),
+            sum(linear.weights for linear in first),
+            max((linear.weights for linear in first), default=0),
+            tuple(linear.shape for linear in first),
+            tuple((sum(x.weights for x in stage), stage[0].shape[1]) for stage in stages),
+            2 if recipe.dtype in ("bfloat16", "float16") else 4,
+        )
+
+    @property
+    def forward(self) -> float:
+        return 2.0 * self.tokens * self.weights * self.depth
+
+    @property
+    def hessians(self) -> float:
+        return 2.0 * self.tokens * self.depth * sum(columns**2 for _, columns in self.stages)
+
+    @property
+    def boundary(self) -> int:
+        """The activations between two layers, in bfloat16."""
+        return self.tokens * self.hidden * 2
+
+
+def _rounding(shapes: _Shapes, recipe: Recipe) -> _Pass:
+    """Layer by layer; where the float model runs beside, all that belongs to the text is there twice."""
+    streams = 2 if recipe.corrected else 1
+    solve = max((weights * 20 + 12 * streams * columns**2 for weights, columns in shapes.stages), default=0)
+    wide = shapes.tokens * max((columns for _, columns in shapes.stages), default=0) * 2
+    kept = wide if wide <= KEPT_LIMIT else 0
+    layer = max(shapes.vocabulary * shapes.hidden * 2, streams * shapes.weights * 2 + solve)
+    memory = layer + streams * (2 * shapes.boundary + kept)
+    disk = 2 * streams * shapes.tokens * shapes.hidden * shapes.item  # two boundaries
+    solving = 4.0 * shapes.depth * sum(rows * columns**2 for rows, columns in shapes.linears)
+    return _Pass(memory, disk, streams * (shapes.forward + shapes.hessians) + solving)
+
+
+def _sensitivity(shapes: _Shapes) -> _Pass:
+    """Forward and backward, with what is kept of every layer."""
+    covariances = sum(rows * min(rows, BLOCK) for rows, _ in shapes.linears)
+    outputs = sum(rows for rows, _ in shapes.linears)
+    head = 4 * shapes.vocabulary * 4 * HEAD_TOKENS + 2 * shapes.vocabulary * shapes.hidden
+    layer = shapes.weights * 2 + 4 * covariances + BACKWARD_TOKENS * outputs * 12
+    boundaries = min(BOUNDARY_BYTES, shapes.depth * shapes.tokens * shapes.hidden * shapes.item)
+    found = shapes.depth * 4 * (covariances + shapes.tokens * len(shapes.linears))
+    scoring = 4.0 * shapes.tokens * shapes.vocabulary * shapes.hidden
+    work = 4 * shapes.forward + 2.0 * shapes.tokens * shapes.depth * covariances + scoring
+    return _Pass(max(head, layer) + 4 * shapes.boundary, boundaries + found, work)
+
+
+def _factors(shapes: _Shapes) -> _Pass:
+    """Forward, and for each stage the candidates of AWQ."""
+    solve = max((weights * 8 + 8 * columns**2 for weights, columns in shapes.stages), default=0)
+    memory = max(shapes.vocabulary * shapes.hidden * 2, shapes.weights * 2 + solve) + 2 * shapes.boundary
+    tried = 2.0 * TRIED * shapes.depth * sum(columns**2 for _, columns in shapes.stages)
+    return _Pass(memory, 2 * shapes.boundary, shapes.forward + shapes.hessians + tried)

@@ -15,7 +15,7 @@ from typing import Any
 
 from r1quant.errors import RecipeError
 from r1quant.grid import BITS, GROUP_SIZES, SCALE_DTYPES, Grid, ScaleDtype
-from r1quant.registry import FORMATS, METHODS, PRESETS
+from r1quant.registry import DEFAULT_PRESET, FORMATS, METHODS, PRESETS
 
 FLOAT = 16  # among the bits that a linear may have: it stays as it is
 ROTATIONS = ("r1", "r2", "both")
@@ -210,11 +210,17 @@ def _widths(value: Any) -> Any:
 
 
 def from_values(values: Mapping[str, Any], preset: str | None = None) -> Recipe:
-    """A recipe from named values (those that are None are left at their default), over a preset."""
+    """A recipe from named values (those that are None are left at their default), over a preset: the named one, or
+    the default where no method is named either."""
     merged: dict[str, Any] = {}
+    method = values.get("method")
+    if preset is None and method is None:
+        preset = DEFAULT_PRESET
     if preset is not None:
         _one_of("preset", preset, PRESETS)
         merged |= PRESETS[preset]
+        if method not in (None, merged["method"]):
+            raise RecipeError(f"--preset {preset} rounds by {merged['method']}", "leave out --method, or --preset")
     known = [f.name for f in fields(Recipe)]
     for key, value in values.items():
         if key not in known:

@@ -41,6 +41,7 @@ FORMATS: Mapping[str, Format] = {
     "gguf": Format(0, False, "llama.cpp and Ollama"),
 }
 
+DEFAULT_PRESET = "balanced"  # where no method is named
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "fast": {"method": "gptq", "corrected": True, "guided": False},
     "balanced": {"method": "gptq", "corrected": True, "guided": True},

@@ -15,12 +15,9 @@ from typing import Any
 
 import torch
 
+from r1quant.estimates import BACKWARD_TOKENS, BLOCK, HEAD_TOKENS
 from r1quant.forward import Decoder, DecoderLayer, chunked
 from r1quant.stats import bfloat16_products
-
-BLOCK = 1024  # outputs whose covariance is kept; that between blocks is left out
-BACKWARD_TOKENS = 2048  # at a time; a layer keeps all its intermediate results for the way back
-HEAD_TOKENS = 256
 
 
 @dataclass(frozen=True, eq=False)

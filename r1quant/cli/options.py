@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from r1quant.recipe import TARGETS, Recipe, from_values, read_settings
-from r1quant.registry import FORMATS, METHODS, PRESETS
+from r1quant.registry import DEFAULT_PRESET, FORMATS, METHODS, PRESETS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -19,7 +19,10 @@ OPTIONS = (
     click.option(
         "-o", "--out", type=click.Path(path_type=Path), help="Output folder.  [default: named after the model]"
     ),
-    click.option("--preset", help=f"A named recipe: {', '.join(PRESETS)}."),
+    click.option(
+        "--preset",
+        help=f"How much effort: {', '.join(PRESETS)}.  [default: {DEFAULT_PRESET}, where no method is named]",
+    ),
     click.option("--bits", type=str, help="Bits per weight: 2 to 8; GPTQ holds 2, 3, 4 and 8, AWQ 4.  [default: 4]"),
     click.option(
         "--target-bpw", type=float, help="Instead of --bits: stored bits per weight, each linear with those it needs."
@@ -32,7 +35,7 @@ OPTIONS = (
         help="With a target: bits to choose from, such as 4,8; 16 leaves a linear in float. Left out, all that the "
         "format holds and a runtime loads.",
     ),
-    click.option("--method", help=f"{' or '.join(METHODS)}.  [default: gptq]"),
+    click.option("--method", help=f"{', '.join(METHODS)}, as it is.  [default: what the preset says]"),
     click.option("--group-size", type=int, help="Weights that share a scale: 16, 32, 64, 128, -1.  [default: 128]"),
     click.option(
         "--symmetric/--asymmetric", "symmetric", default=None, help="Fixed or free zero point.  [default: symmetric]"
@@ -51,13 +54,13 @@ OPTIONS = (
         "--guided/--unguided",
         "guided",
         default=None,
-        help="Round by what the answer needs, after a sensitivity pass.  [default: unguided]",
+        help="Round by what the answer needs, after a sensitivity pass.  [default: as the preset]",
     ),
     click.option(
         "--corrected/--uncorrected",
         "corrected",
         default=None,
-        help="Let each layer make up for the errors of those before it.  [default: uncorrected]",
+        help="Let each layer make up for the errors of those before it.  [default: as the preset]",
     ),
     click.option(
         "--awq/--no-awq",

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from r1quant.errors import NumericError
+from r1quant.estimates import BOUNDARY_BYTES
 from r1quant.forward import Decoder, chunked
 from r1quant.jobs.activations import load, save
 from r1quant.progress import Progress
@@ -24,7 +25,6 @@ from r1quant.provenance import sha256
 from r1quant.rundir import RunDir
 from r1quant.sensitivity import Sensitivity, backward, head_gradient
 
-BOUNDARY_BYTES = 8_000_000_000  # of activations that are on the disk at once
 SEED = 1
 
 

@@ -101,7 +101,7 @@ def test_quantize_and_verify(model: Path, tmp_path: Path, text_file: Path) -> No
 def test_gptq_beats_rounding_on_the_models_own_output(model: Path, tmp_path: Path, text_file: Path) -> None:
     common: dict[str, Any] = {"bits": 3, "group_size": 32, "calib": str(text_file), "dtype": "float32"}
     r1quant.quantize(model, tmp_path / "rtn", method="rtn", scale_search=False, **common)
-    r1quant.quantize(model, tmp_path / "gptq", samples=32, seq_len=64, **common)
+    r1quant.quantize(model, tmp_path / "gptq", method="gptq", samples=32, seq_len=64, **common)
     kl = {
         name: r1quant.verify(tmp_path / name, model, str(text_file), windows=4, seq_len=64).record["kl"]["mean"]
         for name in ("rtn", "gptq")
@@ -175,7 +175,14 @@ def test_inputs_that_overflow_are_named(tmp_path: Path, text_file: Path) -> None
     save_file(tensors, model / "model.safetensors", {"format": "pt"})
     with pytest.raises(NumericError, match=r"model\.layers\.1\.mlp\.down_proj"):
         r1quant.quantize(
-            model, tmp_path / "out", group_size=32, calib=str(text_file), samples=4, seq_len=32, dtype="float32"
+            model,
+            tmp_path / "out",
+            method="gptq",
+            group_size=32,
+            calib=str(text_file),
+            samples=4,
+            seq_len=32,
+            dtype="float32",
         )
     assert not (tmp_path / "out").exists()
 

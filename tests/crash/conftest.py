@@ -79,7 +79,8 @@ class Place:
         do: str = "kill",
     ) -> Ran:
         """The same command each time, with something happening at a point."""
-        words = ("quantize", model, "-o", "out", "--calib", text, *QUICK, *options)
+        method = () if "--preset" in options else ("--method", "gptq")
+        words = ("quantize", model, "-o", "out", "--calib", text, *QUICK, *method, *options)
         return self.server.run(self.folder, words, at, do)
 
 

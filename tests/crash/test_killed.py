@@ -72,7 +72,7 @@ GUIDED = {
         "r1quant.jobs.sensitivity:_Pass._write", 2, after=True
     ),
     "the pass is complete": Point("r1quant.rundir:RunDir.forget_boundaries"),
-    "the second layer is half done": Point("r1quant.methods.gptq:quantize", 11),
+    "the second layer is half done": Point("r1quant.methods.gptq:quantize", 6),
     "both streams are written, the part is not": Point("r1quant.jobs.calibrated:save", 2, after=True),
 }
 

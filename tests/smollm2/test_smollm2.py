@@ -29,7 +29,7 @@ def gguf() -> Path:
 @pytest.fixture(scope="module")
 def out(gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("smollm2") / "w4"
-    r1quant.quantize(gguf, folder, bits=4, group_size=64, samples=8, seq_len=512)
+    r1quant.quantize(gguf, folder, method="gptq", bits=4, group_size=64, samples=8, seq_len=512)
     return folder
 
 
