@@ -66,10 +66,10 @@ def _llmcompressor(method: str, setting: str, windows: int | None = None) -> Row
     return Row(name, "llmcompressor", setting, "llmcompressor", script, options=options, windows=windows)
 
 
-def _onnxruntime(algorithm: str, setting: str, symmetric: bool) -> Row:
+def _onnxruntime(algorithm: str, setting: str, symmetric: bool, bits: tuple[int, ...]) -> Row:
     return Row(
         f"onnxruntime-{algorithm}", "onnxruntime", setting, "genai", "onnxruntime_quantize.py",
-        "onnxruntime_floats.py", {"algorithm": algorithm}, bits=(4, 8), symmetric=symmetric,
+        "onnxruntime_floats.py", {"algorithm": algorithm}, bits=bits, symmetric=symmetric,
     )  # fmt: skip
 
 
@@ -81,8 +81,8 @@ AWQ = {"quant_method": "awq", "format": "gemm", "sym": False}
 ROWS = (
     ours(OURS, ()),
     ours("r1quant-rtn", ("--method", "rtn")),
-    _onnxruntime("rtn", "MatMulNBits, nearest", True),
-    _onnxruntime("hqq", "MatMulNBits, HQQ", False),
+    _onnxruntime("rtn", "MatMulNBits, nearest", True, (4, 8)),
+    _onnxruntime("hqq", "MatMulNBits, HQQ", False, (4,)),
     _llmcompressor("rtn", "nearest"),
     _llmcompressor("gptq", "GPTQ, default (act-order static)"),
     _llmcompressor("awq", "AWQ, first 16 windows", 16),

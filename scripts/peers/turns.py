@@ -144,8 +144,9 @@ def failed(task: Task, error: click.ClickException | R1QuantError, place: Workpl
 
 
 def _reason(error: click.ClickException | R1QuantError) -> str:
-    """The last line, which names no path of this machine as those before it do."""
-    return error.message.strip().splitlines()[-1][:300]
+    """The last line, or how the process ended: what lies between names paths of this machine."""
+    first, *others = error.message.strip().splitlines()
+    return others[-1][:300] if others else first.partition(":")[0]
 
 
 def middle(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
