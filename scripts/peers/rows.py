@@ -80,6 +80,9 @@ def _auto_round(suffix: str, setting: str, options: Mapping[str, Any]) -> Row:
 AWQ = {"quant_method": "awq", "format": "gemm", "sym": False}
 ROWS = (
     ours(OURS, ()),
+    ours("r1quant-fast", ("--preset", "fast")),
+    ours("r1quant-balanced", ("--preset", "balanced")),
+    ours("r1quant-gptq", ("--method", "gptq")),
     ours("r1quant-rtn", ("--method", "rtn")),
     _onnxruntime("rtn", "MatMulNBits, nearest", True, (4, 8)),
     _onnxruntime("hqq", "MatMulNBits, HQQ", False, (4,)),
