@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check format docs conformance bench shape clean
+.PHONY: demo test check format docs conformance bench peers shape clean
 
 demo: .venv/ready
 	rm -rf build/demo && mkdir -p build/demo
@@ -36,7 +36,13 @@ shape: .venv/ready-dev
 
 # Side by side with gptqmodel, on texts of your choice: make bench CALIB=calibration.txt TEXT=test.txt
 bench: .venv/ready-dev
-	$(BIN)/python scripts/compare_peers.py --text-calib "$(CALIB)" --text-eval "$(TEXT)"
+	$(BIN)/python scripts/compare_peers.py --text-calib "$(CALIB)" --text-eval "$(TEXT)" --only r1quant --only gptqmodel
+
+# Every quantizer that we compare ourselves with, each in an environment of its own under .venvs/, merged into
+# reports/peers.json: more than two hours on two cores. ARGS as scripts/compare_peers.py --help names them:
+# make peers ARGS="--text-calib calibration.txt --text-eval test.txt --text-eval pydoc@12 --bits 4 --bits 3 --missing"
+peers: .venv/ready-dev
+	$(BIN)/python scripts/compare_peers.py $(ARGS)
 
 clean:
 	rm -rf build .venv .venvs

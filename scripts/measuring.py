@@ -33,11 +33,11 @@ class Cost:
     peak_rss_bytes: int
 
 
-def run(command: Sequence[str], log: Path, variables: Mapping[str, str] | None = None) -> Cost:
+def run(command: Sequence[str], log: Path, variables: Mapping[str, str] | None = None, cwd: Path | None = None) -> Cost:
     """Runs to the end, output and errors going to `log`. Raises click.ClickException where the command fails."""
     with log.open("wb") as file:
         begun = time.monotonic()
-        process = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | dict(variables or {}))
+        process = subprocess.Popen(command, stdout=file, stderr=file, cwd=cwd, env=os.environ | dict(variables or {}))
         _, status, usage = os.wait4(process.pid, 0)
         wall = time.monotonic() - begun
     process.returncode = os.waitstatus_to_exitcode(status)
