@@ -25,7 +25,8 @@ class Sensitivity:
     """Of one linear with N outputs, on the host.
 
     weights     float32 [T]: |g_t|^2 of each token, g_t the gradient at the output
-    covariance  float32 [n, n] of each block of at most BLOCK outputs in turn: the mean over tokens of g g^T
+    covariance  float32 [n, n] of each block of at most BLOCK outputs in turn: the mean over tokens of g g^T / |g|, at
+                the scale of that of g g^T
     """
 
     weights: torch.Tensor
@@ -88,7 +89,11 @@ def backward(
 
 
 class _Sums:
-    """The sensitivity of one linear as it grows."""
+    """The sensitivity of one linear as it grows.
+
+    The covariance counts each token by the norm of its gradient, as the Hessian of the inputs does (jobs/layer.py), not
+    by its square: a few tokens would decide over it alone.
+    """
 
     def __init__(self, rows: int, device: torch.device) -> None:
         self._weights: list[torch.Tensor] = []
@@ -97,14 +102,17 @@ class _Sums:
     def add(self, gradient: torch.Tensor) -> None:
         """gradient: [..., N], bfloat16 or float32."""
         wide = gradient.reshape(-1, gradient.shape[-1]).float()
-        self._weights.append(wide.square().sum(1).cpu())
+        squares = wide.square().sum(1)
+        self._weights.append(squares.cpu())
+        wide = wide * torch.where(squares > 0, squares, 1).pow(-0.25)[:, None]
         with bfloat16_products(gradient.dtype == torch.bfloat16 and gradient.device.type == "cpu"):
             for run, total in self._covariance:
                 torch.addmm(total, wide[:, run].T, wide[:, run], out=total)
 
     def result(self) -> Sensitivity:
         weights = torch.cat(self._weights)
-        return Sensitivity(weights, tuple((total / len(weights)).cpu() for _, total in self._covariance))
+        scale = float(weights.mean() / weights.sqrt().sum().clamp(min=torch.finfo(torch.float32).tiny))
+        return Sensitivity(weights, tuple((total * scale).cpu() for _, total in self._covariance))
 
 
 def _watch(sums: _Sums, module: Any, inputs: Any, output: Any) -> None:

@@ -26,6 +26,7 @@ from r1quant.rundir import RunDir
 from r1quant.sensitivity import Sensitivity, backward, head_gradient
 
 SEED = 1
+KIND = "covariances by norms"  # what is kept; another one is another pass
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ def measured(
 
     identity is all that decides it. Raises NumericError where the model overflows on the text.
     """
-    folder = cache / f"sensitivity-{sha256(json.dumps(dict(identity), sort_keys=True).encode())[:32]}"
+    identity = {**identity, "kind": KIND}
+    folder = cache / f"sensitivity-{sha256(json.dumps(identity, sort_keys=True).encode())[:32]}"
     cache.mkdir(parents=True, exist_ok=True)
 
     def waiting() -> None:

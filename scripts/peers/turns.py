@@ -80,11 +80,13 @@ def warm_up(task: Task, place: Workplace) -> None:
 
 
 def quantize(row: Row, given: Given, out: Path, place: Workplace) -> Cost:
-    """The whole process, into an empty place."""
-    for folder in (out, out.with_name(f"{out.name}.run")):
+    """The whole process, into an empty place and with an empty cache."""
+    cache = out.with_name(f"{out.name}.cache")
+    for folder in (out, out.with_name(f"{out.name}.run"), cache):
         shutil.rmtree(folder, ignore_errors=True)
-    log = out.with_name(f"{out.name}.log")
-    return run(command(row, given, out, place.python(row)), log, cwd=out.parent)  # some leave files where they run
+    log, variables = out.with_name(f"{out.name}.log"), {"R1QUANT_CACHE": str(cache)}
+    asked = command(row, given, out, place.python(row))
+    return run(asked, log, variables, cwd=out.parent)  # some leave files where they run
 
 
 def timed(task: Task, place: Workplace) -> None:

@@ -61,7 +61,9 @@ def test_it_is_what_autograd_gives(model_type: str, tmp_path: Path, monkeypatch:
         for name, each in found.layer(index).items():
             gradient = expected[model.arch.layer_prefix(index) + name]
             assert torch.allclose(each.weights, gradient.square().sum(1), rtol=1e-3, atol=1e-7)
-            whole = gradient.T @ gradient / len(gradient)
+            norms = gradient.norm(dim=1)
+            whole = gradient.T @ (gradient / norms.clamp(min=1e-30)[:, None])
+            whole *= norms.square().mean() / norms.sum()  # so that the trace is that of the mean of g g^T
             runs = sensitivity.blocks(len(whole))
             assert len(runs) == len(each.covariance) == -(-len(whole) // 40) and runs[-1].stop == len(whole)
             for run, part in zip(runs, each.covariance, strict=True):
