@@ -7,6 +7,7 @@
     ├── CalibrationError    3    the calibration or test text cannot be used
     ├── NumericError        3    NaN or Inf where numbers are needed
     ├── OutOfSpaceError     3    the disk cannot hold the result
+    ├── UploadError         3    the Hub did not take what was sent
     └── MissingDependency   4    an optional package is not installed
 
 A message says in one line what is wrong, a hint says in one line what to do.
@@ -54,6 +55,10 @@ class NumericError(R1QuantError):
 
 
 class OutOfSpaceError(R1QuantError):
+    exit_code = 3
+
+
+class UploadError(R1QuantError):
     exit_code = 3
 
 

@@ -8,6 +8,7 @@ not know what is in the files.
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 from pathlib import Path
 
 from r1quant.checkpoint import CARRIED
@@ -78,3 +79,25 @@ def _refusal(repo_id: str, error: Exception) -> CheckpointError:
         f"{repo_id} could not be downloaded from {constants.ENDPOINT}: {reason[:200]}",
         "check the network and try again, finished files are kept; or name a local folder",
     )
+
+
+def card(repo_id: str) -> str | None:
+    """The README.md of a model, cached or downloaded; None where it has none, or none can be had now."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repo_id, "README.md")).read_text("utf-8")
+    except Exception:  # whatever the reason: what it says is then not known
+        return None
+
+
+def cached(repo_id: str, hashes: Mapping[str, str]) -> str | None:
+    """The revision in the local cache whose weight files have these hashes, by file name; None where there is none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    held = try_to_load_from_cache(repo_id, "config.json")
+    if not isinstance(held, str) or not hashes:
+        return None
+    folder = Path(held).parent  # snapshots/REVISION; a file is a link to blobs/SHA256
+    same = all((folder / name).resolve().name == digest for name, digest in hashes.items())
+    return folder.name if same else None

@@ -21,17 +21,17 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "extras", "atomic", "tinyr1"),
     ("grid", "bits", "qlinear", "floats", "registry", "allocate"),
     (
-        "archs", "rope", "yarn", "artifact", "checkpoint", "recipe", "tensorfile", "provenance", "hub", "sources",
-        "tokenizer", "gguf_header", "gguf_config", "gguf_tokenizer", "gguf_source",
+        "archs", "rope", "yarn", "artifact", "checkpoint", "recipe", "tensorfile", "provenance", "hub",
+        "sources", "tokenizer", "gguf_header", "gguf_config", "gguf_tokenizer", "gguf_source",
     ),
-    ("rundir", "calibration", "problemsets", "prompts", "selfcalib", "stats", "progress"),
-    ("methods", "transforms", "formats", "forward", "backends", "metrics", "hardware"),
+    ("rundir", "calibration", "problemsets", "prompts", "selfcalib", "stats", "progress", "hub_upload"),
+    ("methods", "transforms", "formats", "forward", "backends", "metrics", "hardware", "publish"),
     # These ask formats what they can hold.
     ("layout", "targets", "preflight", "planned", "estimates", "budget", "planner", "sensitivity"),
     ("jobs",),
     ("cli", "r1quant"),
 )  # fmt: skip
-SIBLINGS = {"methods", "transforms", "formats", "forward", "backends", "metrics", "hardware"}
+SIBLINGS = {"methods", "transforms", "formats", "forward", "backends", "metrics", "hardware", "publish"}
 BETWEEN_SIBLINGS = {("backends", "forward"), ("backends", "metrics")}
 FENCES = {
     "click": {"cli"},
@@ -47,7 +47,7 @@ FENCES = {
     "openai": {"backends.wire"},
     "lm_eval": {"jobs.tasks"},
     "pynvml": {"jobs.bench_child"},
-    "huggingface_hub": {"hub"},
+    "huggingface_hub": {"hub", "hub_upload", "publish.metadata"},
     "tokenizers": {"tokenizer", "gguf_tokenizer"},
     "jinja2": {"tokenizer"},
     "safetensors": {"jobs.parts"},

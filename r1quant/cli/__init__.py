@@ -15,6 +15,8 @@ from r1quant.cli.doctor import doctor
 from r1quant.cli.export import export
 from r1quant.cli.inspect import inspect
 from r1quant.cli.plan import plan
+from r1quant.cli.publish import publish
+from r1quant.cli.pull_check import pull_check
 from r1quant.cli.quantize import quantize
 from r1quant.cli.verify import verify
 
@@ -30,7 +32,7 @@ def cli() -> None:
     """
 
 
-for command in (inspect, plan, quantize, calib, export, check, verify, bench, doctor):
+for command in (inspect, plan, quantize, calib, export, check, verify, bench, publish, pull_check, doctor):
     cli.add_command(command)
 
 

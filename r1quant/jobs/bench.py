@@ -28,7 +28,9 @@ from r1quant.errors import CheckpointError, RecipeError
 from r1quant.jobs.artifacts import newest_output, open_artifact, source_of
 from r1quant.jobs.bench_process import Batch, BenchProcess, Settings
 from r1quant.jobs.bench_record import headline, order, reference
+from r1quant.jobs.identity import identity
 from r1quant.jobs.runtimes import SERVER, Setup, backend_of
+from r1quant.jobs.samples import cache_folder
 from r1quant.metrics.speed import over_repeats, ratios, speed
 from r1quant.progress import Progress, Silent
 from r1quant.tokenizer import Tokenizer
@@ -136,6 +138,7 @@ def bench(
             "out": case.artifact.source,
             "format": case.artifact.format,
             "model": case.models.get("baseline"),
+            "hashes": {"quantized": identity(case.artifact, cache_folder(), progress)},
             **headline(rows[0]["quantized"]),
             "rows": rows,
             "reference": reference(case.artifact, rows),

@@ -110,7 +110,7 @@ class Job:
                     names = [path.name for path in folder.iterdir()]
                 files = tuple(sorted(self.place.with_name(name) for name in names))
                 return Written(self.place, self.format, files, inexact, details)
-            with _folder(self.place) as folder:
+            with whole_folder(self.place) as folder:
                 inexact, details = write_gguf(self, folder)
                 self.record(folder, inexact, details)
         elif self.format == "onnx":
@@ -118,14 +118,14 @@ class Job:
 
             chosen = self.options.onnx
             self.progress.begin("writing onnx", data_bytes(self.artifact, self.arch, chosen))
-            with _folder(self.place) as folder:
+            with whole_folder(self.place) as folder:
                 done = write(self.artifact, self.arch, folder, chosen, self.progress.advance)
                 inexact, details = dict(done.inexact), {"options": asdict(chosen)}
                 self.record(folder, inexact, details)
         else:
             from r1quant.jobs.export_folder import write_folder
 
-            with _folder(self.place) as folder:
+            with whole_folder(self.place) as folder:
                 inexact, details = write_folder(self, folder), {}
                 self.record(folder, inexact, details)
         files = tuple(sorted(path for path in self.place.iterdir() if path.is_file()))
@@ -205,7 +205,7 @@ def _partial(place: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _folder(place: Path) -> Iterator[Path]:
+def whole_folder(place: Path) -> Iterator[Path]:
     """A folder that takes the name of `place` when the block ends well."""
     with _partial(place) as partial:
         yield partial

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,13 +26,18 @@ PIECE = 1 << 22
 
 def identity(model: Artifact, cache: Path, progress: Progress) -> str:
     """The sha256 over names and contents of the weight files, the config, and the format that they are read as."""
-    hashes = {path.name: _remembered(path, cache, progress) for path in _files(model)}
+    return combined(model, {path.name: _remembered(path, cache, progress) for path in weight_files(model)})
+
+
+def combined(model: Artifact, hashes: Mapping[str, str]) -> str:
+    """The identity out of the hashes of `weight_files`, by name."""
+    hashes = dict(hashes)
     hashes["config"] = provenance.sha256(json.dumps(dict(model.config), sort_keys=True, default=str).encode())
     hashes["format"] = model.format  # a GGUF file may be read as it is, or as the float model it stands for
     return provenance.sha256(json.dumps(hashes, sort_keys=True).encode())
 
 
-def _files(model: Artifact) -> list[Path]:
+def weight_files(model: Artifact) -> list[Path]:
     """The weight files, and those that say how they are to be read. Raises CheckpointError where there are none."""
     alone = Path(model.source)
     if alone.is_file() and alone.suffix.lower() == ".gguf":

@@ -26,6 +26,7 @@ from r1quant.jobs.bench import Load, Protocol, _Prompts, bench
 from r1quant.jobs.bench_child import _told
 from r1quant.jobs.bench_process import BenchProcess, Settings
 from r1quant.jobs.bench_record import reference, stored_sizes
+from r1quant.jobs.identity import identity
 from r1quant.jobs.runtimes import Setup
 from r1quant.metrics.speed import FIGURES, Timed
 from r1quant.progress import Silent
@@ -48,6 +49,8 @@ def test_both_models_in_turn(four_bits: Path, in_tmp: Path, capsys: pytest.Captu
     found = json.loads(capsys.readouterr().out)
     assert found == json.loads(Path("r.json").read_text("utf-8"))
     assert found["schema"] == "r1quant.bench/1" and found["model"] == "tiny-r1"
+    quantized = open_artifact(four_bits)
+    assert found["hashes"] == {"quantized": identity(quantized, Path("another cache"), Silent())}
     assert [(row["prompt_tokens"], row["new_tokens"], row["batch"]) for row in found["rows"]] == [(24, 6, 3)]
     for row in found["rows"]:
         for side in ("quantized", "baseline"):

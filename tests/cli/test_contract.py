@@ -24,6 +24,8 @@ KEYS = {
     "check": {"identical", "tensors", "first_difference"},
     "verify": {"perplexity", "kl", "top1"},
     "bench": {"prefill_tokens_per_second", "decode_tokens_per_second", "ttft_seconds", "peak_memory_bytes", "rows"},
+    "publish": {"files", "refused"},
+    "pull-check": {"files", "failed"},
     "doctor": {"packages", "machine", "advice"},
 }
 
@@ -36,7 +38,9 @@ def test_json_of_every_command(run: Run, llama: Path, text_file: Path) -> None:
         "export": ["out", "--to", "awq,gguf"],
         "check": ["out", "out-awq"],
         "doctor": [llama],
-        "verify": ["out", "--text", text_file, "--windows", "2", "--seq-len", "32"],
+        "verify": ["out", "--text", text_file, "--windows", "2", "--seq-len", "32", "--record", "v.json"],
+        "publish": ["out", "--to", "given", "--license", "mit"],
+        "pull-check": ["given"],
     }
     found = {}
     for name, words in commands.items():
@@ -113,6 +117,7 @@ def test_every_error_has_its_exit_code() -> None:
         "CalibrationError": 3,
         "NumericError": 3,
         "OutOfSpaceError": 3,
+        "UploadError": 3,
         "MissingDependency": 4,
     }
     for name, code in codes.items():

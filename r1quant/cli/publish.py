@@ -1,0 +1,65 @@
+"""r1quant publish"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from r1quant.cli import console
+
+
+@click.command()
+@click.argument("out", required=False)
+@click.option("--to", required=True, help="A folder to write, or owner/name on the Hugging Face Hub.")
+@click.option(
+    "--record", "records", multiple=True, type=click.Path(path_type=Path),
+    help="A record of verify or bench, or a folder of them. Repeatable.  [default: those in and beside OUT]",
+)  # fmt: skip
+@click.option("--base-model", help="The model it was made from, as owner/name.  [default: what its record says]")
+@click.option("--license", "licence", help="Its licence, where that cannot be found out: mit, apache-2.0 ...")
+@click.option("--force", is_flag=True, help="Publish although something speaks against it; the card tells what.")
+@click.option("--dry-run", is_flag=True, help="Upload nothing: write the folder, and say what would be uploaded.")
+@click.option("--private", is_flag=True, help="A new repository is private.")
+@click.option("--revision", help="The branch to commit to.  [default: main]")
+@click.option("--message", help="Of the commit.")
+@console.common
+def publish(out: str | None, as_json: bool, debug: bool, **given: Any) -> int:
+    """Give OUT away with its measurements, licence, checksums and provenance: in a folder, or on the Hub.
+
+    OUT is a folder that quantize or export wrote, or one that holds several of those; left out, it is the quantized
+    checkpoint last written into the current folder. Refused, with exit code 1, where a gate failed, records are missing
+    or of other files, the licence is unknown or forbids it, or something looks like a secret. The token for the Hub is
+    that of HF_TOKEN or of 'hf auth login'.
+    """
+    from r1quant.jobs.publish import Options
+    from r1quant.jobs.publish import publish as job
+
+    with console.watching() as progress:
+        done = job(out, Options(**given), progress)
+    found = done.as_dict()
+
+    def show() -> None:
+        if not done.done:
+            console.note(f"refused: {given['to']} was not written")
+        elif found["forced"]:
+            console.note("published by --force, although:")
+        for reason in found["refused"]:
+            console.note(f"* {reason}")
+        if not done.done:
+            return
+        rows = [["file", "size"], *([file["path"], console.gigabytes(file["bytes"])] for file in found["files"])]
+        console.table([*rows, ["in all", console.gigabytes(found["bytes"])]])
+        if found["folder"]:
+            console.note(f"written to {found['folder']}")
+        if found["repo"] and found["dry_run"]:
+            console.note(f"nothing was uploaded to {found['repo']}")
+        if found["commit"]:
+            console.note(f"{len(found['sent'])} of {len(found['files'])} files sent and all checked: {found['commit']}")
+        if found["extra"]:
+            console.note(f"the repository has other files too, which pull-check will name: {', '.join(found['extra'])}")
+        console.note(f"sha256 of SHA256SUMS: {found['digest']}")
+
+    console.emit(found, as_json, show)
+    return 0 if done.done else 1
