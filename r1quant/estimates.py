@@ -55,7 +55,7 @@ def estimated(
     else:
         passes.append(_Pass(shapes.largest * 12, 0, weights / 4e6 * RATE))
     if (recipe.guided and METHODS[recipe.method].calibrated) or recipe.budgeted:
-        passes.append(_sensitivity(shapes))
+        passes.append(_sensitivity(shapes, recipe.draws))
     if recipe.factors is not None:
         passes.append(_factors(shapes))
     memory = PROCESS_BYTES + max(each.memory for each in passes)
@@ -136,8 +136,8 @@ def _rounding(shapes: _Shapes, recipe: Recipe) -> _Pass:
     return _Pass(memory, disk, streams * (shapes.forward + shapes.hessians) + solving)
 
 
-def _sensitivity(shapes: _Shapes) -> _Pass:
-    """Forward and backward, with what is kept of every layer."""
+def _sensitivity(shapes: _Shapes, draws: int) -> _Pass:
+    """Forward and backward for each draw, with what is kept of every layer."""
     covariances = sum(rows * min(rows, BLOCK) for rows, _ in shapes.linears)
     outputs = sum(rows for rows, _ in shapes.linears)
     head = 4 * shapes.vocabulary * 4 * HEAD_TOKENS + 2 * shapes.vocabulary * shapes.hidden
@@ -146,7 +146,7 @@ def _sensitivity(shapes: _Shapes) -> _Pass:
     found = shapes.depth * 4 * (covariances + shapes.tokens * len(shapes.linears))
     scoring = 4.0 * shapes.tokens * shapes.vocabulary * shapes.hidden
     work = 4 * shapes.forward + 2.0 * shapes.tokens * shapes.depth * covariances + scoring
-    return _Pass(max(head, layer) + 4 * shapes.boundary, boundaries + found, work)
+    return _Pass(max(head, layer) + 4 * shapes.boundary, boundaries + draws * found, draws * work)
 
 
 def _factors(shapes: _Shapes) -> _Pass:

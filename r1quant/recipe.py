@@ -36,6 +36,7 @@ class Recipe:
     act_order     take columns in order of importance (groups stay contiguous)
     damping       share of the Hessian's mean diagonal that is added to it
     guided        round by what the answer needs: a sensitivity pass first, then weighted tokens and coupled rows
+    draws         next tokens drawn at every position for the sensitivity pass, which is made as often
     corrected     aim at the float model's outputs, so that each layer makes up for the errors of those before it
     awq           scale input channels by what they carry, folded into what comes before; method awq does so always
     smooth        SmoothQuant's share of the activations' spread that moves into the weights, 0 .. 1; or None
@@ -64,6 +65,7 @@ class Recipe:
     act_order: bool = True
     damping: float = 0.01
     guided: bool = False
+    draws: int = 1
     corrected: bool = False
     awq: bool = False
     smooth: float | None = None
@@ -108,7 +110,12 @@ class Recipe:
             raise RecipeError(f"calib is {self.calib!r}", "give the name of a file, hub:NAME, or self")
         if not isinstance(self.device, str) or not DEVICE.fullmatch(self.device):
             raise RecipeError(f"device {self.device!r} is not supported", "choose from auto, cpu, cuda, cuda:0, ...")
-        for name, value, least in (("samples", self.samples, 1), ("seq-len", self.seq_len, 2), ("seed", self.seed, 0)):
+        for name, value, least in (
+            ("samples", self.samples, 1),
+            ("seq-len", self.seq_len, 2),
+            ("seed", self.seed, 0),
+            ("draws", self.draws, 1),
+        ):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise RecipeError(f"{name} is {value!r}", f"give a whole number of at least {least}")
         if isinstance(self.damping, bool) or not isinstance(self.damping, int | float) or not 0 <= self.damping <= 1:

@@ -56,6 +56,7 @@ OPTIONS = (
         default=None,
         help="Round by what the answer needs, after a sensitivity pass.  [default: as the preset]",
     ),
+    click.option("--draws", type=int, help="How often the sensitivity pass is made, with other draws.  [default: 1]"),
     click.option(
         "--corrected/--uncorrected",
         "corrected",

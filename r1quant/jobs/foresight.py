@@ -50,7 +50,7 @@ def predicted(
         hidden = decoder.embed(torch.from_numpy(tokens))
         progress.begin("predicting", made.layers)
         for index in range(made.layers):
-            path = guidance.folder / f"losses-{sha256(stated.encode())[:16]}-{index:05d}.json"
+            path = guidance.folders[0] / f"losses-{sha256(stated.encode())[:16]}-{index:05d}.json"
             losses |= _layer(made, index, decoder, hidden, guidance, path, bits)
             progress.advance(1, f"layer {index + 1}/{made.layers}")
     return Predictions(losses, SOURCE)

@@ -31,27 +31,50 @@ KIND = "covariances by norms"  # what is kept; another one is another pass
 
 @dataclass(frozen=True)
 class Sensitivities:
-    """A finished pass, a file for each layer."""
+    """Finished passes, a folder for each, in it a file for each layer."""
 
-    folder: Path
+    folders: tuple[Path, ...]
 
     def layer(self, index: int) -> dict[str, Sensitivity]:
-        """By the names of the linears within the layer."""
-        found = load(_part(self.folder, index))
-        names = [name.removesuffix(".weights") for name in found if name.endswith(".weights")]
-        return {name: Sensitivity(found[f"{name}.weights"], _numbered(found, f"{name}.covariance.")) for name in names}
+        """The mean of all passes, by the names of the linears within the layer."""
+        passes = [load(_part(folder, index)) for folder in self.folders]
+        found = {name: sum(other[name] for other in passes[1:]) + first for name, first in passes[0].items()}
+        mean = {name: total / len(passes) for name, total in found.items()}
+        names = [name.removesuffix(".weights") for name in mean if name.endswith(".weights")]
+        return {name: Sensitivity(mean[f"{name}.weights"], _numbered(mean, f"{name}.covariance.")) for name in names}
 
 
 def measured(
-    decoder: Decoder, tokens: npt.NDArray[np.int64], cache: Path, identity: Mapping[str, str], progress: Progress
+    decoder: Decoder,
+    tokens: npt.NDArray[np.int64],
+    cache: Path,
+    identity: Mapping[str, str],
+    progress: Progress,
+    draws: int = 1,
 ) -> Sensitivities:
-    """The pass over tokens int64 [windows, seq_len]; from the cache where it was made before.
+    """The passes over tokens int64 [windows, seq_len]; from the cache where they were made before.
 
-    identity is all that decides it. Raises NumericError where the model overflows on the text.
+    identity is all that decides them; draws, how often a next token is drawn at every position, with a pass for each.
+    Raises NumericError where the model overflows on the text.
     """
-    identity = {**identity, "kind": KIND}
-    folder = cache / f"sensitivity-{sha256(json.dumps(identity, sort_keys=True).encode())[:32]}"
     cache.mkdir(parents=True, exist_ok=True)
+    made = []
+    for draw in range(draws):
+        stated = {**identity, "kind": KIND} | ({"draw": str(draw)} if draw else {})
+        made.append(_measured(decoder, tokens, cache, stated, progress, SEED + draw))
+    return Sensitivities(tuple(made))
+
+
+def _measured(
+    decoder: Decoder,
+    tokens: npt.NDArray[np.int64],
+    cache: Path,
+    identity: Mapping[str, str],
+    progress: Progress,
+    seed: int,
+) -> Path:
+    """The folder of one pass."""
+    folder = cache / f"sensitivity-{sha256(json.dumps(identity, sort_keys=True).encode())[:32]}"
 
     def waiting() -> None:
         progress.note("another process makes the sensitivity pass of this model and text: waiting for it")
@@ -59,11 +82,11 @@ def measured(
     with RunDir(folder, waiting) as run, torch.no_grad():
         run.claim(identity)
         if any(not _part(folder, index).exists() for index in range(len(decoder))):
-            _Pass(decoder, tokens, run, progress).run()
+            _Pass(decoder, tokens, run, progress, seed).run()
         run.forget_boundaries(None)
         for path in folder.glob("gradient-*"):
             path.unlink()
-    return Sensitivities(folder)
+    return folder
 
 
 def _part(folder: Path, index: int) -> Path:
@@ -81,6 +104,7 @@ class _Pass:
     tokens: npt.NDArray[np.int64]
     run_dir: RunDir
     progress: Progress
+    seed: int
 
     def run(self) -> None:
         """Whatever is on the disk already is not made again."""
@@ -89,7 +113,7 @@ class _Pass:
         self.progress.begin("sensitivity", 3 * layers)
         if not self._gradient(last + 1).exists():
             states = self._states(layers, self._stride())
-            save(self._gradient(layers), {"gradient": head_gradient(self.decoder, states, SEED)})
+            save(self._gradient(layers), {"gradient": head_gradient(self.decoder, states, self.seed)})
         gradient = load(self._gradient(last + 1))["gradient"]
         for index in range(last, -1, -1):
             states = self._states(index, 1)

@@ -101,7 +101,7 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_bytes(
         except KeyboardInterrupt:
             stops += 1
     assert stops > 5
-    files = [{path.name: path.read_bytes() for path in each.folder.iterdir()} for each in (one, other)]
+    files = [{path.name: path.read_bytes() for path in each.folders[0].iterdir()} for each in (one, other)]
     assert files[0] == files[1] and sum("layer" in name for name in files[0]) == 5
     assert not any("boundary" in name or "gradient" in name for name in files[1])
 
@@ -124,8 +124,22 @@ def test_two_at_once_make_it_once(tmp_path: Path) -> None:
             lock.close()
 
     cache = tmp_path / "cache"
-    made = measured(decoder(folder), TOKENS, cache, {"of": "this"}, Silent()).folder
+    made = measured(decoder(folder), TOKENS, cache, {"of": "this"}, Silent()).folders[0]
     lock = (made / "lock").open("w")
     fcntl.flock(lock, fcntl.LOCK_EX)
-    assert measured(decoder(folder), TOKENS, cache, {"of": "this"}, Notes()).folder == made
+    assert measured(decoder(folder), TOKENS, cache, {"of": "this"}, Notes()).folders[0] == made
     assert len(notes) == 1 and "waiting" in notes[0]
+
+
+def test_several_draws_are_averaged(tmp_path: Path) -> None:
+    folder = models.write_model(tmp_path / "model", "llama")
+    model, cache = decoder(folder), tmp_path / "cache"
+    one = measured(model, TOKENS, cache, {"of": "this"}, Silent())
+    three = measured(model, TOKENS, cache, {"of": "this"}, Silent(), draws=3)
+    assert three.folders[0] == one.folders[0] and len(set(three.folders)) == 3
+    alone = [type(one)((each,)).layer(1) for each in three.folders]
+    assert not alone[0]["mlp.up_proj"].weights.equal(alone[1]["mlp.up_proj"].weights)
+    for name, mean in three.layer(1).items():
+        assert torch.allclose(mean.weights, sum(each[name].weights for each in alone) / 3)
+        parts = zip(mean.covariance, *(each[name].covariance for each in alone), strict=True)
+        assert all(torch.allclose(part, sum(others) / 3, atol=1e-9) for part, *others in parts)
