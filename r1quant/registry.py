@@ -43,6 +43,7 @@ FORMATS: Mapping[str, Format] = {
 
 DEFAULT_PRESET = "balanced"  # where no method is named
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "fast": {"method": "gptq", "corrected": True, "guided": False},
-    "balanced": {"method": "gptq", "corrected": True, "guided": True},
+    "fast": {"method": "gptq", "damping": 0.05, "corrected": True},
+    "balanced": {"method": "gptq", "damping": 0.05, "corrected": True, "guided": True},
+    "best": {"method": "gptq", "damping": 0.05, "corrected": True, "guided": True, "draws": 3},
 }

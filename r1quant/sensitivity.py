@@ -52,7 +52,7 @@ def head_gradient(decoder: Decoder, hidden: torch.Tensor, seed: int) -> torch.Te
         states = flat[rows].to(decoder.device).requires_grad_()
         with torch.enable_grad():
             normed = decoder.final_norm(states[None])[0]
-        with torch.no_grad():
+        with torch.no_grad(), bfloat16_products(normed.dtype == torch.bfloat16 and normed.device.type == "cpu"):
             probability = head.logits(normed).softmax(-1)
             drawn = torch.multinomial(probability, 1, generator=generator)
             probability.scatter_add_(1, drawn, -torch.ones_like(drawn, dtype=probability.dtype))

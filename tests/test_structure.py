@@ -157,6 +157,7 @@ def test_a_method_or_transform_is_one_file_and_a_format_one_file_or_folder_that_
         "formats.names",
         "transforms.folds",
         "transforms.orthogonal",
+        "transforms.view",
     }
 
     def unit(module: str) -> str:

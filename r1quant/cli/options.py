@@ -35,7 +35,7 @@ OPTIONS = (
         help="With a target: bits to choose from, such as 4,8; 16 leaves a linear in float. Left out, all that the "
         "format holds and a runtime loads.",
     ),
-    click.option("--method", help=f"{', '.join(METHODS)}, as it is.  [default: what the preset says]"),
+    click.option("--method", help=f"{', '.join(METHODS)}, as it is, instead of a preset."),
     click.option("--group-size", type=int, help="Weights that share a scale: 16, 32, 64, 128, -1.  [default: 128]"),
     click.option(
         "--symmetric/--asymmetric", "symmetric", default=None, help="Fixed or free zero point.  [default: symmetric]"
@@ -54,26 +54,30 @@ OPTIONS = (
         "--guided/--unguided",
         "guided",
         default=None,
-        help="Round by what the answer needs, after a sensitivity pass.  [default: as the preset]",
+        help="Round by what the answer needs, after a sensitivity pass; the preset says so too.  [default: unguided]",
     ),
     click.option("--draws", type=int, help="How often the sensitivity pass is made, with other draws.  [default: 1]"),
     click.option(
         "--corrected/--uncorrected",
         "corrected",
         default=None,
-        help="Let each layer make up for the errors of those before it.  [default: as the preset]",
+        help="Let each layer make up for the errors of those before it; presets say so.  [default: uncorrected]",
     ),
     click.option(
         "--awq/--no-awq",
         "awq",
         default=None,
-        help="AWQ's factors before rounding; what --method awq is.  [default: no]",
+        help="AWQ's factors before rounding; what --method awq is.  [default: no-awq]",
     ),
     click.option("--smooth", type=float, help="SmoothQuant's factors before rounding: its alpha, such as 0.5."),
     click.option(
         "--rotate", help="Rotate first: r1 (residual stream), r2 (heads), both. Unties the head; needs no calibration."
     ),
-    click.option("--damping", type=float, help="Share of the mean diagonal added to the Hessian.  [default: 0.01]"),
+    click.option(
+        "--damping",
+        type=float,
+        help="Share of the mean diagonal added to the Hessian; 0.05 in presets.  [default: 0.01]",
+    ),
     click.option(
         "--calib",
         help="A text or JSONL file, hub:NAME, or self, which the model writes.  [default: the bundled set]",

@@ -161,11 +161,11 @@ def _solve(
         stop = start + len(original)
         q = solved.qlinear.rows(start, stop)
         layer.set_weight(name, torch.from_numpy(q.dequantize()))
-        yield Rounded(name, q, _report(prefix + name, solved, slice(start, stop)))
+        yield Rounded(name, q, _report(prefix + name, solved, slice(start, stop), recipe.damping))
         start = stop
 
 
-def _report(name: str, solved: gptq.Solved, rows: slice) -> LinearReport:
+def _report(name: str, solved: gptq.Solved, rows: slice, asked: float) -> LinearReport:
     shares = solved.predicted_kl
     loss, energy = float(solved.loss[rows].sum()), float(solved.energy[rows].sum())
     return LinearReport(
@@ -173,6 +173,7 @@ def _report(name: str, solved: gptq.Solved, rows: slice) -> LinearReport:
         loss=loss,
         relative_loss=loss / energy if energy else 0.0,
         damping=solved.damping,
+        raised=solved.damping > asked,
         dead_columns=solved.dead,
         rows_nearest=int(np.count_nonzero(solved.rows_nearest[rows])),
         fallback=solved.fallback,

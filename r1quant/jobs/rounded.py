@@ -15,6 +15,7 @@ class LinearReport:
     loss            mean over tokens of |x W^T - x Q^T|^2 on the calibration inputs; None without calibration
     relative_loss   loss over the mean of |x W^T|^2; without calibration |W - Q|^2 over |W|^2
     damping         share of the mean diagonal added to the Hessian; None without calibration
+    raised          whether that is more than the recipe asked for
     dead_columns    input channels that were zero in every token
     rows_nearest    rows where plain rounding cost less and was taken
     fallback        whether the Hessian could not be factored, so that all was rounded to nearest
@@ -30,6 +31,7 @@ class LinearReport:
     rows_nearest: int
     fallback: bool
     predicted_kl: float | None = None
+    raised: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -40,7 +42,7 @@ class LinearReport:
         remarks = []
         if self.fallback:
             remarks.append("the Hessian could not be factored: rounded to nearest")
-        elif self.damping is not None and self.damping > 0.01:
+        elif self.raised:
             remarks.append(f"damping raised to {self.damping:g}")
         if self.dead_columns:
             remarks.append(f"{self.dead_columns} dead input columns")

@@ -94,7 +94,7 @@ def quantize(
     act_order: bool = True,
     damping: float = 0.01,
     row_damping: float = 0.2,
-    ridge: float = 0.05,
+    ridge: float = 0.3,
     feedback: bool = True,
 ) -> Solved:
     """weight: float32 [N, K] on the device of the statistics, finite; rows of several linears may be stacked.
@@ -130,9 +130,9 @@ def quantize(
     wrong = weight - torch.from_numpy(qlinear.dequantize()).to(weight.device)
     loss = _loss(wrong, stats.hessian) / stats.tokens
     energy = _loss(weight, stats.hessian) / stats.tokens
-    used = MOST_DAMPING if factored is None else factored.damping
-    divergence = None if stats.outputs is None else predicted(wrong, stats)
     failed = feedback and factored is None
+    used = factored.damping if factored is not None else MOST_DAMPING if failed else 0.0
+    divergence = None if stats.outputs is None else predicted(wrong, stats)
     return Solved(qlinear, loss, energy, used, int(stats.dead.sum()), worse, failed, divergence)
 
 

@@ -43,12 +43,11 @@ def test_flags_over_preset_over_settings_over_defaults(run: Run, llama: Path) ->
         return found
 
     assert recipe() | {"bits": 3, "group_size": 16, "seed": 7, "calib": "mine.txt"} == recipe()
-    assert recipe()["damping"] == 0.01
+    assert recipe()["damping"] == 0.05 and recipe("--method", "gptq")["damping"] == 0.01
     preset = {"guided": True, "corrected": True}
     assert recipe("--preset", "balanced") | preset | {"bits": 3, "seed": 7} == recipe("--preset", "balanced")
-    assert recipe("--preset", "fast") | preset | {"guided": False} == recipe("--preset", "fast", "--guided") | {
-        "guided": False
-    }
+    assert recipe("--preset", "fast") | preset == recipe("--preset", "fast", "--guided")
+    assert recipe("--preset", "best", "--draws", "1") == recipe("--preset", "balanced") == recipe()
     assert recipe("--preset", "fast")["calib"] == "mine.txt"
     given = recipe("--preset", "fast", "--bits", "2", "--group-size", "-1", "--asymmetric", "--min-max", "--seed", "1")
     assert given | {"bits": 2, "group_size": -1, "symmetric": False, "scale_search": False, "seed": 1} == given
