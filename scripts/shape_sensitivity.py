@@ -55,10 +55,10 @@ def main(model: Path, layers: int, windows: int, seq_len: int, report: Path) -> 
     shutil.rmtree(cache, ignore_errors=True)
     words = [sys.executable, "-c", PASS, str(model), str(cache), str(windows), str(seq_len)]
     killed_after, killed_peak = killed(words, cache)
-    done = {path: path.stat().st_mtime_ns for path in cache.glob("*/layer-*")}
+    done = {path: path.stat().st_mtime_ns for path in cache.glob("*/layer-*.safetensors")}
     cost = run(words, model.with_suffix(".log"))
     kept = all(path.stat().st_mtime_ns == stamp for path, stamp in done.items())
-    parts = [path.stat().st_size for path in cache.glob("*/layer-*")]
+    parts = [path.stat().st_size for path in cache.glob("*/layer-*.safetensors")]
     shutil.rmtree(cache)
     peak = max(killed_peak, cost.peak_rss_bytes)
     within = peak < LIMIT
@@ -89,7 +89,7 @@ def killed(words: list[str], cache: Path) -> tuple[float, int]:
     """Starts the pass and kills it when a layer is done. Returns the seconds it had and its peak memory in bytes."""
     begun = time.monotonic()
     process = subprocess.Popen(words)
-    while process.poll() is None and not any(cache.glob("*/layer-*")):
+    while process.poll() is None and not any(cache.glob("*/layer-*.safetensors")):
         time.sleep(0.2)
     os.kill(process.pid, signal.SIGKILL)
     _, _, usage = os.wait4(process.pid, 0)
