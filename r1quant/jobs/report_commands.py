@@ -8,11 +8,12 @@ from dataclasses import fields
 from typing import Any
 
 from r1quant.jobs.pair import Options
-from r1quant.recipe import Recipe
+from r1quant.recipe import TARGETS, Recipe
 from r1quant.report import reading
 from r1quant.report.variants import Variant
 
-OFF = {"symmetric": "asymmetric", "scale_search": "min-max", "act_order": "no-act-order"}  # what false is called
+ALWAYS = ("method", "bits")  # a method that is named keeps presets out
+OFF = {"symmetric": "asymmetric", "scale_search": "min-max", "act_order": "no-act-order", "awq": "no-awq"}  # what false is called
 
 
 def commands(variant: Variant) -> list[str]:
@@ -37,15 +38,13 @@ def _source(made: Mapping[str, Any], model: str) -> str:
 
 def _flags(given: Mapping[str, Any], defaults: object) -> list[str]:
     words = []
-    budget = any(given.get(name) is not None for name in ("target_bpw", "target_size", "fit_gpu"))
+    budget = any(given.get(name) is not None for name in TARGETS)
     for each in fields(defaults):  # type: ignore[arg-type]  # a dataclass
         value, default = given.get(each.name), getattr(defaults, each.name)
-        if each.name not in given or value == default or (isinstance(value, list) and tuple(value) == default):
-            if each.name != "bits" or budget or value is None:
-                continue
-        elif each.name == "bits" and budget:
-            continue
-        words += _words(each.name, value)
+        same = value == default or (isinstance(value, list) and tuple(value) == default)
+        wanted = not same or each.name in ALWAYS
+        if each.name in given and wanted and value is not None and not (budget and each.name == "bits"):
+            words += _words(each.name, value)
     return words
 
 
@@ -59,7 +58,7 @@ def _words(name: str, value: Any) -> list[str]:
         return [word for each in values for word in (flag, reading.plain(each))]
     if isinstance(value, str):
         return [flag, reading.short(value) if value.startswith(("/", ".", "~")) else reading.plain(value)]
-    return [flag, f"{value:g}" if isinstance(value, float) else str(value)] if reading.finite(value) is not None else []
+    return [flag, str(value)] if reading.finite(value) is not None else []
 
 
 def _bench(record: Mapping[str, Any]) -> list[str]:

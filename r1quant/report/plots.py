@@ -37,6 +37,7 @@ STYLE: dict[str, Any] = {
     "axes.edgecolor": AXIS,
     "grid.color": GRID,
     "grid.linewidth": 0.6,
+    "axes.prop_cycle": f"cycler('color', ['{INK}'])",
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.spines.top": False,
@@ -76,7 +77,7 @@ def png(chart: Chart) -> bytes:
     style = {key: ON_PAPER.get(value, value) if isinstance(value, str) else value for key, value in STYLE.items()}
     with rc_context({**style, "figure.facecolor": "white"}):
         figure, content = _drawn(chart), io.BytesIO()
-        figure.axes[0].set_title(chart.title, fontsize=11)
+        figure.suptitle(chart.title, fontsize=11)
         figure.set_dpi(300)
         FigureCanvasAgg(figure).print_png(content, metadata={"Software": None})
     return content.getvalue()

@@ -48,7 +48,8 @@ def gathered(records: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Variant]:
         if schema == QUANTIZATION:
             variant.made = variant.made or record
         elif schema == RUN:
-            variant.run = variant.run or record
+            fuller = "predicted" in record and "predicted" not in variant.run
+            variant.run = record if fuller or not variant.run else variant.run
             variant.made = variant.made or reading.mapping(record, "record")
         elif record not in (kept := variant.verified if schema == VERIFICATION else variant.benched):
             kept.append(record)
@@ -78,10 +79,15 @@ def quality(variant: Variant) -> dict[str, Any] | None:
         "top1": reading.number(record, "top1"),
         "top1_ci95": reading.bounds(record, "top1_ci95"),
         "by_class": {
-            name: {"tokens": reading.count(part, "tokens"), "kl": reading.number(part, "kl.mean")}
+            name: {"tokens": reading.count(part, "tokens"), "kl": _at_least_nothing(reading.number(part, "kl.mean"))}
             for name, part in reading.mapping(record, "by_class").items()
         },
     }
+
+
+def _at_least_nothing(value: float | None) -> float | None:
+    """Rounding leaves divergences of nothing a little below it."""
+    return None if value is None else max(0.0, value)
 
 
 def _divergence(kl: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ def figure(value: float | None, digits: int = 3) -> str:
         return NONE
     if value == 0:
         return "0"
-    if 1e-4 <= abs(value) < 1e6:
+    if 1e-4 <= abs(value) < 1e9:
         places = max(0, digits - 1 - _magnitude(value))
         return f"{value:,.{places}f}"
     mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
@@ -23,7 +23,7 @@ def figure(value: float | None, digits: int = 3) -> str:
 def power(value: float) -> str:
     """A tick of a logarithmic axis: powers of ten below a thousandth as such."""
     exponent = _magnitude(value) if value else 0
-    return f"10{_raised(exponent)}" if exponent < -3 and value == float(f"1e{exponent}") else f"{value:g}"
+    return f"10{_raised(exponent)}" if exponent < -3 and f"{value:g}" == f"{10.0**exponent:g}" else f"{value:g}"
 
 
 def _raised(exponent: int) -> str:
