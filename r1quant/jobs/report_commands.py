@@ -13,7 +13,12 @@ from r1quant.report import reading
 from r1quant.report.variants import Variant
 
 ALWAYS = ("method", "bits")  # a method that is named keeps presets out
-OFF = {"symmetric": "asymmetric", "scale_search": "min-max", "act_order": "no-act-order", "awq": "no-awq"}  # what false is called
+OFF = {
+    "symmetric": "asymmetric",
+    "scale_search": "min-max",
+    "act_order": "no-act-order",
+    "awq": "no-awq",
+}  # what false is called
 
 
 def commands(variant: Variant) -> list[str]:
