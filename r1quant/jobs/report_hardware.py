@@ -76,26 +76,27 @@ def _memory(sizes: Mapping[str, roofline.Sizes], longest: int) -> dict[str, Any]
     known = card(FORTY)
     variants = [name for name in sizes if name != BASELINE]
     names = [BASELINE, *sorted(variants, key=lambda name: sizes[name].weights_bytes)[:1]]
-    contexts = [0, *(longest * i // STEPS for i in range(1, STEPS + 1))]
+    contexts = [2, *(longest * i // STEPS for i in range(1, STEPS + 1))]
     return {
         "card": known.name,
         "memory_bytes": known.memory_bytes,
-        "usable_bytes": round(known.memory_bytes * roofline.MEMORY_SHARE),
+        "usable_bytes": round(known.memory_bytes * roofline.assumptions()["memory_share"]),
         "contexts": contexts,
         "sides": [_side(name, sizes[name], known, contexts) for name in names],
     }
 
 
 def _side(name: str, of: roofline.Sizes, known: Card, contexts: Sequence[int]) -> dict[str, Any]:
-    found = roofline.model(of, known, 1, 1)
+    found = [roofline.model(of, known, context - 1, 1) for context in contexts]
+    active = [int(each.as_dict().get("activation_bytes", 0)) for each in found]
     return {
         "name": name,
         "weights_bytes": of.weights_bytes,
         "kv_bytes_per_token": of.kv_bytes,
-        "kv_bytes": [of.kv_bytes * context for context in contexts],
-        "activations_bytes": 0,
-        "runtime_bytes": roofline.RUNTIME_BYTES,
-        "max_context": min(found.max_context, contexts[-1]),
+        "kv_bytes": [each.kv_bytes for each in found],
+        "activations_bytes": active,
+        "runtime_bytes": found[0].total_bytes - found[0].weights_bytes - found[0].kv_bytes - active[0],
+        "max_context": min(found[0].max_context, contexts[-1]),
     }
 
 

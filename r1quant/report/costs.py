@@ -29,7 +29,7 @@ def memory(hardware: Told | None) -> Section:
     rows = tuple(
         (
             side["name"],
-            *(nbytes(side[part] or None) for part in parts),
+            *(nbytes(_last(side[part]) or None) for part in parts),
             nbytes(_totals(side)[-1]),
             tokens(side["max_context"]),
         )
@@ -45,8 +45,13 @@ def memory(hardware: Told | None) -> Section:
 
 
 def _totals(side: Told) -> list[float]:
-    fixed = side["weights_bytes"] + side["activations_bytes"] + side["runtime_bytes"]
-    return [fixed + cache for cache in side["kv_bytes"]]
+    fixed = side["weights_bytes"] + side["runtime_bytes"]
+    return [fixed + cache + active for cache, active in zip(side["kv_bytes"], side["activations_bytes"], strict=True)]
+
+
+def _last(value: float | Sequence[float]) -> float:
+    """What is at the longest context."""
+    return value[-1] if isinstance(value, Sequence) else value
 
 
 def _stack(side: Told, found: Told, top: float, index: int) -> Chart:

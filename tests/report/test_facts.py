@@ -120,6 +120,7 @@ def test_hardware_has_every_variant_on_every_card_and_a_smaller_model_is_smaller
     assert len(cells) == len(found["rows"]) == len({card for card, _ in cells}) * 4
     baseline, smallest = found["memory"]["sides"]
     assert (baseline["name"], smallest["name"]) == (BASELINE, "tiny-2")
+    assert found["memory"]["contexts"][-1] == 2048
     assert baseline["kv_bytes"] == [2 * 2 * 2 * 16 * 2 * context for context in found["memory"]["contexts"]]
 
 
