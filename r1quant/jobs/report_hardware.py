@@ -20,8 +20,9 @@ FORTY = "A100 40GB"
 CONTEXT, STEPS = 8192, 32  # tokens at which cards are compared; points of the curve of memory
 BASELINE = "16-bit baseline"
 SHOWN = (
-    "RTX 3060", "RTX 4060", "RTX 4090", "RTX 5090", "T4", "L4", "A10", "L40S",
-    "A100 40GB", "A100 80GB", "H100 SXM", "H200",
+    "RTX 3060 12GB", "RTX 4060", "RTX 4060 Laptop", "RTX 4090", "RTX 5090", "M4 16GB", "M4 Max 128GB",
+    "Jetson AGX Orin 64GB", "CPU desktop DDR5 64GB", "T4", "L4", "A10", "L40S", "A100 40GB", "A100 80GB", "H100 SXM",
+    "H200",
 )  # fmt: skip
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from r1quant.cli import cli
+from r1quant.cli.options import build_recipe
+from r1quant.recipe import Recipe
 from r1quant.report import plots
 from tests.cli.test_help import imported_by
 from tests.conftest import QUICK, Ran, Run
@@ -58,12 +61,15 @@ def test_commands_state_what_is_not_a_default(run: Run, llama: Path, text_file: 
     assert run("quantize", llama, "-o", "out", "--calib", text_file, *QUICK, "--bits", "8", "--asymmetric").code == 0
     assert run("report", "out").code == 0
     (line,) = json.loads(Path("report/report.json").read_text("utf-8"))["variants"][0]["commands"]
-    command = cli.commands["quantize"]
-    again = command.make_context("quantize", shlex.split(line)[2:]).params
-    first = command.make_context("quantize", [str(llama), "-o", "out", "--bits", "8", "--asymmetric", *QUICK]).params
-    assert {key: again[key] for key in first if key not in ("model", "calib", "seed")} == {
-        key: first[key] for key in first if key not in ("model", "calib", "seed")
-    } and again["calib"] == text_file.name
+    again, first = recipe_of(shlex.split(line)[2:]), recipe_of([str(llama), "--bits", "8", "--asymmetric", *QUICK])
+    assert again == replace(first, calib=text_file.name)
+
+
+def recipe_of(words: list[str]) -> Recipe:
+    """What a command line of quantize means."""
+    given = cli.commands["quantize"].make_context("quantize", words).params
+    others = {"model", "out", "preset", "bits", "dry_run", "record", "as_json", "debug"}
+    return build_recipe(given["preset"], given["bits"], {key: given[key] for key in given.keys() - others})
 
 
 def test_check_names_what_differs(run: Run, in_tmp: Path) -> None:
