@@ -1,6 +1,6 @@
 """Measures tiny-r1 and SmolLM2 at several bits and writes the reports of this project's own: reports/NAME/.
 
-    python scripts/make_reports.py            both, in a few hours on two cores
+    python scripts/make_reports.py            both, in half an hour on two idle cores
     python scripts/make_reports.py --check    whether the reports are what their records say; measures nothing
 
 Each command is a process of its own, as a user would start it. The records are kept beside the report, so that it can
@@ -45,10 +45,10 @@ SUBJECTS = {
     "tiny-r1": Subject(
         "tiny-r1",
         (8, 4, 3),
-        (),
-        ("--aime", "mini", "--limit", "100", "--max-tokens", "900", *GATES),
-        ("--guided",),
-        ("--prompt-tokens", "128", "--new-tokens", "64", "--repeats", "3"),
+        ("--windows", "12"),
+        ("--aime", "mini", "--limit", "60", "--max-tokens", "900", *GATES),
+        ("--samples", "16"),
+        ("--prompt-tokens", "128", "--new-tokens", "32", "--repeats", "3"),
     ),
     "smollm2": Subject(
         "SmolLM2-135M-Instruct",
