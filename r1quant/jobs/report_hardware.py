@@ -73,17 +73,15 @@ def _shown() -> list[Card]:
 
 
 def _memory(sizes: Mapping[str, roofline.Sizes], longest: int) -> dict[str, Any]:
-    """What fills a card of 40 GB, of the baseline and of the smallest variant."""
+    """What fills a card of 40 GB: of the baseline first, then of each variant."""
     known = card(FORTY)
-    variants = [name for name in sizes if name != BASELINE]
-    names = [BASELINE, *sorted(variants, key=lambda name: sizes[name].weights_bytes)[:1]]
     contexts = [2, *(longest * i // STEPS for i in range(1, STEPS + 1))]
     return {
         "card": known.name,
         "memory_bytes": known.memory_bytes,
         "usable_bytes": round(known.memory_bytes * roofline.assumptions()["memory_share"]),
         "contexts": contexts,
-        "sides": [_side(name, sizes[name], known, contexts) for name in names],
+        "sides": [_side(name, of, known, contexts) for name, of in sizes.items()],
     }
 
 

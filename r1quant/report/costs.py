@@ -15,7 +15,8 @@ LAYERS = (("weights", "weights_bytes"), ("cache", "kv_bytes"), ("activations", "
 UNIT = {"bytes": nbytes, "seconds": seconds, "nats": figure}
 
 
-def memory(hardware: Told | None) -> Section:
+def memory(hardware: Told | None, chosen: str | None) -> Section:
+    """Charts of the baseline, which comes first, and of the variant that is recommended; all are in the table."""
     title = "Memory against context"
     if not hardware or not hardware["memory"]:
         return Section("memory", title, ("No record says what the model's sizes are, so its memory was not modelled: "
@@ -24,7 +25,8 @@ def memory(hardware: Told | None) -> Section:
     top = max(max(_totals(side)) for side in found["sides"])
     usable = found["usable_bytes"]
     top = 1.08 * (usable if top < usable < 2.5 * top else top) / 1e9
-    charts = tuple(_stack(side, found, top, i) for i, side in enumerate(found["sides"]))
+    drawn = [side for i, side in enumerate(found["sides"]) if i == 0 or side["name"] == chosen]
+    charts = tuple(_stack(side, found, top, i) for i, side in enumerate(drawn))
     parts = ("weights_bytes", "kv_bytes_per_token", "activations_bytes", "runtime_bytes")
     rows = tuple(
         (

@@ -137,6 +137,7 @@ def _bars(axes: Any, chart: Chart) -> None:
     sparse = max(1, -(-len(chart.ticks) // 8))
     axes.set_xticks(range(0, len(chart.ticks), sparse), chart.ticks[::sparse])
     axes.grid(visible=False, axis="x")
+    axes.locator_params(axis="y", integer=_whole([y for series in chart.series for y in series.y]))
 
 
 def _stack(axes: Any, chart: Chart) -> None:

@@ -22,7 +22,7 @@ def document(facts: Told) -> Document:
         quality.by_place(told),
         quality.on_problems(told),
         quality.of_lengths(told),
-        costs.memory(hardware),
+        costs.memory(hardware, verdict["chosen"]),
         costs.speed(told),
         costs.fits(hardware),
         costs.predicted(told),
