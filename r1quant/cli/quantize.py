@@ -15,6 +15,7 @@ from r1quant.cli.plan import show as show_plan
 @click.command()
 @recipe_options
 @click.option("--dry-run", is_flag=True, help="Stop after the plan, as `r1quant plan` does.")
+@console.recorded
 @console.common
 @click.pass_context
 def quantize(
@@ -25,6 +26,7 @@ def quantize(
     preset: str | None,
     bits: str | None,
     dry_run: bool,
+    record: Path | None,
     as_json: bool,
     debug: bool,
     **rest: Any,
@@ -45,17 +47,19 @@ def quantize(
     show_plan(job.make_plan(name, recipe, out), tensors=False)
     with console.watching() as progress:
         done = job.quantize(name, out, recipe, progress)
+    found = done.as_dict()
+    console.write_record(record, found)
 
     def show() -> None:
-        record = done.record
-        worst = max(record["linears"], key=lambda linear: linear["relative_loss"])
+        made = done.record
+        worst = max(made["linears"], key=lambda linear: linear["relative_loss"])
         again = " (it was complete already)" if done.already_complete else ""
         console.table(
             [
                 ["written", f"{done.out}{again}"],
-                ["bits per quantized weight", f"{record['bits_per_weight']:.3f}"],
+                ["bits per quantized weight", f"{made['bits_per_weight']:.3f}"],
                 ["worst relative loss", f"{worst['relative_loss']:.2e} in {worst['name']}"],
-                ["not as usual", "\n".join(record["fallbacks"]) or "nothing"],
+                ["not as usual", "\n".join(made["fallbacks"]) or "nothing"],
                 ["seconds", f"{done.seconds:.1f}"],
                 ["peak memory", console.gigabytes(done.peak_rss_bytes)],
                 ["next", f"r1quant verify {done.out.name}"],
@@ -63,5 +67,5 @@ def quantize(
             heading=False,
         )
 
-    console.emit(done.as_dict(), as_json, show)
+    console.emit(found, as_json, show)
     return 0

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,15 @@ from r1quant.rundir import RunDir, folder_for
 from r1quant.sources import is_embedded, open_model
 from r1quant.tokenizer import Tokenizer
 
+SCHEMA = "r1quant.quantize/1"
+
 
 @dataclass(frozen=True)
 class Quantized:
-    """What quantize did. record is the content of OUT/r1quant.json; seconds and memory are of this process alone."""
+    """What quantize did. record is the content of OUT/r1quant.json; seconds and memory are of this process alone.
+
+    predicted: what the plan said of bytes, memory and seconds.
+    """
 
     out: Path
     record: Mapping[str, Any]
@@ -45,9 +50,12 @@ class Quantized:
     peak_rss_bytes: int
     resumed_layers: int
     already_complete: bool
+    predicted: Mapping[str, float]
 
     def as_dict(self) -> dict[str, Any]:
+        files = [path for path in self.out.iterdir() if path.name != RECORD]
         return {
+            "schema": SCHEMA,
             "out": str(self.out),
             "seconds": self.seconds,
             "peak_rss_bytes": self.peak_rss_bytes,
@@ -55,6 +63,9 @@ class Quantized:
             "linears": self.record["linears"],
             "resumed_layers": self.resumed_layers,
             "already_complete": self.already_complete,
+            "output_bytes": sum(path.stat().st_size for path in files),
+            "predicted": dict(self.predicted),
+            "config": json.loads((self.out / "config.json").read_text("utf-8")),
             "record": dict(self.record),
         }
 
@@ -134,10 +145,11 @@ def quantize(
                     atomic.rename_folder(run.output, out)
                     run.remove()
                     seconds, peak = time.monotonic() - begun, provenance.peak_rss_bytes()
-                    return Quantized(out, record, seconds, peak, resumed, False)
+                    return Quantized(out, record, seconds, peak, resumed, False, asdict(made.estimate))
         job.compare(finished)
         job.forget_run()
-    return Quantized(out, finished, time.monotonic() - begun, provenance.peak_rss_bytes(), made.layers, True)
+    seconds, peak = time.monotonic() - begun, provenance.peak_rss_bytes()
+    return Quantized(out, finished, seconds, peak, made.layers, True, asdict(made.estimate))
 
 
 def _predictions(

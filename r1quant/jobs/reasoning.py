@@ -57,9 +57,16 @@ def _problems(pair: Pair, progress: Progress) -> dict[str, Any]:
     answers = [_ask(pair, side, asked, options.samples, progress) for side in (0, 1)]
     graded = [_graded(asked, of, pair.thinking) for of in answers]
     right = [np.array([[ok for _, ok in marks] for marks in of]) for of in graded]
+    counts = [[[sample.count for sample in samples] for samples in of] for of in answers]
     table = [
-        {"key": problem.key, "answer": problem.answer, "baseline": int(a.sum()), "quantized": int(b.sum())}
-        for problem, a, b in zip(asked, *right, strict=True)
+        {
+            "key": problem.key,
+            "answer": problem.answer,
+            "baseline": int(a.sum()),
+            "quantized": int(b.sum()),
+            "tokens": dict(zip(SIDES, lengths, strict=True)),
+        }
+        for problem, a, b, *lengths in zip(asked, *right, *counts, strict=True)
     ]
     sampling = {key: getattr(options, key) for key in ("temperature", "top_p", "max_tokens", "seed")}
     named = {"set": problems.name, "source": problems.source, "sha256": problems.sha256, "sampling": sampling}

@@ -26,6 +26,7 @@ KEYS = {
     "bench": {"prefill_tokens_per_second", "decode_tokens_per_second", "ttft_seconds", "peak_memory_bytes", "rows"},
     "publish": {"files", "refused"},
     "pull-check": {"files", "failed"},
+    "report": {"files", "verdict", "records", "differing", "note"},
     "doctor": {"packages", "machine", "advice"},
 }
 
@@ -41,6 +42,7 @@ def test_json_of_every_command(run: Run, llama: Path, text_file: Path) -> None:
         "verify": ["out", "--text", text_file, "--windows", "2", "--seq-len", "32", "--record", "v.json"],
         "publish": ["out", "--to", "given", "--license", "mit"],
         "pull-check": ["given"],
+        "report": ["out"],
     }
     found = {}
     for name, words in commands.items():
@@ -59,6 +61,7 @@ def test_json_of_every_command(run: Run, llama: Path, text_file: Path) -> None:
     assert found["check"]["identical"] and found["check"]["first_difference"] is None
     assert {"baseline", "quantized"} <= set(found["verify"]["perplexity"])
     assert {"mean", "median", "p99"} <= set(found["verify"]["kl"])
+    assert {Path(file["path"]).name for file in found["report"]["files"]} >= {"report.html", "report.md", "report.json"}
 
 
 def test_stdout_and_stderr_without_json(run: Run, llama: Path) -> None:
