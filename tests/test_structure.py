@@ -22,12 +22,12 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("grid", "bits", "qlinear", "floats", "registry", "allocate"),
     (
         "archs", "rope", "yarn", "artifact", "checkpoint", "recipe", "tensorfile", "provenance", "hub", "sources",
-        "tokenizer", "gguf_header", "gguf_config", "gguf_tokenizer", "gguf_source",
+        "tokenizer", "gguf_header", "gguf_config", "gguf_tokenizer", "gguf_source", "kvcache", "inventory",
     ),
     ("rundir", "calibration", "problemsets", "prompts", "selfcalib", "stats", "progress"),
     ("methods", "transforms", "formats", "forward", "backends", "metrics", "hardware"),
     # These ask formats what they can hold.
-    ("layout", "targets", "preflight", "planned", "estimates", "budget", "planner", "sensitivity"),
+    ("layout", "targets", "preflight", "planned", "estimates", "budget", "planner", "sensitivity", "variants"),
     ("jobs",),
     ("cli", "r1quant"),
 )  # fmt: skip

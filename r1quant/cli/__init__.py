@@ -13,6 +13,7 @@ from r1quant.cli.calib import calib
 from r1quant.cli.check import check
 from r1quant.cli.doctor import doctor
 from r1quant.cli.export import export
+from r1quant.cli.fit import fit
 from r1quant.cli.inspect import inspect
 from r1quant.cli.plan import plan
 from r1quant.cli.quantize import quantize
@@ -30,7 +31,7 @@ def cli() -> None:
     """
 
 
-for command in (inspect, plan, quantize, calib, export, check, verify, bench, doctor):
+for command in (inspect, plan, quantize, calib, export, check, verify, bench, fit, doctor):
     cli.add_command(command)
 
 
