@@ -80,7 +80,7 @@ def windows(config: Mapping[str, Any]) -> tuple[int | None, ...]:
     stated = config.get("sliding_window", None if family in UNLESS_STATED else DEFAULT_WINDOW)
     asked = family in WINDOWED_THROUGHOUT or nth is not None or config.get("use_sliding_window")
     if family == "llama" or stated is None:
-        return (None,) * layers
+        return _stateless(kinds, layers)
     if not asked:
         return _listed(config, kinds, layers) if family not in ONLY_IF_ASKED and kinds else _stateless(kinds, layers)
     window = size(config, "sliding_window", DEFAULT_WINDOW)

@@ -29,7 +29,9 @@ GROUPS = (128, 64, 32, -1)
 ROUND = (1024, 1024)  # a shape that every format holds
 HEADER_DIGITS = 18  # of a tensor's two offsets in a header, beyond those of one that stands alone
 VOCABULARY_BYTES = 34  # of one token in GGUF: its text, its kind, its merges
-ENTRY_BYTES, GRAPH_BYTES = 60, 9000  # of a tensor's entry in GGUF beside its name, of a layer's nodes in ONNX
+ENTRY_BYTES, KEYS_BYTES = 60, 8500  # in GGUF, of a tensor's entry beside its name, and of all keys but the vocabulary
+ALONE = ("out", "down")  # linears that are not stored as one with others in ONNX
+GRAPH_BYTES, PAGE = {4: 9000, 8: 14000}, 4096  # of a layer's nodes in ONNX, by bits; where its tensors begin
 ONNX_ITEM = {"float32": 4, "float16": 2}
 HEADLINES = (
     "gptq-w8", "gptq-w4", "gptq-w3", "awq-w4", "compressed-tensors-w8", "compressed-tensors-w4", "onnx-fp16-w4",
@@ -145,12 +147,17 @@ def _entry(spec: TensorSpec) -> int:
 def _onnx(variant: Variant, part: Part) -> int:
     item = ONNX_ITEM[variant.kind]
     if not part.linear:
-        return part.numbers * item
+        return part.count * _paged(math.prod(part.shape) * item)
     options = OnnxOptions(dtype="float16" if variant.kind == "float16" else "float32")
     form = Form.planned(_shape(part), _grid(variant))
     _check(part, onnx_problem(form, options) or _uneven(part, variant))
     shapes = OnnxLayout.of(form, options).shapes
-    return part.count * sum(math.prod(shape) * (item if name == "scales" else 1) for name, shape in shapes.items())
+    stored = (math.prod(shape) * (item if name == "scales" else 1) for name, shape in shapes.items())
+    return part.count * sum(map(_paged, stored) if part.role in ALONE else stored)
+
+
+def _paged(count: int) -> int:
+    return -(-count // PAGE) * PAGE
 
 
 def _gguf(variant: Variant, model: Inventory, part: Part) -> int:
@@ -177,10 +184,10 @@ def _beside(variant: Variant, model: Inventory) -> int:
     """Bytes of the files that no tensor of the model takes."""
     config = model.config
     if variant.format == "gguf":
-        return size(config, "vocab_size") * VOCABULARY_BYTES
+        return KEYS_BYTES + size(config, "vocab_size") * VOCABULARY_BYTES
     if variant.format == "onnx":
         rotary = size(config, "max_position_embeddings", 1) * head_dim(config) * ONNX_ITEM[variant.kind]
-        return rotary + size(config, "num_hidden_layers") * GRAPH_BYTES
+        return rotary + size(config, "num_hidden_layers") * GRAPH_BYTES[variant.bits]
     return len(header([], {"format": "pt"}))
 
 

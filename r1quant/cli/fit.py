@@ -59,7 +59,7 @@ def fit(
 
     wanted = Wanted(bits=numbers("bits", bits) if bits else (), **asked)
     found = job(console.pick_model(model), wanted)
-    console.emit(found.as_dict(), as_json, lambda: show(found, wanted.chosen))
+    console.emit(found.as_dict(), as_json, lambda: show(found, wanted.named or bool(found.records.measurements)))
 
 
 def show(found: Fit, chosen: bool) -> None:

@@ -49,7 +49,7 @@ def fitted(points: Sequence[Point]) -> Efficiency:
     for point in points:
         (work, read), _ = _demands(point)
         left = point.ttft_seconds - point.of.layers * layer
-        if left > read / (point.card.bandwidth * bandwidth) / 2:  # else reading bounds it, and says nothing of this
+        if left > 1.2 * read / (point.card.bandwidth * bandwidth):  # else reading bounds it, and says nothing of this
             shares.append(work / (point.card.fp16_flops * left))
     compute = _within(statistics.median(shares)) if shares else USUAL.compute_share
     beside = [max(0, _unexplained(p)) for p in points if p.memory_bytes is not None]

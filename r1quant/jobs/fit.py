@@ -57,9 +57,14 @@ class Wanted:
     records: tuple[Path, ...] = ()
 
     @property
-    def chosen(self) -> bool:
+    def named(self) -> bool:
         """Whether hardware is named, rather than asked for."""
-        return bool(self.gpus or self.hardware or self.detect or self.records)
+        return bool(self.gpus or self.hardware or self.detect)
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether formats or bits are named."""
+        return bool(self.formats or self.bits)
 
     def __post_init__(self) -> None:
         """Raises RecipeError for numbers that are not possible."""
@@ -149,12 +154,14 @@ def fit(model: str | Path, wanted: Wanted | None = None) -> Fit:
     weights = _weights(found, wanted)
     sized = {variant: _sizes(found, made, wanted.kv_bits) for variant, made in weights.items()}
     base = next(iter(sized))
-    records = NONE
+    records = _records(found, wanted, table)
+    measured = {v: made for v, made in records.variants.items() if v not in weights and not wanted.narrowed}
+    weights |= measured
+    sized |= {variant: _sizes(found, made, wanted.kv_bits) for variant, made in measured.items()}
     if wanted.records:
-        half = roofline.sized(found, *[2 * n for n in (found.parameters, found.parameters - _unread(found))])
-        records = read_records(wanted.records, half, table.values())
         notes += records.notes
-        chosen = [*(chosen if wanted.chosen else []), *(card for card in records.cards if card not in chosen)] or chosen
+        here = [card for card in records.cards if card not in chosen]
+        chosen = [*chosen, *here] if wanted.named else records.cards or chosen
 
     def row(variant: Variant, card: Card, count: int) -> Row:
         of = sized[variant]
@@ -162,7 +169,7 @@ def fit(model: str | Path, wanted: Wanted | None = None) -> Fit:
         prompt = min(PROMPT, max(1, context // 2))
         made = roofline.model(of, card, prompt, context - prompt, wanted.batch, gpus=count, efficiency=efficiency)
         reached = made.max_context if not isinstance(longest, int) else min(made.max_context, longest)
-        return Row(variant, card, made, reached, records.beside(card, variant, weights) if count == 1 else ())
+        return Row(variant, card, made, reached, records.beside(card, variant) if count == 1 else ())
 
     rows = [row(base, table[BASELINE_CARD], 1)] if base.label == BASELINE_FORMAT else []
     shown = [variant for variant in sized if _asked(variant, wanted)]
@@ -221,7 +228,7 @@ def _check_split(model: Inventory, count: int) -> None:
 def _weights(model: Inventory, wanted: Wanted) -> dict[Variant, Weights]:
     """Of the wanted variants, the floats first. Raises RecipeError where none is known or can hold the model."""
     floats = [variant for variant in variants() if variant.label == BASELINE_FORMAT]
-    if not wanted.formats and not wanted.bits:
+    if not wanted.narrowed:
         return held(model, floats) | usual(model)
     known = {name for v in variants() for name in (v.label, v.format)}
     absent = [name for name in wanted.formats if name.lower() not in known]
@@ -242,6 +249,13 @@ def _formats() -> list[str]:
 def _asked(variant: Variant, wanted: Wanted) -> bool:
     named = not wanted.formats or any(name.lower() in (variant.label, variant.format) for name in wanted.formats)
     return named and (not wanted.bits or variant.bits in wanted.bits)
+
+
+def _records(model: Inventory, wanted: Wanted, table: Mapping[str, Card]) -> Records:
+    if not wanted.records:
+        return NONE
+    halves = roofline.sized(model, 2 * model.parameters, 2 * (model.parameters - _unread(model)))
+    return read_records(wanted.records, model, halves, table.values())
 
 
 def _unread(model: Inventory) -> int:

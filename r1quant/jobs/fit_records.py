@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from r1quant.hardware.cards import Card, driven
 from r1quant.hardware.detect import Host, host, processor
 from r1quant.hardware.fitting import Point, fitted
 from r1quant.hardware.roofline import USUAL, Efficiency, Sizes
-from r1quant.variants import Variant, Weights
+from r1quant.inventory import Inventory
+from r1quant.variants import Variant, Weights, held, variants
 
 SCHEMA = "r1quant.bench/1"
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-SAME_BYTES = 0.1  # by which the weights of a variant and of a record may differ
+SAME_BYTES = 0.02  # by which the weights of a variant and of a record may differ
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,11 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Records:
+    """variants: those that were measured, with the bytes they have."""
+
     measurements: tuple[Measurement, ...] = ()
     fitted: tuple[Fitted, ...] = ()
+    variants: Mapping[Variant, Weights] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -90,17 +94,17 @@ class Records:
         own = (one.efficiency for one in self.fitted if (one.machine, one.backend) == (card.name, backend))
         return next(own, USUAL)
 
-    def beside(self, card: Card, variant: Variant, known: Mapping[Variant, Weights]) -> tuple[dict[str, Any], ...]:
+    def beside(self, card: Card, variant: Variant) -> tuple[dict[str, Any], ...]:
         """What was measured of a variant on a card."""
         found = [one for one in self.measurements if one.point.card.name == card.name]
-        mine = [one for one in found if _nearest(one, known) == variant]
+        mine = [one for one in found if _nearest(one, self.variants) == variant]
         return tuple(one.as_dict(self.efficiency(card, one.backend)) for one in mine)
 
 
 NONE = Records()
 
 
-def read_records(paths: Sequence[Path], of: Sizes, table: Iterable[Card]) -> Records:
+def read_records(paths: Sequence[Path], model: Inventory, of: Sizes, table: Iterable[Card]) -> Records:
     """The measurements of this model in records of bench. `of`: its sizes in 16 bits.
 
     Raises RecipeError where a path is not there, CheckpointError where a file that was named is no record.
@@ -120,7 +124,10 @@ def read_records(paths: Sequence[Path], of: Sizes, table: Iterable[Card]) -> Rec
     groups: dict[tuple[str, str], list[Measurement]] = {}
     for one in found:
         groups.setdefault((one.point.card.name, one.backend), []).append(one)
-    return Records(tuple(found), tuple(_fit(*key, group) for key, group in groups.items()), tuple(notes))
+    formats = {one.format for one in found}
+    able = held(model, [variant for variant in variants() if variant.format in formats and variant.label != "bf16"])
+    measured = {near: able[near] for one in found if (near := _nearest(one, able)) is not None}
+    return Records(tuple(found), tuple(_fit(*key, group) for key, group in groups.items()), measured, tuple(notes))
 
 
 def _fit(machine: str, backend: str, group: Sequence[Measurement]) -> Fitted:
