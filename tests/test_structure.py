@@ -60,7 +60,7 @@ SLOW = {
 }  # fmt: skip
 QUICK = (
     "r1quant.cli", "r1quant.jobs.inspect", "r1quant.jobs.quantize", "r1quant.jobs.export", "r1quant.planner",
-    "r1quant.jobs.pair",
+    "r1quant.jobs.pair", "r1quant.jobs.fit",
     "r1quant.recipe",
 )  # fmt: skip
 

@@ -24,7 +24,8 @@ KEYS = {
     "check": {"identical", "tensors", "first_difference"},
     "verify": {"perplexity", "kl", "top1"},
     "bench": {"prefill_tokens_per_second", "decode_tokens_per_second", "ttft_seconds", "peak_memory_bytes", "rows"},
-    "doctor": {"packages", "machine", "advice"},
+    "fit": {"model", "context", "batch", "rows", "buy", "fitted", "notes"},
+    "doctor": {"packages", "backends", "extras", "machine", "environment", "caches", "broken", "advice"},
 }
 
 
@@ -35,6 +36,7 @@ def test_json_of_every_command(run: Run, llama: Path, text_file: Path) -> None:
         "quantize": [llama, "-o", "out", "--calib", text_file, *QUICK],
         "export": ["out", "--to", "awq,gguf"],
         "check": ["out", "out-awq"],
+        "fit": [llama, "--gpu", "L4"],
         "doctor": [llama],
         "verify": ["out", "--text", text_file, "--windows", "2", "--seq-len", "32"],
     }
@@ -53,6 +55,7 @@ def test_json_of_every_command(run: Run, llama: Path, text_file: Path) -> None:
     assert [file["format"] for file in found["export"]["files"]] == ["awq", "gguf"]
     assert all({"path", "bytes", "exact"} <= set(file) and file["exact"] for file in found["export"]["files"])
     assert found["check"]["identical"] and found["check"]["first_difference"] is None
+    assert {row["gpu"] for row in found["fit"]["rows"]} == {"A100 40GB", "L4"}
     assert {"baseline", "quantized"} <= set(found["verify"]["perplexity"])
     assert {"mean", "median", "p99"} <= set(found["verify"]["kl"])
 
