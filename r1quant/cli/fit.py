@@ -59,7 +59,11 @@ def fit(
 
     wanted = Wanted(bits=numbers("bits", bits) if bits else (), **asked)
     found = job(console.pick_model(model), wanted)
-    console.emit(found.as_dict(), as_json, lambda: show(found, wanted.named or bool(found.records.measurements)))
+    console.emit(
+        found.as_dict(),
+        as_json,
+        lambda: show(found, wanted.named or bool(found.records and found.records.measurements)),
+    )
 
 
 def show(found: Fit, chosen: bool) -> None:
@@ -96,7 +100,7 @@ def _show_cards(found: Fit) -> None:
     if measured:
         rows = [["format", "load", "runtime", "prefill/s", "predicted", "decode/s", "predicted", "error"]]
         console.table(rows + [_beside(row, one) for row, one in measured], "Measured, and predicted for the same load")
-    for fitted in found.records.fitted:
+    for fitted in found.records.fitted if found.records else ():
         kept = fitted.efficiency
         console.note(
             f"fitted to {fitted.points} measurements of {fitted.backend} on {fitted.machine}: "

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from r1quant.archs import size
 from r1quant.errors import RecipeError
 from r1quant.hardware import roofline
 from r1quant.hardware.cards import Card, cards, matching, with_own
-from r1quant.hardware.roofline import Modelled, Sizes
+from r1quant.hardware.roofline import USUAL, Modelled, Sizes
 from r1quant.inventory import Inventory
 from r1quant.jobs.fit_model import outline
-from r1quant.jobs.fit_records import NONE, Records, read_records
 from r1quant.recipe import FLOAT
 from r1quant.variants import Variant, Weights, held, usual, variants
 
@@ -28,6 +27,9 @@ DEFAULT_CONTEXT = 32768  # what reasoning takes
 PROMPT = 512
 TOGETHER = (1, 2, 4, 8)  # cards, where one does not hold it
 ALONE = ("laptop", "apple", "jetson", "cpu")  # kinds of which one does not buy several
+
+if TYPE_CHECKING:
+    from r1quant.jobs.fit_records import Records
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class Fit:
     rows: tuple[Row, ...]
     buy: tuple[Row, ...]
     notes: tuple[str, ...]
-    records: Records = field(default_factory=lambda: NONE)
+    records: Records | None = None
 
     def as_dict(self) -> dict[str, Any]:
         keys = ("format", "kind", "gpu", "tensor_parallel", "total_bytes", "max_context", "decode_tokens_per_second")
@@ -133,7 +135,7 @@ class Fit:
             **self.load,
             "rows": [row.as_dict() for row in self.rows],
             "buy": [{key: row.as_dict()[key] for key in keys} for row in self.buy],
-            "fitted": [one.as_dict() for one in self.records.fitted],
+            "fitted": [one.as_dict() for one in self.records.fitted] if self.records else [],
             "assumptions": roofline.assumptions(),
             "notes": list(self.notes),
         }
@@ -155,21 +157,20 @@ def fit(model: str | Path, wanted: Wanted | None = None) -> Fit:
     sized = {variant: _sizes(found, made, wanted.kv_bits) for variant, made in weights.items()}
     base = next(iter(sized))
     records = _records(found, wanted, table)
-    measured = {v: made for v, made in records.variants.items() if v not in weights and not wanted.narrowed}
-    weights |= measured
-    sized |= {variant: _sizes(found, made, wanted.kv_bits) for variant, made in measured.items()}
-    if wanted.records:
+    if records is not None:
+        more = {} if wanted.narrowed else records.variants
+        sized |= {v: _sizes(found, made, wanted.kv_bits) for v, made in more.items() if v not in sized}
         notes += records.notes
         here = [card for card in records.cards if card not in chosen]
         chosen = [*chosen, *here] if wanted.named else records.cards or chosen
 
     def row(variant: Variant, card: Card, count: int) -> Row:
         of = sized[variant]
-        efficiency = records.efficiency(card, variant.backend)
+        efficiency = records.efficiency(card, variant.backend) if records else USUAL
         prompt = min(PROMPT, max(1, context // 2))
         made = roofline.model(of, card, prompt, context - prompt, wanted.batch, gpus=count, efficiency=efficiency)
         reached = made.max_context if not isinstance(longest, int) else min(made.max_context, longest)
-        return Row(variant, card, made, reached, records.beside(card, variant) if count == 1 else ())
+        return Row(variant, card, made, reached, records.beside(card, variant) if records and count == 1 else ())
 
     rows = [row(base, table[BASELINE_CARD], 1)] if base.label == BASELINE_FORMAT else []
     shown = [variant for variant in sized if _asked(variant, wanted)]
@@ -251,9 +252,11 @@ def _asked(variant: Variant, wanted: Wanted) -> bool:
     return named and (not wanted.bits or variant.bits in wanted.bits)
 
 
-def _records(model: Inventory, wanted: Wanted, table: Mapping[str, Card]) -> Records:
+def _records(model: Inventory, wanted: Wanted, table: Mapping[str, Card]) -> Records | None:
     if not wanted.records:
-        return NONE
+        return None
+    from r1quant.jobs.fit_records import read_records
+
     halves = roofline.sized(model, 2 * model.parameters, 2 * (model.parameters - _unread(model)))
     return read_records(wanted.records, model, halves, table.values())
 

@@ -101,9 +101,6 @@ class Records:
         return tuple(one.as_dict(self.efficiency(card, one.backend)) for one in mine)
 
 
-NONE = Records()
-
-
 def read_records(paths: Sequence[Path], model: Inventory, of: Sizes, table: Iterable[Card]) -> Records:
     """The measurements of this model in records of bench. `of`: its sizes in 16 bits.
 
