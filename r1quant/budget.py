@@ -19,7 +19,8 @@ from r1quant.formats.codec import Codec
 from r1quant.formats.table import CODECS
 from r1quant.grid import BITS, Grid
 from r1quant.hardware.cards import card
-from r1quant.hardware.roofline import MEMORY_SHARE, RUNTIME_BYTES, sizes
+from r1quant.hardware.memory import runtime_bytes, usable
+from r1quant.hardware.roofline import sizes
 from r1quant.layout import Layout
 from r1quant.planned import Grids, LinearPlan, Problem
 from r1quant.recipe import FLOAT, Recipe
@@ -181,22 +182,23 @@ def _on_card(
 ) -> tuple[Budget, list[Problem]]:
     """What a card leaves for weights beside the runtime and the cache of one text, whose numbers have 16 bits."""
     gpu, context = card(recipe.fit_gpu or ""), recipe.context or 0
-    usable = int(gpu.memory_bytes * MEMORY_SHARE)
-    kv = sizes(checkpoint.config, arch).kv_bytes
+    of = sizes(checkpoint.config, arch)
+    cache = round(of.cached(context))
+    runtime = runtime_bytes(gpu) + of.activations.nbytes(context, 1)
     terms = {
         "card": gpu.name,
         "memory_bytes": gpu.memory_bytes,
-        "usable_bytes": usable,
-        "runtime_bytes": RUNTIME_BYTES,
+        "usable_bytes": usable(gpu),
+        "runtime_bytes": runtime,
         "context": context,
-        "kv_bytes_per_token": kv,
-        "kv_bytes": context * kv,
+        "kv_bytes_per_token": of.kv_bytes,
+        "kv_bytes": cache,
     }
     problems, longest = [], checkpoint.config.get("max_position_embeddings")
     if isinstance(longest, int) and context > longest:
         wrong = f"context {context} is longer than the model's {longest} positions"
         problems.append(Problem(wrong, "lower --context"))
-    return Budget(usable - RUNTIME_BYTES - context * kv, "files", found, terms), problems
+    return Budget(usable(gpu) - runtime - cache, "files", found, terms), problems
 
 
 def _unmixed(recipe: Recipe, linears: tuple[LinearPlan, ...], found: tuple[int, ...], absent: list[int]) -> Problem:
@@ -231,11 +233,12 @@ def _too_small(budget: Budget, recipe: Recipe, least: int, weights: int) -> Prob
         message = f"{_gb(budget.nbytes)} are too few: with {fewest} bits everywhere the weight files take {_gb(least)}"
         return Problem(message, f"{wider}, or a higher --target-size")
     terms = budget.terms
-    room = (terms["usable_bytes"] - RUNTIME_BYTES - least) // terms["kv_bytes_per_token"]
+    room = (terms["usable_bytes"] - terms["runtime_bytes"] - least) // terms["kv_bytes_per_token"]
     message = (
         f"the {terms['card']} is too small: of {_gb(terms['memory_bytes'])}, {_gb(terms['usable_bytes'])} are usable, "
-        f"less {_gb(RUNTIME_BYTES)} of runtime and {_gb(terms['kv_bytes'])} of cache for {terms['context']} tokens, "
-        f"which leaves {_gb(max(0, budget.nbytes))}; with {fewest} bits everywhere the weight files take {_gb(least)}"
+        f"less {_gb(terms['runtime_bytes'])} of runtime and {_gb(terms['kv_bytes'])} of cache for {terms['context']} "
+        f"tokens, which leaves {_gb(max(0, budget.nbytes))}; with {fewest} bits everywhere the weight files take "
+        f"{_gb(least)}"
     )
     shorter = f", or --context {room} at most" if room > 0 else ""
     return Problem(message, f"{wider}, a larger card{shorter}")

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
-from r1quant.checkpoint import CARRIED
+from r1quant.checkpoint import CARRIED, open_folder
 from r1quant.errors import CheckpointError
 
 WANTED = ("config.json", "*.safetensors", "model.safetensors.index.json", *CARRIED)
@@ -34,6 +35,27 @@ def fetch(repo_id: str) -> Path:
             "name a repository that has them, or download a GGUF file and name that file",
         )
     return folder
+
+
+def headers(repo_id: str) -> tuple[Path, list[tuple[str, str, tuple[int, ...]]] | None]:
+    """config.json, and name, dtype and shape of every tensor: no weight is downloaded, only the headers of the files,
+    and nothing where all is in the cache. None where no header can be had.
+
+    Raises CheckpointError where there is no config.json, whatever the reason.
+    """
+    from huggingface_hub import get_safetensors_metadata, hf_hub_download
+
+    try:
+        config = Path(hf_hub_download(repo_id, "config.json"))
+    except Exception as error:
+        raise _refusal(repo_id, error) from None
+    with suppress(CheckpointError):
+        return config, [(i.name, i.dtype, i.shape) for i in open_folder(config.parent).tensors.values()]
+    try:
+        found = get_safetensors_metadata(repo_id).files_metadata.values()
+    except Exception:
+        return config, None
+    return config, [(n, t.dtype, tuple(t.shape)) for file in found for n, t in file.tensors.items()]
 
 
 def _refusal(repo_id: str, error: Exception) -> CheckpointError:

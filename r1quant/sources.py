@@ -37,7 +37,7 @@ def open_model(model: str | Path) -> Checkpoint:
         raise CheckpointError(f"{source} is not a model file", "name a folder with safetensors, or a GGUF file")
     if source == EMBEDDED:
         return open_folder(embedded_folder(), source)
-    if isinstance(model, str) and HUB_ID.fullmatch(source) and not (pickled or source.lower().endswith(FILES)):
+    if named_on_hub(model):
         from r1quant.hub import fetch
 
         return open_folder(fetch(source), source)
@@ -45,6 +45,14 @@ def open_model(model: str | Path) -> Checkpoint:
         f"there is no model {source!r}",
         f"name a folder with safetensors, a GGUF file, a model on the Hub as owner/name, or {EMBEDDED}",
     )
+
+
+def named_on_hub(model: str | Path) -> bool:
+    """Whether a name can only be that of a model on the Hub: nothing local is called so."""
+    source = str(model)
+    pickled = any(fnmatch(source.lower(), pattern) for pattern in PICKLES)
+    called = isinstance(model, str) and HUB_ID.fullmatch(source) and not source.lower().endswith(FILES)
+    return bool(called) and not pickled and not _look(Path(source))[1]
 
 
 def embedded_folder() -> Path:

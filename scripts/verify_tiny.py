@@ -1,6 +1,6 @@
 """What 8, 4, 3 and 2 bits do to tiny-r1: one `r1quant verify` each, every metric, against bf16.
 
-    python scripts/verify_tiny.py --method rtn --method gptq
+    python scripts/verify_tiny.py --method rtn --method gptq --method balanced
 
 Each is a process of its own, as a user would start it, in an empty folder with an empty cache: the first one also asks
 the baseline, the others take what it said. Writes reports/tiny-r1.json and prints the table.
@@ -17,6 +17,7 @@ import click
 from measuring import R1QUANT, machine, run, write_record
 
 from r1quant.cli import console
+from r1quant.registry import PRESETS
 
 REPORT = Path(__file__).resolve().parent.parent / "reports" / "tiny-r1.json"
 KEPT = ("perplexity", "kl", "delta_p_rms", "top1", "top1_ci95", "by_class", "aime", "health", "hashes", "environment")
@@ -25,7 +26,7 @@ KEPT = ("perplexity", "kl", "delta_p_rms", "top1", "top1_ci95", "by_class", "aim
 def measure(work: Path, method: str, bits: int, group_size: int, limit: int, samples: int) -> dict[str, Any]:
     """One row. work: the folder of all rows, with their cache."""
     name = f"{method}-{bits}"
-    recipe = ["--method", method, "--bits", str(bits), "--group-size", str(group_size)]
+    recipe = ["--preset" if method in PRESETS else "--method", method, "--bits", str(bits), "--group-size", str(group_size)]
     if method == "rtn":
         recipe.append("--min-max")
     variables = {"R1QUANT_CACHE": str(work / "cache")}
@@ -57,7 +58,7 @@ def shown(row: dict[str, Any]) -> list[str]:
 
 @click.command(help=__doc__)
 @click.option("--bits", type=int, multiple=True, default=(8, 4, 3, 2), show_default=True)
-@click.option("--method", multiple=True, default=("gptq",), show_default=True)
+@click.option("--method", multiple=True, default=("gptq",), show_default=True, help="A method or a preset.")
 @click.option("--group-size", default=128, show_default=True)
 @click.option("--limit", default=400, show_default=True, help="Problems.")
 @click.option("--samples", default=1, show_default=True, help="Answers to each.")
@@ -67,8 +68,8 @@ def main(
 ) -> None:
     rows = []
     with tempfile.TemporaryDirectory() as work:
-        for name in method:
-            for width in bits:
+        for width in bits:
+            for name in method:
                 rows.append(measure(Path(work), name, width, group_size, limit, samples))
                 click.echo(" ".join(shown(rows[-1])), err=True)
     heading = ["tiny-r1", "KL", "KL, thinking", "top-1 %", "accuracy %", "change", "95 %", "p", "closes %", "seconds"]

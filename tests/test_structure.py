@@ -23,11 +23,12 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "archs", "rope", "yarn", "artifact", "checkpoint", "recipe", "tensorfile", "provenance", "hub",
         "sources", "tokenizer", "gguf_header", "gguf_config", "gguf_tokenizer", "gguf_source",
+        "kvcache", "inventory",
     ),
     ("rundir", "calibration", "problemsets", "prompts", "selfcalib", "stats", "progress", "hub_upload"),
     ("methods", "transforms", "formats", "forward", "backends", "metrics", "hardware", "publish", "report"),
     # These ask formats what they can hold.
-    ("layout", "targets", "preflight", "planned", "estimates", "budget", "planner", "sensitivity"),
+    ("layout", "targets", "preflight", "planned", "estimates", "budget", "planner", "sensitivity", "variants"),
     ("jobs",),
     ("cli", "r1quant"),
 )  # fmt: skip
@@ -61,7 +62,7 @@ SLOW = {
 }  # fmt: skip
 QUICK = (
     "r1quant.cli", "r1quant.jobs.inspect", "r1quant.jobs.quantize", "r1quant.jobs.export", "r1quant.planner",
-    "r1quant.jobs.pair", "r1quant.jobs.report",
+    "r1quant.jobs.pair", "r1quant.jobs.report", "r1quant.jobs.fit",
     "r1quant.recipe",
 )  # fmt: skip
 

@@ -13,6 +13,7 @@ from r1quant.cli.calib import calib
 from r1quant.cli.check import check
 from r1quant.cli.doctor import doctor
 from r1quant.cli.export import export
+from r1quant.cli.fit import fit
 from r1quant.cli.inspect import inspect
 from r1quant.cli.plan import plan
 from r1quant.cli.publish import publish
@@ -34,7 +35,7 @@ def cli() -> None:
 
 
 for command in (
-    inspect, plan, quantize, calib, export, check, verify, bench, report, publish, pull_check, doctor,
+    inspect, plan, quantize, calib, export, check, verify, bench, fit, report, publish, pull_check, doctor,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import click
 
 from r1quant.cli import console
@@ -10,26 +13,45 @@ from r1quant.cli import console
 @click.command()
 @click.argument("model", required=False)
 @console.common
-def doctor(model: str | None, as_json: bool, debug: bool) -> None:
-    """Say what this machine has of all that r1quant can use and, with MODEL, what is peculiar about that model."""
+def doctor(model: str | None, as_json: bool, debug: bool) -> int:
+    """Say what this machine has of all that r1quant can use and, with MODEL, what is peculiar about that model.
+
+    Backends are really loaded. Exits with 1 where the installation is broken, else with 0.
+    """
     from r1quant.jobs.doctor import doctor as job
 
     found = job(model)
 
     def show() -> None:
-        machine = found["machine"]
-        rows = [[name, version or "not installed"] for name, version in found["packages"].items()]
-        rows += [
-            ["python", machine["python"]],
-            ["system", machine["system"]],
-            ["cores", str(machine["cores"])],
-            ["memory", console.gigabytes(machine["memory_bytes"] or 0)],
-            ["free disk here", console.gigabytes(machine["free_disk_bytes"])],
-            ["instructions", ", ".join(machine["instructions"]) or "none that matter"],
-            ["GPUs", "\n".join(machine["gpus"]) or "none"],
-        ]
-        console.table(rows, heading=False)
+        console.table(_rows(found), heading=False)
         for line in found["advice"]:
             console.note(f"* {line}")
 
     console.emit(found, as_json, show)
+    return 1 if found["broken"] else 0
+
+
+def _rows(found: Mapping[str, Any]) -> list[list[str]]:
+    machine = found["machine"]
+    gpus = [f"{gpu['name']}, {console.gigabytes(gpu['memory_bytes'])}" for gpu in machine["gpus"]]
+    rows = [[name, version or "not installed"] for name, version in found["packages"].items()]
+    for name, tried in found["backends"].items():
+        rows.append([f"backend {name}", "works" if tried["works"] else f"does not work: {tried['reason']}"])
+    rows += [
+        ["python", machine["python"]],
+        ["system", machine["system"]],
+        ["processor", f"{machine['processor']}, {machine['cores']} cores"],
+        ["memory", console.gigabytes(machine["memory_bytes"])],
+        ["free disk here", console.gigabytes(machine["free_disk_bytes"])],
+        ["instructions", ", ".join(machine["instructions"]) or "none that matter"],
+        ["GPUs", "\n".join(gpus) or "none"],
+    ]
+    rows += [[f"${name}", value] for name, value in found["environment"].items()]
+    for name, cache in found["caches"].items():
+        rows.append(
+            [
+                f"cache of {'the Hub' if name == 'hub' else name}",
+                f"{console.gigabytes(cache['bytes'])} in {cache['path']}",
+            ]
+        )
+    return rows

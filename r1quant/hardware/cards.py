@@ -1,26 +1,42 @@
-"""The table of well-known cards, `gpus.toml`, read strictly: an unknown or missing key is an error.
+"""The table of well-known cards and machines, `gpus.toml`, and a user's own, read strictly: an unknown or missing key
+is an error.
 
-It does not know which card this machine has.
+It does not know which of them this machine has.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from r1quant.errors import RecipeError
+
+KINDS = ("consumer", "workstation", "data-centre", "laptop", "apple", "jetson", "cpu")
+PCIE = 25e9  # bytes a second that PCIe 4.0 x16 carries one way
+REQUIRED = ("name", "kind", "memory_gib", "bandwidth_gbs", "fp16_tflops", "bf16", "source")
+OPTIONAL = ("link_gbs",)
+# Words of a driver's name for a card that do not tell which it is.
+NOISE = re.compile(
+    r"nvidia|geforce|tesla|amd|radeon|intel|apple|gpu|generation|graphics|workstation|edition|sxm\d?|pcie|hbm\w*|\d+gb|r|tm"
+)
 
 
 @dataclass(frozen=True)
 class Card:
     """name         what users call it
-    memory_bytes  of the card
+    memory_bytes  of the card, or of a machine whose processors share it
     bandwidth     of that memory, bytes a second
     fp16_flops, bf16_flops  dense floating-point operations a second; 0 where the card has no such arithmetic
+    kind          one of KINDS
+    link          bytes a second to another such card, one way
+    source        where the figures are from
     """
 
     name: str
@@ -28,22 +44,64 @@ class Card:
     bandwidth: float
     fp16_flops: float
     bf16_flops: float
+    kind: str = "data-centre"
+    link: float = PCIE
+    source: str = ""
 
 
 @cache
-def cards() -> dict[str, Card]:
+def cards() -> Mapping[str, Card]:
     """All cards, by name."""
     return parse(resources.files("r1quant").joinpath("hardware", "gpus.toml").read_text("utf-8"), "gpus.toml")
 
 
+def with_own(path: Path) -> Mapping[str, Card]:
+    """The cards with those of a user's file added, or in place of those of the same name. Raises RecipeError."""
+    try:
+        return {**cards(), **parse(path.read_text("utf-8"), path.name)}
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror}", "name a TOML file of [[card]] tables") from None
+    except ValueError as error:
+        raise RecipeError(str(error), f"each [[card]] has {', '.join(REQUIRED)}") from None
+
+
 def card(name: str) -> Card:
-    """The card of that name, whatever its case and spaces. Raises RecipeError naming those that are known."""
+    """The card of that name, whatever its case and spaces. Raises RecipeError naming those that are like it."""
     wanted = _plain(name)
-    known = {_plain(title): found for title, found in cards().items()}
-    if wanted in known:
-        return known[wanted]
-    near = [known[title].name for title in difflib.get_close_matches(wanted, known, 3)]
-    raise RecipeError(f"the card {name!r} is not known", f"choose from {', '.join(near or cards())}")
+    found = next((known for title, known in cards().items() if _plain(title) == wanted), None)
+    if found is None:
+        raise _unknown(name, cards())
+    return found
+
+
+def matching(name: str, table: Mapping[str, Card]) -> list[Card]:
+    """The cards that a user means: the one of that name, else all of a kind, else all whose name contains it.
+
+    Raises RecipeError naming those that are like it.
+    """
+    wanted = _plain(name)
+    exact = [known for title, known in table.items() if _plain(title) == wanted]
+    found = exact or [known for known in table.values() if _plain(known.kind) == wanted]
+    found = found or [known for title, known in table.items() if wanted and wanted in _plain(title)]
+    if not found:
+        raise _unknown(name, table)
+    return found
+
+
+def driven(name: str, memory_bytes: int, table: Iterable[Card]) -> Card | None:
+    """The card that a driver calls by a name such as "NVIDIA A100-SXM4-40GB", told by the words of its name and its
+    memory; None where none of the table is it.
+    """
+    words = _words(name)
+
+    def alike(known: Card) -> bool:
+        near = 0.85 <= memory_bytes / known.memory_bytes <= 1.1
+        return near and _told(_words(known.name)) == _told(words)
+
+    def rank(known: Card) -> tuple[int, bool]:
+        return len(_words(known.name) & words), known.name.endswith("SXM")
+
+    return max(filter(alike, table), key=rank, default=None)
 
 
 def parse(text: str, where: str) -> dict[str, Card]:
@@ -61,19 +119,44 @@ def parse(text: str, where: str) -> dict[str, Card]:
 
 
 def _card(entry: Any, where: str) -> Card:
-    names = {field.name for field in fields(Card)}
-    if not isinstance(entry, dict) or set(entry) != names:
-        raise ValueError(f"{where}: the keys must be exactly {sorted(names)}")
+    if not isinstance(entry, dict) or not set(REQUIRED) <= set(entry) <= {*REQUIRED, *OPTIONAL}:
+        raise ValueError(f"{where}: the keys must be {', '.join(REQUIRED)}, and may be {', '.join(OPTIONAL)}")
     name = entry["name"]
     if not isinstance(name, str) or not name:
         raise ValueError(f"{where}: a card's name is {name!r}")
-    for key in sorted(names - {"name"}):
+    for key in ("memory_gib", "bandwidth_gbs", "fp16_tflops", *(key for key in OPTIONAL if key in entry)):
         value = entry[key]
-        kind: Any = int if key == "memory_bytes" else int | float
-        least = 0 if key == "bf16_flops" else 1
-        if isinstance(value, bool) or not isinstance(value, kind) or value < least:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
             raise ValueError(f"{where}: {key} of {name} is {value!r}")
-    return Card(**entry)
+    if entry["kind"] not in KINDS:
+        raise ValueError(f"{where}: kind of {name} is {entry['kind']!r}, not one of {', '.join(KINDS)}")
+    if not isinstance(entry["bf16"], bool) or not isinstance(entry["source"], str):
+        raise ValueError(f"{where}: bf16 of {name} must be true or false, and source a text")
+    flops = entry["fp16_tflops"] * 1e12
+    return Card(
+        name,
+        round(entry["memory_gib"] * (1 << 30)),
+        entry["bandwidth_gbs"] * 1e9,
+        flops,
+        flops if entry["bf16"] else 0.0,
+        entry["kind"],
+        entry["link_gbs"] * 1e9 if "link_gbs" in entry else PCIE,
+        entry["source"],
+    )
+
+
+def _unknown(name: str, table: Mapping[str, Card]) -> RecipeError:
+    titles = {_plain(title): title for title in table}
+    near = [titles[plain] for plain in difflib.get_close_matches(_plain(name), titles, 3)]
+    return RecipeError(f"the card {name!r} is not known", f"choose from {', '.join(near or table)}")
+
+
+def _words(name: str) -> set[str]:
+    return set(re.split(r"[^a-z0-9+]+", name.lower())) - {""}
+
+
+def _told(words: set[str]) -> set[str]:
+    return {word for word in words if not NOISE.fullmatch(word)}
 
 
 def _plain(name: str) -> str:

@@ -25,9 +25,10 @@ from r1quant import calibration, provenance
 from r1quant.artifact import Artifact
 from r1quant.backends.wire import complete, shown
 from r1quant.errors import CheckpointError, RecipeError
+from r1quant.hardware.detect import host
 from r1quant.jobs.artifacts import newest_output, open_artifact, source_of
 from r1quant.jobs.bench_process import Batch, BenchProcess, Settings
-from r1quant.jobs.bench_record import headline, order, reference
+from r1quant.jobs.bench_record import headline, order, reference, stated_sizes
 from r1quant.jobs.identity import identity
 from r1quant.jobs.runtimes import SERVER, Setup, backend_of
 from r1quant.jobs.samples import cache_folder
@@ -142,6 +143,8 @@ def bench(
             **headline(rows[0]["quantized"]),
             "rows": rows,
             "reference": reference(case.artifact, rows),
+            "sizes": {side: stated_sizes(open_artifact(model)) for side, model in case.models.items()},
+            "machine": vars(host()),
             "protocol": {
                 "repeats": protocol.repeats,
                 "warm_up": protocol.warm_up,

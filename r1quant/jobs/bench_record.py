@@ -13,8 +13,10 @@ from typing import Any
 
 from r1quant.archs import architecture_of
 from r1quant.artifact import Artifact
+from r1quant.formats.codec import CodecArtifact
 from r1quant.hardware import roofline
 from r1quant.hardware.cards import card
+from r1quant.jobs.inspect import weight_files
 from r1quant.jobs.runtimes import file_of
 
 SPEEDS = ("prefill_tokens_per_second", "decode_tokens_per_second", "ttft_seconds")
@@ -68,6 +70,16 @@ def stored_sizes(artifact: Artifact) -> roofline.Sizes:
     parts = path.parent.glob(re.sub(r"-\d{5}-of-", "-?????-of-", glob.escape(path.name)))  # where it is in several
     stored = sum(part.stat().st_size for part in parts)
     return replace(made, weights_bytes=stored, streamed_bytes=round(made.streamed_bytes * stored / made.weights_bytes))
+
+
+def stated_sizes(artifact: Artifact) -> dict[str, int]:
+    """What tells one model from another, and how large its weight files are."""
+    made = roofline.sizes(artifact.config, architecture_of(artifact.config))
+    files = weight_files(artifact, artifact.checkpoint if isinstance(artifact, CodecArtifact) else None)
+    return {
+        "weights_bytes": sum(path.stat().st_size for path in files),
+        **{key: getattr(made, key) for key in ("layers", "layer_weights", "head_weights")},
+    }
 
 
 def _on_forty(side: Mapping[str, Any] | None) -> bool:

@@ -26,6 +26,7 @@ from r1quant.jobs.bench import Load, Protocol, _Prompts, bench
 from r1quant.jobs.bench_child import _told
 from r1quant.jobs.bench_process import BenchProcess, Settings
 from r1quant.jobs.bench_record import reference, stored_sizes
+from r1quant.jobs.fit import Wanted, fit
 from r1quant.jobs.identity import identity
 from r1quant.jobs.runtimes import Setup
 from r1quant.metrics.speed import FIGURES, Timed
@@ -71,6 +72,12 @@ def test_both_models_in_turn(four_bits: Path, in_tmp: Path, capsys: pytest.Captu
     assert found["options"] == {"backend": "auto", "device": "cpu", "dtype": "auto", **nowhere}
     assert found["environment"]["torch"] and found["environment"]["cpu"] and int(found["environment"]["threads"]) > 0
     assert found["protocol"]["order"] == "in turn" and len(found["protocol"]["text"]["sha256"]) == 64
+    files = (four_bits / "model.safetensors").stat().st_size
+    assert found["sizes"]["quantized"] == {**found["sizes"]["baseline"], "weights_bytes": files}
+    assert found["machine"]["memory_bytes"] > 1e8 and found["machine"]["cores"] >= 1
+    beside = fit("tiny-r1", Wanted(records=(Path("r.json"),)))
+    labels = {row.variant.label: len(row.measured) for row in beside.rows if row.measured}
+    assert labels == {"fp16": 1, "gptq-w4-g64": 1} and beside.records and len(beside.records.fitted) == 1
     shown = found["reference"]
     assert shown["card"] == "A100 40GB" and shown["source"] == "modelled" and shown["assumptions"]
     assert {row[side]["source"] for row in shown["rows"] for side in ("quantized", "baseline")} == {"modelled"}

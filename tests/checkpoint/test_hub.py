@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests import models
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WEIGHTS = bytes(range(256)) * 8192
@@ -85,7 +88,7 @@ def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             path = self.path.split("?")[0]
-            name = path.split(f"/resolve/{COMMIT}/")[-1]
+            name = path.split(f"/resolve/{COMMIT}/")[-1].split("/resolve/main/")[-1]
             hub.requests.append((self.command, name, self.headers.get("Range")))
             repo = "/".join(path.removeprefix("/api/models").split("/")[1:3])
             if repo in hub.refusals:
@@ -113,7 +116,9 @@ def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self.reply(500, b"")
                 return
             headers = {"ETag": f'"{oid(content)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
-            start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").split("-")[0])
+            first, _, last = (self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").partition("-")
+            start = int(first)
+            content = content[: int(last) + 1] if last else content
             if start:
                 headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
             if name == hub.cut and self.command == "GET" and not start:
@@ -121,7 +126,7 @@ def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
                 self.reply(200, content[: len(content) // 2], headers)
             else:
-                self.reply(206 if start else 200, content[start:], headers)
+                self.reply(206 if start or last else 200, content[start:], headers)
 
     return Handler
 
@@ -208,6 +213,50 @@ def test_a_failed_download_keeps_the_files_that_were_finished(hub: Hub, tmp_path
     hub.requests.clear()
     assert fetch(tmp_path, hub.url).folder is not None
     assert set(hub.got()) == set(FILES) - finished and finished
+
+
+def outlined(home: Path, url: str, **environment: str) -> dict[str, Any]:
+    """What `fit` says of owner/model, in a fresh process: its JSON."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+    clean |= {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", "no_proxy": "127.0.0.1"}
+    code = "from r1quant.cli import main; main(['fit', 'owner/model', '--gpu', 'L4', '--json'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**clean, **environment}, capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    found = json.loads(done.stdout)
+    assert isinstance(found, dict)
+    return found
+
+
+def test_fit_downloads_headers_and_no_weight(hub: Hub, tmp_path: Path) -> None:
+    folder = models.write_model(tmp_path / "m", "qwen3", vocab_size=40_000, tokenizer=False)
+    hub.files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert len(hub.files["model.safetensors"]) > 5_000_000
+    found = outlined(tmp_path / "home", hub.url)
+    assert found["model"]["parameters"] == sum(math.prod(shape) for shape in models.shapes(config(folder)).values())
+    assert found["model"]["name"] == "owner/model" and not found["notes"]
+    asked = {name: ranges for method, name, ranges in hub.requests if method == "GET" and "/api/" not in name}
+    assert set(asked) == {"config.json", "model.safetensors"} and asked["model.safetensors"] == "bytes=0-100000"
+    del hub.files["model.safetensors"]
+    bare = outlined(tmp_path / "other", hub.url)
+    assert bare["model"] == found["model"] and "its headers cannot be had" in bare["notes"][0]
+    hub.requests.clear()
+    assert outlined(tmp_path / "other", hub.url, HF_HUB_OFFLINE="1")["model"] == bare["model"] and not hub.requests
+    hub.files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert fetch(tmp_path / "home", hub.url).folder is not None
+    hub.requests.clear()
+    again = outlined(tmp_path / "home", hub.url, HF_HUB_OFFLINE="1")
+    assert again["model"] == found["model"] and not again["notes"] and not hub.requests
+    hub.files = {}
+    missing = outlined(tmp_path / "third", hub.url)
+    assert missing["error"]["kind"] == "CheckpointError"
+
+
+def config(folder: Path) -> dict[str, Any]:
+    found = json.loads((folder / "config.json").read_text("utf-8"))
+    assert isinstance(found, dict)
+    return found
 
 
 REFUSALS = {

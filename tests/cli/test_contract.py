@@ -27,7 +27,8 @@ KEYS = {
     "publish": {"files", "refused"},
     "pull-check": {"files", "failed"},
     "report": {"files", "verdict", "records", "differing", "note"},
-    "doctor": {"packages", "machine", "advice"},
+    "fit": {"model", "context", "batch", "rows", "buy", "fitted", "notes"},
+    "doctor": {"packages", "backends", "extras", "machine", "environment", "caches", "broken", "advice"},
 }
 
 
@@ -38,6 +39,7 @@ def test_json_of_every_command(run: Run, llama: Path, text_file: Path) -> None:
         "quantize": [llama, "-o", "out", "--calib", text_file, *QUICK],
         "export": ["out", "--to", "awq,gguf"],
         "check": ["out", "out-awq"],
+        "fit": [llama, "--gpu", "L4"],
         "doctor": [llama],
         "verify": ["out", "--text", text_file, "--windows", "2", "--seq-len", "32", "--record", "v.json"],
         "publish": ["out", "--to", "given", "--license", "mit"],
@@ -59,6 +61,7 @@ def test_json_of_every_command(run: Run, llama: Path, text_file: Path) -> None:
     assert [file["format"] for file in found["export"]["files"]] == ["awq", "gguf"]
     assert all({"path", "bytes", "exact"} <= set(file) and file["exact"] for file in found["export"]["files"])
     assert found["check"]["identical"] and found["check"]["first_difference"] is None
+    assert {row["gpu"] for row in found["fit"]["rows"]} == {"A100 40GB", "L4"}
     assert {"baseline", "quantized"} <= set(found["verify"]["perplexity"])
     assert {"mean", "median", "p99"} <= set(found["verify"]["kl"])
     assert {Path(file["path"]).name for file in found["report"]["files"]} >= {"report.html", "report.md", "report.json"}

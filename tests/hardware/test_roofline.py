@@ -12,12 +12,11 @@ from r1quant.archs import architecture_of
 from r1quant.artifact import Form
 from r1quant.errors import RecipeError
 from r1quant.hardware.cards import Card, card
+from r1quant.hardware.memory import MEMORY_SHARE, RUNTIME_BYTES
 from r1quant.hardware.roofline import (
     BANDWIDTH_SHARE,
     COMPUTE_SHARE,
     LAYER_SECONDS,
-    MEMORY_SHARE,
-    RUNTIME_BYTES,
     Modelled,
     Sizes,
     model,
@@ -25,6 +24,7 @@ from r1quant.hardware.roofline import (
     stored_bits,
 )
 from r1quant.jobs.artifacts import open_artifact
+from r1quant.kvcache import Cache
 
 LLAMA_8B: dict[str, Any] = {
     "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
@@ -78,7 +78,7 @@ def test_bits_of_a_quantized_weight() -> None:
 
 def test_one_step_by_hand() -> None:
     """Round figures: 1000 bytes of weights and 10 of cache a token, on a card of 1000 bytes a second."""
-    of = Sizes(1200, 1000, 0, 300, 100, 10, 0)
+    of = Sizes(1200, 1000, 0, 300, 100, Cache(5), 0)
     slow_memory = Card("slow memory", 1 << 40, 1000.0, 1e30, 0)
     found = model(of, slow_memory, 20, 20, batch=2)
     step = (1000 + 2 * 30 * 10) / (1000 * BANDWIDTH_SHARE)
@@ -93,14 +93,14 @@ def test_one_step_by_hand() -> None:
 
 
 def test_attention_is_counted() -> None:
-    of = Sizes(10, 10, 0, 100, 0, 1, 7)
+    of = Sizes(10, 10, 0, 100, 0, Cache(1), 7)
     found = model(of, Card("slow", 1 << 40, 1e30, 1000.0, 0), 30, 2)
     assert found.ttft_seconds == pytest.approx((30 * 200 + 2 * 7 * 30 * 30) / (1000 * COMPUTE_SHARE))
     assert found.decode_tokens_per_second == pytest.approx(1000 * COMPUTE_SHARE / (200 + 4 * 7 * 31))
 
 
 def test_no_model_is_faster_than_its_launches() -> None:
-    found = model(Sizes(1, 1, 30, 1, 1, 1, 1), card("H200"), 1, 2)
+    found = model(Sizes(1, 1, 30, 1, 1, Cache(1), 1), card("H200"), 1, 2)
     assert found.decode_tokens_per_second == pytest.approx(1 / (30 * LAYER_SECONDS), rel=1e-3)
     assert found.ttft_seconds == pytest.approx(30 * LAYER_SECONDS, rel=1e-3)
 
@@ -112,9 +112,14 @@ def test_what_fits_and_how_long_a_context() -> None:
     small = sizes(LLAMA_8B, architecture_of(LLAMA_8B), w4(LLAMA_8B))
     found = model(small, known, 512, 128)
     assert found.fits and found.total_bytes <= known.memory_bytes * MEMORY_SHARE
-    for tokens, fits in ((found.max_context, True), (found.max_context + 1, False)):
-        assert model(small, known, tokens - 2, 2).fits is fits
-    assert model(small, known, 512, 128, batch=4).max_context == found.max_context // 4
+    for batch in (1, 4, 3000):
+        reached = model(small, known, 512, 128, batch=batch).max_context
+        for tokens, fits in ((reached, True), (reached + 1, False)):
+            assert tokens < 4 or model(small, known, tokens - 2, 2, batch=batch).fits is fits
+    for context in (16, 640, 30_000):
+        most = model(small, known, context - 8, 8).max_batch
+        for batch, fits in ((most, True), (most + 1, False)):
+            assert model(small, known, context - 8, 8, batch=batch).fits is fits
 
 
 def test_quantized_decodes_faster_and_no_card_beats_its_roof() -> None:

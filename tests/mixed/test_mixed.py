@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -195,7 +194,8 @@ def test_options_of_a_budget(run: Run, llama: Path) -> None:
     }  # fmt: skip
     card = run(*words, "--fit-gpu", "rtx4060", "--context", "2048").json["budget"]
     assert card["card"] == "RTX 4060" and card["kv_bytes"] == 2048 * 2 * 2 * 2 * 16 * 2
-    assert card["bytes"] == math.floor(0.92 * 2**33) - 10**9 - card["kv_bytes"]
+    assert card["runtime_bytes"] == 7 * 10**8 + 2048 * (4 * 64 + 2 * 96) * 2 + 512 * 6
+    assert card["bytes"] == round(0.92 * 2**33) - card["runtime_bytes"] - card["kv_bytes"]
     assert run(*words, "--target-bpw", "6.5", "--allowed-bits", "3,4,8").json["budget"]["choices"] == [3, 4, 8]
     shown = run(*words[:-1], "--target-bpw", "6.5")
     assert shown.code == 0 and "4, 8" in shown.out and "note: bits are decided after" in shown.err

@@ -8,8 +8,7 @@ from typing import Any
 
 from r1quant.archs import head_dim, rms_epsilon, size
 from r1quant.errors import CheckpointError
-
-DEFAULT_WINDOW, DEFAULT_FIRST_WINDOW = 4096, 28  # of transformers, where the keys are missing
+from r1quant.kvcache import windows
 
 
 @dataclass(frozen=True)
@@ -45,29 +44,5 @@ class Dimensions:
             vocabulary=size(config, "vocab_size"),
             context=size(config, "max_position_embeddings"),
             epsilon=rms_epsilon(config),
-            windows=_windows(config),
+            windows=windows(config),
         )
-
-
-def _windows(config: Mapping[str, Any]) -> tuple[int | None, ...]:
-    """As the model classes of transformers decide it, their defaults for missing keys included."""
-    layers, family = size(config, "num_hidden_layers"), config.get("model_type")
-    stated = config.get("sliding_window", DEFAULT_WINDOW)
-    if stated is None or family == "llama" or (family != "mistral" and not config.get("use_sliding_window")):
-        return (None,) * layers
-    window = size(config, "sliding_window", DEFAULT_WINDOW)
-    kinds = config.get("layer_types")
-    if family == "mistral":
-        return (window,) * layers
-    if kinds is None:
-        first = config.get("max_window_layers", DEFAULT_FIRST_WINDOW)
-        if not isinstance(first, int):
-            raise _invalid("max_window_layers", first)
-        return tuple(window if index >= first else None for index in range(layers))
-    if not isinstance(kinds, list) or len(kinds) != layers:
-        raise _invalid("layer_types", kinds)
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
-
-
-def _invalid(key: str, value: object) -> CheckpointError:
-    return CheckpointError(f"config.json: {key} is {value!r:.100}", "restore the model's own config.json")
