@@ -26,7 +26,14 @@ KEPT = ("perplexity", "kl", "delta_p_rms", "top1", "top1_ci95", "by_class", "aim
 def measure(work: Path, method: str, bits: int, group_size: int, limit: int, samples: int) -> dict[str, Any]:
     """One row. work: the folder of all rows, with their cache."""
     name = f"{method}-{bits}"
-    recipe = ["--preset" if method in PRESETS else "--method", method, "--bits", str(bits), "--group-size", str(group_size)]
+    recipe = [
+        "--preset" if method in PRESETS else "--method",
+        method,
+        "--bits",
+        str(bits),
+        "--group-size",
+        str(group_size),
+    ]
     if method == "rtn":
         recipe.append("--min-max")
     variables = {"R1QUANT_CACHE": str(work / "cache")}
