@@ -167,8 +167,8 @@ def fits(hardware: Told | None) -> Section:
 
 def _fit(row: Told) -> str:
     if not row["fits"]:
-        return f"no: needs {nbytes(row['total_bytes'])}"
-    return f"yes: {tokens(row['max_context'])} tokens, {figure(row['decode_tokens_per_second'])} tok/s"
+        return f"does not fit: needs {nbytes(row['total_bytes'])}"
+    return f"{tokens(row['max_context'])}; {figure(row['decode_tokens_per_second'])} tok/s"
 
 
 def predicted(told: Sequence[Told]) -> Section:
