@@ -55,7 +55,7 @@ SUBJECTS = {
         (8, 4, 3),
         ("--windows", "6", "--seq-len", "256", *GATES[:2]),
         (),
-        ("--samples", "16", "--seq-len", "256"),
+        ("--samples", "16", "--seq-len", "256", "--group-size", "64"),
         ("--prompt-tokens", "128", "--new-tokens", "32", "--repeats", "3"),
     ),
 }
