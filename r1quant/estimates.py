@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from r1quant import selfcalib
 from r1quant.archs import size
@@ -55,7 +56,7 @@ def estimated(
     else:
         passes.append(_Pass(shapes.largest * 12, 0, weights / 4e6 * RATE))
     if (recipe.guided and METHODS[recipe.method].calibrated) or recipe.budgeted:
-        passes.append(_sensitivity(shapes, recipe.draws))
+        passes.append(_sensitivity(shapes, recipe.guided_share, recipe.draws))
     if recipe.factors is not None:
         passes.append(_factors(shapes))
     memory = PROCESS_BYTES + max(each.memory for each in passes)
@@ -136,8 +137,9 @@ def _rounding(shapes: _Shapes, recipe: Recipe) -> _Pass:
     return _Pass(memory, disk, streams * (shapes.forward + shapes.hessians) + solving)
 
 
-def _sensitivity(shapes: _Shapes, draws: int) -> _Pass:
+def _sensitivity(shapes: _Shapes, share: float, draws: int) -> _Pass:
     """Forward and backward for each draw, with what is kept of every layer."""
+    shapes = replace(shapes, tokens=math.ceil(share * shapes.tokens))
     covariances = sum(rows * min(rows, BLOCK) for rows, _ in shapes.linears)
     outputs = sum(rows for rows, _ in shapes.linears)
     head = 4 * shapes.vocabulary * 4 * HEAD_TOKENS + 2 * shapes.vocabulary * shapes.hidden

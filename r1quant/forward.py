@@ -25,8 +25,10 @@ from r1quant.archs import Architecture
 from r1quant.errors import CheckpointError, RecipeError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-TOKENS_PER_CHUNK = 4096
+TOKENS_PER_CHUNK = 2048  # that pass through a layer at a time: more of them leave the processor's cache
 ROWS_PER_SLICE = 16384
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+REUSED_BLOCK, REUSED_BYTES = 1 << 27, 1 << 30
 
 
 @runtime_checkable
@@ -66,6 +68,15 @@ def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
     tests = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     fast = any(getattr(torch.cpu, name, lambda: False)() for name in tests)
     return torch.bfloat16 if fast else torch.float32
+
+
+def reuse() -> None:
+    """Has the C library keep what is freed for the next tensor, where it would fetch each of them anew from the
+    system: clearing its pages takes longer than most that is computed in it."""
+    option = getattr(_libc(), "mallopt", None)
+    if option is not None:
+        option(M_MMAP_THRESHOLD, REUSED_BLOCK)
+        option(M_TRIM_THRESHOLD, REUSED_BYTES)
 
 
 def give_back() -> None:
@@ -151,6 +162,7 @@ class Decoder:
         self, weights: Weights, arch: Architecture, device: torch.device, dtype: torch.dtype, seq_len: int
     ) -> None:
         """Raises CheckpointError where the library cannot build a model from the config."""
+        reuse()
         self.weights, self.arch, self.device, self.dtype = weights, arch, device, dtype
         model = skeleton(weights.config, arch)
         self._layers: nn.ModuleList = model.model.layers
@@ -185,8 +197,8 @@ class Decoder:
         self._final_norm.load_state_dict({"weight": weight}, assign=True)
         return torch.cat([self._final_norm(part.to(self.device)).to(hidden.device) for part in chunked(hidden)])
 
-    def head(self) -> Head:
-        return Head(self.weights.read(head_name(self.weights, self.arch)), self.device)
+    def head(self, dtype: torch.dtype = torch.float32) -> Head:
+        return Head(self.weights.read(head_name(self.weights, self.arch)), self.device, dtype)
 
     def _mask(self, index: int) -> torch.Tensor | None:
         """None means causal. A boolean [1, 1, S, S] where the layer's sliding window is shorter than the text."""
@@ -200,24 +212,28 @@ class Decoder:
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """The output projection, kept in its stored dtype and widened slice by slice. weight: [vocabulary, hidden]"""
+    """The output projection, kept in its stored dtype and cast to that of its products slice by slice.
+
+    weight: [vocabulary, hidden]
+    """
 
     weight: torch.Tensor
     device: torch.device
+    dtype: torch.dtype
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[tokens, hidden] -> float32 [tokens, vocabulary]."""
-        wide = hidden.to(self.device, torch.float32)
-        return torch.cat([wide @ self._wide(i).T for i in range(0, len(self.weight), ROWS_PER_SLICE)], dim=1)
+        cast = hidden.to(self.device, self.dtype)
+        return torch.cat([cast @ self._slice(i).T for i in range(0, len(self.weight), ROWS_PER_SLICE)], dim=1).float()
 
     def transposed(self, gradient: torch.Tensor) -> torch.Tensor:
         """[tokens, vocabulary], at the logits -> float32 [tokens, hidden], at what the head reads."""
         starts = range(0, len(self.weight), ROWS_PER_SLICE)
-        parts = (gradient[:, i : i + ROWS_PER_SLICE] @ self._wide(i) for i in starts)
+        parts = (gradient[:, i : i + ROWS_PER_SLICE].to(self.dtype) @ self._slice(i) for i in starts)
         return sum(parts, torch.zeros(len(gradient), self.weight.shape[1], device=self.device))
 
-    def _wide(self, start: int) -> torch.Tensor:
-        return self.weight[start : start + ROWS_PER_SLICE].to(self.device, torch.float32)
+    def _slice(self, start: int) -> torch.Tensor:
+        return self.weight[start : start + ROWS_PER_SLICE].to(self.device, self.dtype)
 
 
 def layer_state(

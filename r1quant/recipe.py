@@ -36,6 +36,7 @@ class Recipe:
     act_order     take columns in order of importance (groups stay contiguous)
     damping       share of the Hessian's mean diagonal that is added to it
     guided        round by what the answer needs: a sensitivity pass first, then weighted tokens and coupled rows
+    guided_share  the part of the calibration windows that the sensitivity pass goes over, the first ones; > 0 .. 1
     draws         next tokens drawn at every position for the sensitivity pass, which is made as often
     corrected     aim at the float model's outputs, so that each layer makes up for the errors of those before it
     awq           scale input channels by what they carry, folded into what comes before; method awq does so always
@@ -65,6 +66,7 @@ class Recipe:
     act_order: bool = True
     damping: float = 0.01
     guided: bool = False
+    guided_share: float = 1.0
     draws: int = 1
     corrected: bool = False
     awq: bool = False
@@ -120,6 +122,9 @@ class Recipe:
                 raise RecipeError(f"{name} is {value!r}", f"give a whole number of at least {least}")
         if isinstance(self.damping, bool) or not isinstance(self.damping, int | float) or not 0 <= self.damping <= 1:
             raise RecipeError(f"damping is {self.damping!r}", "give a number from 0 to 1")
+        share = self.guided_share
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+            raise RecipeError(f"guided-share is {share!r}", "give a number above 0, at most 1")
         self._check_transforms()
         self._check_budget()
 

@@ -16,8 +16,10 @@ from typing import Any
 import torch
 
 from r1quant.estimates import BACKWARD_TOKENS, BLOCK, HEAD_TOKENS
-from r1quant.forward import Decoder, DecoderLayer, chunked
+from r1quant.forward import Decoder, DecoderLayer, Head, chunked
 from r1quant.stats import bfloat16_products
+
+LEAST = -80.0  # of a logit, below the largest: what is smaller is slow to compute with
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +46,7 @@ def head_gradient(decoder: Decoder, hidden: torch.Tensor, seed: int) -> torch.Te
 
     hidden: [windows, seq_len, width]; the result has its shape, dtype and device.
     """
-    head, found = decoder.head(), torch.empty_like(hidden)
+    head, found = decoder.head(decoder.dtype), torch.empty_like(hidden)
     generator = torch.Generator(decoder.device).manual_seed(seed)
     flat, out = hidden.flatten(0, 1), found.flatten(0, 1)
     for start in range(0, len(flat), HEAD_TOKENS):
@@ -52,14 +54,23 @@ def head_gradient(decoder: Decoder, hidden: torch.Tensor, seed: int) -> torch.Te
         states = flat[rows].to(decoder.device).requires_grad_()
         with torch.enable_grad():
             normed = decoder.final_norm(states[None])[0]
-        with torch.no_grad(), bfloat16_products(normed.dtype == torch.bfloat16 and normed.device.type == "cpu"):
-            probability = head.logits(normed).softmax(-1)
-            drawn = torch.multinomial(probability, 1, generator=generator)
-            probability.scatter_add_(1, drawn, -torch.ones_like(drawn, dtype=probability.dtype))
-            upstream = head.transposed(probability)
-        (gradient,) = torch.autograd.grad(normed, states, upstream.to(normed.dtype))
+        with torch.no_grad():
+            upstream = _drawn(head, normed, generator).to(normed.dtype)
+        (gradient,) = torch.autograd.grad(normed, states, upstream)
         out[rows] = gradient.to(out.device)
     return found
+
+
+def _drawn(head: Head, normed: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """The gradient float32 [tokens, width] of the log-loss of tokens drawn by the inverse of the distribution."""
+    odds = head.logits(normed)
+    odds.sub_(odds.amax(1, keepdim=True)).clamp_(min=LEAST).exp_()
+    below = odds.cumsum(1)
+    total = below[:, -1:].clone()
+    level = total * torch.rand(total.shape, generator=generator, device=total.device)
+    drawn = torch.searchsorted(below, level, right=True).clamp_(max=odds.shape[1] - 1)
+    del below
+    return head.transposed(odds.scatter_add_(1, drawn, -total)) / total
 
 
 def backward(

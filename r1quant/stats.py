@@ -55,7 +55,7 @@ def bfloat16_products(wanted: bool) -> Iterator[None]:
 class Sums:
     """Statistics as they grow, of linears that share their input and the weights of tokens.
 
-    weights   float32 [T], of all the tokens that will come, or None where all count alike
+    weights   float32 [T], of the first tokens that will come; those after them have their mean. None: all count alike
     outputs   as in Stats
     """
 
@@ -76,12 +76,13 @@ class Sums:
         device = self._hessian.device
         flat = inputs.reshape(-1, len(self._hessian))
         parts = [flat] if lacking is None else [flat, lacking.reshape(len(flat), -1)]
+        x, *rest = (part.to(device, torch.float32) for part in parts)
         if self._roots is not None:
-            roots = self._roots[self._tokens : self._tokens + len(flat), None]
-            parts = [(part * roots).to(part.dtype) for part in parts]
+            roots = self._roots[self._tokens : self._tokens + len(flat)]
+            roots = torch.nn.functional.pad(roots, (0, len(flat) - len(roots)), value=1.0)[:, None]
+            x, *rest = (part * roots for part in (x, *rest))
         self._tokens += len(flat)
         with bfloat16_products(flat.dtype == torch.bfloat16 and device.type == "cpu"):
-            x, *rest = (part.to(device, torch.float32) for part in parts)
             torch.addmm(self._hessian, x.T, x, out=self._hessian)
             for d in rest:
                 if self._drift is None:

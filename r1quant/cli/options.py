@@ -56,6 +56,11 @@ OPTIONS = (
         default=None,
         help="Round by what the answer needs, after a sensitivity pass; the preset says so too.  [default: unguided]",
     ),
+    click.option(
+        "--guided-share",
+        type=float,
+        help="The part of the calibration windows that the sensitivity pass goes over.  [default: 1; balanced: 0.5]",
+    ),
     click.option("--draws", type=int, help="How often the sensitivity pass is made, with other draws.  [default: 1]"),
     click.option(
         "--corrected/--uncorrected",

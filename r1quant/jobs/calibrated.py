@@ -79,7 +79,8 @@ class _Job:
         device = pick_device(recipe.device)
         where = made.checkpoint.unrounded(), made.arch, device, pick_dtype(recipe.dtype, device), tokens.shape[1]
         decoder = Decoder(*where)
-        guidance = measured(decoder, tokens, cache_folder(), seen, progress, recipe.draws) if recipe.guided else None
+        passes = recipe.draws, recipe.guided_share
+        guidance = measured(decoder, tokens, cache_folder(), seen, progress, *passes) if recipe.guided else None
         return cls(made, decoder, Decoder(*where) if recipe.corrected else None, guidance, progress)
 
     def embedded(self, tokens: npt.NDArray[np.int64]) -> States:

@@ -80,9 +80,10 @@ def _choose(made: Plan, tokens: npt.NDArray[np.int64], run: RunDir, progress: Pr
 
 def _layer(made: Plan, index: int, stream: Stream) -> list[torch.Tensor]:
     """The factors of each fold, float32 [K]. The hidden states of the stream are replaced by the layer's output."""
-    prefix, found = made.arch.layer_prefix(index), []
+    prefix, found = made.arch.layer_prefix(index), list[torch.Tensor]()
+    inputs: Chunks = stream.chunks
     for stage, fold in enumerate(folds(made.arch, made.checkpoint.config)):
-        inputs, grid = stream.inputs(stage), made.grids[prefix + fold.consumers[0]]
+        inputs, grid = stream.inputs(stage, inputs), made.grids[prefix + fold.consumers[0]]
         read = made.checkpoint.unrounded().read
         weight = torch.cat([read(f"{prefix}{name}.weight").float() for name in fold.consumers])
         weight = weight.to(stream.layer.cos_sin[0].device)

@@ -37,33 +37,30 @@ class Stream:
     layer: DecoderLayer
     hidden: torch.Tensor
 
-    def inputs(self, stage: int) -> Chunks:
-        """What the linears of a stage read. Of those that end a residual branch it is kept where it is small."""
-        layer = self.layer
-        of: Callable[[torch.Tensor], torch.Tensor] = (
-            layer.attention_input,
-            lambda x: layer.attention(layer.attention_input(x)),
-            layer.mlp_input,
-            lambda x: layer.gated(layer.mlp_input(x)),
-        )[stage]
-        device = layer.cos_sin[0].device
+    def chunks(self) -> Iterator[torch.Tensor]:
+        return chunked(self.hidden)
+
+    def inputs(self, stage: int, before: Chunks) -> Chunks:
+        """What the linears of a stage read, kept where it is small; before: what those of the stage before read."""
+        layer, device, width = self.layer, self.layer.cos_sin[0].device, self._width(stage)
+        of = (layer.attention_input, layer.attention, layer.mlp_input, layer.gated)[stage]
 
         def chunks() -> Iterable[torch.Tensor]:
-            return (of(chunk.to(device)) for chunk in chunked(self.hidden))
+            source = before() if stage in ENDS else self.chunks()
+            return (of(chunk.to(device)) for chunk in source)
 
-        if stage not in ENDS:
-            return chunks
-        (linear,) = layer.arch.layer.stages[stage]
-        tokens = self.hidden.shape[0] * self.hidden.shape[1]
-        if tokens * layer.weight(linear).shape[1] * self.hidden.element_size() > KEPT_LIMIT:
+        if self.hidden.shape[:2].numel() * width * self.hidden.element_size() > KEPT_LIMIT:
             return chunks
         held = [chunk.to(self.hidden.device) for chunk in chunks()]
         return lambda: held
 
+    def _width(self, stage: int) -> int:
+        return self.layer.weight(self.layer.arch.layer.stages[stage][0]).shape[1]
+
     def add(self, stage: int, inputs: Chunks) -> None:
         """Adds the outputs of a stage to the residual stream."""
         (linear,) = self.layer.arch.layer.stages[stage]
-        for chunk, x in zip(chunked(self.hidden), inputs(), strict=True):
+        for chunk, x in zip(self.chunks(), inputs(), strict=True):
             chunk += self.layer.apply(linear, x.to(self.layer.cos_sin[0].device)).to(chunk.device)
 
 
@@ -84,9 +81,11 @@ def quantize_layer(
 
     Raises NumericError where an input of a linear holds NaN or Inf.
     """
+    inputs: Chunks = stream.chunks
+    wanted: Chunks | None = None if reference is None else reference.chunks
     for stage, linears in enumerate(stream.layer.arch.layer.stages):
-        inputs = stream.inputs(stage)
-        wanted = None if reference is None else reference.inputs(stage)
+        inputs = stream.inputs(stage, inputs)
+        wanted = None if reference is None or wanted is None else reference.inputs(stage, wanted)
         grid = grids[prefix + linears[0]]
         if grid is not None:
             sums = sums_of(stream.layer, linears, guidance)
@@ -126,7 +125,7 @@ def _gather(
             sums.add(x)
         return
     weight = torch.cat([reference.layer.weight(name) for name in linears])
-    hiddens = zip(chunked(stream.hidden), chunked(reference.hidden), strict=True)
+    hiddens = zip(stream.chunks(), reference.chunks(), strict=True)
     for x, y, (h, g) in zip(inputs(), wanted(), hiddens, strict=True):
         if stage in ENDS:
             sums.add(x, torch.nn.functional.linear(y - x, weight) + (g - h).to(y.device))

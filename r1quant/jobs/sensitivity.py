@@ -51,17 +51,21 @@ def measured(
     identity: Mapping[str, str],
     progress: Progress,
     draws: int = 1,
+    share: float = 1.0,
 ) -> Sensitivities:
     """The passes over tokens int64 [windows, seq_len]; from the cache where they were made before.
 
-    identity is all that decides them; draws, how often a next token is drawn at every position, with a pass for each.
+    identity is all else that decides them; draws, how often a next token is drawn at every position, with a pass for
+    each; share, the part of the windows that they go over, the first ones.
     Raises NumericError where the model overflows on the text.
     """
     cache.mkdir(parents=True, exist_ok=True)
     made = []
+    chosen = tokens[: math.ceil(share * len(tokens))]
+    basis = {**identity, "kind": KIND} | ({"windows": str(len(chosen))} if len(chosen) < len(tokens) else {})
     for draw in range(draws):
-        stated = {**identity, "kind": KIND} | ({"draw": str(draw)} if draw else {})
-        made.append(_measured(decoder, tokens, cache, stated, progress, SEED + draw))
+        stated = basis | ({"draw": str(draw)} if draw else {})
+        made.append(_measured(decoder, chosen, cache, stated, progress, SEED + draw))
     return Sensitivities(tuple(made))
 
 

@@ -128,11 +128,12 @@ def quantize(
         codes[worse] = nearest[worse]
     qlinear = QLinear(codes, chosen.scale.astype(np.float16), chosen.zero, chosen.group, grid.bits)
     wrong = weight - torch.from_numpy(qlinear.dequantize()).to(weight.device)
-    loss = _loss(wrong, stats.hessian) / stats.tokens
-    energy = _loss(weight, stats.hessian) / stats.tokens
+    felt = wrong @ stats.hessian
+    loss = _products(felt, wrong) / stats.tokens
+    energy = _products(weight @ stats.hessian, weight) / stats.tokens
     failed = feedback and factored is None
     used = factored.damping if factored is not None else MOST_DAMPING if failed else 0.0
-    divergence = None if stats.outputs is None else predicted(wrong, stats)
+    divergence = None if stats.outputs is None else _divergence(wrong, felt, stats)
     return Solved(qlinear, loss, energy, used, int(stats.dead.sum()), worse, failed, divergence)
 
 
@@ -152,13 +153,18 @@ def correction(stats: Stats, ridge: float) -> torch.Tensor:
 def predicted(wrong: torch.Tensor, stats: Stats) -> npt.NDArray[np.float64]:
     """The KL divergence per token that an error of the weight costs, in nats, 1/2 tr(H_O E H_I E^T), as the shares of
     its rows, float64 [N]. A share may be below zero, their sum not."""
+    return _divergence(wrong, wrong @ stats.hessian, stats)
+
+
+def _divergence(wrong: torch.Tensor, felt: torch.Tensor, stats: Stats) -> npt.NDArray[np.float64]:
+    """felt: the error [N, K] times H_I."""
     assert stats.outputs is not None
     shares, start = [], 0
     for part in stats.outputs:
-        rows = wrong[start : start + len(part)]
-        shares.append(((part.to(rows.device) @ rows @ stats.hessian) * rows).sum(1, dtype=torch.float64).cpu())
+        rows = slice(start, start + len(part))
+        shares.append(_products(part.to(wrong.device) @ wrong[rows], felt[rows]))
         start += len(part)
-    return (torch.cat(shares) / 2 / stats.tokens).numpy()
+    return np.concatenate(shares) / 2 / stats.tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,6 +254,6 @@ def _norms(rows: torch.Tensor, lower: torch.Tensor | None) -> npt.NDArray[np.flo
     return torch.cat(parts).double().cpu().numpy()
 
 
-def _loss(rows: torch.Tensor, hessian: torch.Tensor) -> npt.NDArray[np.float64]:
-    """row H row^T of each row, float64 [N]."""
-    return ((rows @ hessian) * rows).sum(1).double().cpu().numpy()
+def _products(rows: torch.Tensor, others: torch.Tensor) -> npt.NDArray[np.float64]:
+    """The inner products of rows with those of the same number, float64 [N]."""
+    return (rows * others).sum(1, dtype=torch.float64).cpu().numpy()

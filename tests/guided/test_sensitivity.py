@@ -43,7 +43,8 @@ def by_autograd(folder: Path) -> dict[str, torch.Tensor]:
             module.register_forward_hook(seen)
     embedded = model.get_input_embeddings()(torch.from_numpy(TOKENS)).requires_grad_()
     logits = model(inputs_embeds=embedded).logits.flatten(0, 1)
-    drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=torch.Generator().manual_seed(1))
+    level = torch.rand((len(logits), 1), generator=torch.Generator().manual_seed(1))
+    drawn = torch.searchsorted(logits.detach().double().softmax(-1).cumsum(1), level.double())
     torch.nn.functional.cross_entropy(logits, drawn[:, 0], reduction="sum").backward()
     return {name: output.grad.flatten(0, 1) for name, output in kept.items() if output.grad is not None}
 
@@ -70,6 +71,28 @@ def test_it_is_what_autograd_gives(model_type: str, tmp_path: Path, monkeypatch:
                 assert torch.allclose(part, whole[run, run], rtol=1e-3, atol=1e-3 * float(whole.diagonal().mean()))
             count += 1
     assert count == len(expected) == 7 * models.LAYERS
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely(tmp_path: Path) -> None:
+    """The mean over draws of the gradient is that of the cross-entropy with the model's own distribution: nothing."""
+    model = decoder(models.write_model(tmp_path / "model", "llama", rope_scaling=None))
+    hidden = torch.randn(1, 1, models.HIDDEN).expand(1, 40_000, models.HIDDEN)
+    gradient = sensitivity.head_gradient(model, hidden, 1)[0]
+    error = gradient.std(0) / len(gradient) ** 0.5
+    assert bool((gradient.std(0) > 0).all()) and bool((gradient.mean(0).abs() < 5 * error).all())
+
+
+@pytest.mark.parametrize(("share", "windows"), [(0.5, 3), (0.4, 3), (0.01, 1)])
+def test_a_share_of_the_windows_is_the_first_ones(share: float, windows: int, tmp_path: Path) -> None:
+    folder = models.write_model(tmp_path / "model", "llama")
+    model = decoder(folder)
+    part = measured(model, TOKENS, tmp_path / "a", {"of": "this"}, Silent(), share=share).layer(0)
+    alone = measured(model, TOKENS[:windows], tmp_path / "b", {"of": "this"}, Silent()).layer(0)
+    assert (
+        measured(model, TOKENS, tmp_path / "a", {"of": "this"}, Silent()).layer(0)["mlp.up_proj"].weights.numel() == 144
+    )
+    for name, each in part.items():
+        assert each.weights.equal(alone[name].weights) and len(each.weights) == 24 * windows
 
 
 class Stops(Silent):
