@@ -52,7 +52,8 @@ def estimated(
     shapes = _Shapes.of(checkpoint, recipe, linears)
     passes = []
     if METHODS[recipe.method].calibrated:
-        passes.append(_rounding(shapes, recipe))
+        copies = math.ceil(recipe.guided_share * recipe.samples) * recipe.draws if recipe.resample else 0
+        passes.append(_rounding(replace(shapes, tokens=shapes.tokens + copies * recipe.seq_len), recipe))
     else:
         passes.append(_Pass(shapes.largest * 12, 0, weights / 4e6 * RATE))
     if (recipe.guided and METHODS[recipe.method].calibrated) or recipe.budgeted:

@@ -38,6 +38,8 @@ class Recipe:
     guided        round by what the answer needs: a sensitivity pass first, then weighted tokens and coupled rows
     guided_share  the part of the calibration windows that the sensitivity pass goes over, the first ones; > 0 .. 1
     draws         next tokens drawn at every position for the sensitivity pass, which is made as often
+    resample      the part of the tokens of which the model says others, in copies of the windows that the sensitivity
+                  pass went over, one for each draw; they are added to the calibration text, 0 .. 1
     corrected     aim at the float model's outputs, so that each layer makes up for the errors of those before it
     awq           scale input channels by what they carry, folded into what comes before; method awq does so always
     smooth        SmoothQuant's share of the activations' spread that moves into the weights, 0 .. 1; or None
@@ -68,6 +70,7 @@ class Recipe:
     guided: bool = False
     guided_share: float = 1.0
     draws: int = 1
+    resample: float = 0.0
     corrected: bool = False
     awq: bool = False
     smooth: float | None = None
@@ -125,6 +128,10 @@ class Recipe:
         share = self.guided_share
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
             raise RecipeError(f"guided-share is {share!r}", "give a number above 0, at most 1")
+        if isinstance(self.resample, bool) or not isinstance(self.resample, int | float) or not 0 <= self.resample <= 1:
+            raise RecipeError(f"resample is {self.resample!r}", "give a number from 0 to 1")
+        if self.resample and not self.guided:
+            raise RecipeError("resample takes tokens that a sensitivity pass draws", "add --guided, or leave it out")
         self._check_transforms()
         self._check_budget()
 

@@ -63,6 +63,12 @@ OPTIONS = (
     ),
     click.option("--draws", type=int, help="How often the sensitivity pass is made, with other draws.  [default: 1]"),
     click.option(
+        "--resample",
+        type=float,
+        help="Add copies of the calibration windows, one for each draw, in which this part of the tokens is what the "
+        "model would say there.  [default: 0; best: 0.5]",
+    ),
+    click.option(
         "--corrected/--uncorrected",
         "corrected",
         default=None,

@@ -82,6 +82,7 @@ ROWS = (
     ours(OURS, ()),
     ours("r1quant-fast", ("--preset", "fast")),
     ours("r1quant-balanced", ("--preset", "balanced")),
+    ours("r1quant-best", ("--preset", "best")),
     ours("r1quant-gptq", ("--method", "gptq")),
     ours("r1quant-rtn", ("--method", "rtn")),
     _onnxruntime("rtn", "MatMulNBits, nearest", True, (4, 8)),
