@@ -120,8 +120,11 @@ def _losses(
         else:
             rounded = rtn.quantize(stack.cpu().numpy(), grid, recipe.scale_search)
         wrong = stack - torch.from_numpy(rounded.dequantize()).to(stack.device)
-        for (name, each), part in zip(stats.items(), wrong.split([len(w) for w in weights]), strict=True):
-            found[prefix + name][count] = float(gptq.predicted(part, each).sum())
+        start = 0
+        for (name, each), weight in zip(stats.items(), weights, strict=True):
+            rows = slice(start, start + len(weight))
+            found[prefix + name][count] = float(gptq.predicted(wrong[rows], each).sum())
+            start = rows.stop
     return dict(found)
 
 
