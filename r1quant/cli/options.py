@@ -59,14 +59,14 @@ OPTIONS = (
     click.option(
         "--guided-share",
         type=float,
-        help="The part of the calibration windows that the sensitivity pass goes over.  [default: 1; balanced: 0.5]",
+        help="The part of the calibration windows that the sensitivity pass goes over; 0.5 in balanced.  [default: 1.0]",
     ),
     click.option("--draws", type=int, help="How often the sensitivity pass is made, with other draws.  [default: 1]"),
     click.option(
         "--resample",
         type=float,
         help="Add copies of the calibration windows, one for each draw, in which this part of the tokens is what the "
-        "model would say there.  [default: 0; best: 0.5]",
+        "model would say there; 0.5 in best.  [default: 0.0]",
     ),
     click.option(
         "--corrected/--uncorrected",
