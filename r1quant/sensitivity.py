@@ -34,6 +34,12 @@ class Sensitivity:
     weights: torch.Tensor
     covariance: tuple[torch.Tensor, ...]
 
+    @property
+    def norms(self) -> torch.Tensor:
+        """float32 [T]: |g_t|, 1 on average; 1 throughout where there is no gradient at all."""
+        norms = self.weights.sqrt()
+        return norms / norms.mean() if bool(norms.any()) else torch.ones_like(norms)
+
 
 def blocks(rows: int) -> list[slice]:
     """Equal runs of outputs, none larger than BLOCK."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from r1quant.artifact import Form
@@ -20,9 +21,11 @@ from r1quant.registry import FORMATS
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 TABLES = ("exact", "f16", "q8_0")
+GUIDED, PLAIN, NONE = "guided", "plain", "none"
+MATRICES = (GUIDED, PLAIN, NONE)  # of importance; anything else names a file
 # Which formats an option is for; the others do not know it.
 ONLY_FOR: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(("type", "split_bytes", "pre", "imatrix", "calib", "samples", "seq_len"), ("gguf",)),
+    **dict.fromkeys(("type", "split_bytes", "pre", "imatrix", "calib", "samples", "seq_len", "seed"), ("gguf",)),
     **dict.fromkeys(("style", "accuracy_level", "zero_points", "threads"), ("onnx",)),
     **dict.fromkeys(("embedding", "head"), ("gguf", "onnx")),
     "dtype": ("safetensors", *CODECS, "onnx"),
@@ -43,8 +46,9 @@ class ExportOptions:
     threads           of onnxruntime-genai; 0 leaves it to the runtime
     split_bytes       of GGUF: about how large a part may become
     pre               of GGUF: the pre-tokenizer's name, where it cannot be told
-    imatrix           of K-quants: an importance matrix that is there already, "none", or None to measure one
-    calib, samples, seq_len    of K-quants: the text that importance is measured on
+    imatrix           of K-quants: guided (measured, each token counts by the norm of its gradient), plain (measured,
+                      all count alike), none, or the file of an importance matrix that is there already
+    calib, samples, seq_len, seed    of K-quants: the text that importance is measured on, as in a recipe
     """
 
     type: str = "auto"
@@ -57,10 +61,11 @@ class ExportOptions:
     threads: int = 0
     split_bytes: int | None = None
     pre: str | None = None
-    imatrix: str | None = None
+    imatrix: str = GUIDED
     calib: str | None = None
     samples: int = 64
     seq_len: int = 512
+    seed: int = 0
 
     def __post_init__(self) -> None:
         """Raises RecipeError naming the first value that is not possible."""
@@ -72,6 +77,9 @@ class ExportOptions:
                 raise RecipeError(wrong, f"choose from {', '.join(TABLES)}")
         if self.samples < 1 or self.seq_len < 2:
             raise RecipeError(f"samples {self.samples} x seq-len {self.seq_len} is no text", "use at least 1 x 2")
+        if self.imatrix not in MATRICES and not Path(self.imatrix).is_file():
+            wrong = f"there is no importance matrix {self.imatrix!r}"
+            raise RecipeError(wrong, f"use {', '.join(MATRICES)}, or name a file of llama.cpp's llama-imatrix")
         if self.k_quant is None:
             self.gguf  # noqa: B018  (says what is wrong with the type)
         self.onnx  # noqa: B018

@@ -27,10 +27,17 @@ from r1quant.registry import FORMATS
 @click.option("--threads", default=0, show_default=True, help="ONNX: threads for onnxruntime-genai; 0 is its default.")
 @click.option("--split-bytes", type=int, help="GGUF: about how large a part may become.")
 @click.option("--pre", help="GGUF: the pre-tokenizer's name, where it cannot be told.")
-@click.option("--imatrix", help="K-quants: an importance matrix, or none.  [default: measured on the calibration text]")
+@click.option(
+    "--imatrix",
+    default="guided",
+    show_default=True,
+    help="K-quants: guided (measured, tokens count by how much the answer depends on them), plain (measured, all count "
+    "alike), none, or an importance matrix's file.",
+)
 @click.option("--calib", help="K-quants: calibration text, as for quantize.  [default: the bundled set]")
 @click.option("--samples", default=64, show_default=True, help="K-quants: calibration windows.")
 @click.option("--seq-len", default=512, show_default=True, help="K-quants: tokens in a window.")
+@click.option("--seed", default=0, show_default=True, help="K-quants: seed of the calibration's shuffle.")
 @console.common
 def export(source: str | None, to: str, out: Path | None, kind: str, as_json: bool, debug: bool, **rest: Any) -> None:
     """Write SOURCE in other formats, with the same weights bit for bit.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +22,15 @@ from r1quant.formats.gguf.write import write
 from r1quant.gguf_source import gguf_names
 from r1quant.jobs.export import Job, name_of
 from r1quant.jobs.quantize import default_text
+from r1quant.jobs.samples import cache_folder
+from r1quant.targets import GUIDED, MATRICES, NONE
 from r1quant.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from r1quant.jobs.importance import Importance
 
 FLOATS = {"BF16": "bf16", "F16": "f16"}  # what a K-quant is made from, by the dtype of the model; else f32
 K_QUANT_TABLES = {"f16": "F16", "q8_0": "Q8_0"}  # else llama.cpp chooses
-NO_IMATRIX = "none"
 
 
 def write_gguf(job: Job, folder: Path, stem: str | None = None) -> tuple[dict[str, str], dict[str, Any]]:
@@ -84,26 +88,38 @@ def _importance(
     from r1quant.formats.gguf import imatrix
 
     options = job.options
-    if options.imatrix == NO_IMATRIX:
+    if options.imatrix == NONE:
         return None, None
-    if options.imatrix is not None:
+    if options.imatrix not in MATRICES:
         return imatrix.read(Path(options.imatrix)).means(), {"file": Path(options.imatrix).name}
-    from r1quant.forward import pick_device, pick_dtype
-    from r1quant.jobs.importance import importance
-
-    artifact, config = job.artifact, job.artifact.config
+    artifact = job.artifact
     tokenizer = Tokenizer.from_files(artifact.carried, artifact.source)
-    vocabulary = size(config, "vocab_size")
-    spec = options.calib or default_text(artifact)
-    text = calibration.load(spec, tokenizer, options.samples, options.seq_len, 0, vocabulary=vocabulary)
-    device = pick_device("auto")
-    found = importance(artifact, job.arch, text.tokens, device, pick_dtype("auto", device), job.progress)
+    spec, vocabulary = options.calib or default_text(artifact), size(artifact.config, "vocab_size")
+    text = calibration.load(spec, tokenizer, options.samples, options.seq_len, options.seed, vocabulary)
+    found = _measured(job, text)
     names = _names(job)
     sums = {names[f"{linear}.weight"]: sums for linear, sums in found.sums.items()}
     path = folder / f"{name}.imatrix.gguf"
     imatrix.write(path, sums, dict.fromkeys(sums, found.tokens), [text.source], *text.tokens.shape)
-    origin = {"file": path.name, "source": text.source, "sha256": text.sha256}
+    origin = {"file": path.name, "tokens": options.imatrix, "source": text.source, "sha256": text.sha256}
     return imatrix.read(path).means(), {**origin, "samples": len(text.tokens), "seq_len": options.seq_len}
+
+
+def _measured(job: Job, text: calibration.Calibration) -> Importance:
+    from r1quant.forward import DTYPES, Decoder, pick_device
+    from r1quant.jobs.importance import importance
+    from r1quant.jobs.seen import deciding, precision
+    from r1quant.jobs.sensitivity import measured
+
+    where = precision("auto", "auto")
+    decoder = Decoder(
+        job.artifact, job.arch, pick_device(where["device"]), DTYPES[where["dtype"]], text.tokens.shape[1]
+    )
+    guidance = None
+    if job.options.imatrix == GUIDED:
+        seen = deciding(job.artifact, text, where, job.progress)
+        guidance = measured(decoder, text.tokens, cache_folder(), seen, job.progress)
+    return importance(decoder, text.tokens, guidance, job.progress)
 
 
 def _names(job: Job) -> dict[str, str]:

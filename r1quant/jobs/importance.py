@@ -1,82 +1,91 @@
-"""Which input channels of every linear matter: the sums of x**2 over its inputs x on a calibration text.
+"""Which input channels of every linear matter: the sums of w x**2 over its inputs x on a calibration text.
 
-The model runs layer by layer with its own weights, one layer in memory. It knows nothing of files.
+Every token counts alike, w = 1, or in each linear by the norm of its gradient there, where a sensitivity pass was made.
+The model runs layer by layer with its own weights, one layer in memory. It does not know what is made of the sums.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from r1quant.archs import Architecture
 from r1quant.errors import NumericError
-from r1quant.forward import Decoder, DecoderLayer, Weights, chunked
+from r1quant.forward import Decoder
+from r1quant.jobs.layer import ENDS, Chunks, Stream
+from r1quant.jobs.sensitivity import Sensitivities
 from r1quant.progress import Progress, Silent
+from r1quant.sensitivity import Sensitivity
 
 
 @dataclass(frozen=True, eq=False)
 class Importance:
-    """sums: float64 [in] by the name of the linear, the diagonal of X^T X; tokens: how many inputs were summed."""
+    """sums: float64 [in] by the name of the linear, the diagonal of the sum of w x x^T; tokens: how many inputs x were
+    summed, w being 1 on average."""
 
     sums: Mapping[str, npt.NDArray[np.float64]]
     tokens: int
 
 
 def importance(
-    weights: Weights,
-    arch: Architecture,
+    decoder: Decoder,
     tokens: npt.NDArray[np.int64],
-    device: torch.device,
-    dtype: torch.dtype,
+    guidance: Sensitivities | None = None,
     progress: Progress | None = None,
 ) -> Importance:
-    """The importance of the input channels of every linear in the decoder layers. tokens: int64 [windows, seq_len].
+    """The importance of the input channels of every linear in the decoder layers.
+
+    tokens    int64 [windows, seq_len]
+    guidance  of the pass over these tokens; None where all of them count alike
 
     Raises NumericError where an input of a linear holds NaN or Inf.
     """
     progress = progress or Silent()
     sums: dict[str, npt.NDArray[np.float64]] = {}
-    with torch.inference_mode():
-        decoder = Decoder(weights, arch, device, dtype, tokens.shape[1])
+    with torch.no_grad():
         hidden = decoder.embed(torch.from_numpy(tokens))
         progress.begin("importance", len(decoder))
         for index in range(len(decoder)):
-            prefix = arch.layer_prefix(index)
+            prefix = decoder.arch.layer_prefix(index)
+            needed = None if guidance is None else guidance.layer(index)
             with decoder.layer(index) as layer:
-                for stage, found in zip(arch.layer.stages, _through(layer, hidden), strict=True):
+                for linear, found in _layer(Stream(layer, hidden), needed):
                     if not bool(np.isfinite(found).all()):
                         raise NumericError(
-                            f"the inputs of {prefix}{stage[0]} hold NaN or Inf on the calibration text",
+                            f"the inputs of {prefix}{linear} hold NaN or Inf on the calibration text",
                             "use --dtype float32; if that does not help, the model itself overflows on this text",
                         )
-                    sums |= {prefix + linear: found for linear in stage}
+                    sums[prefix + linear] = found
             progress.advance(1, f"layer {index + 1}/{len(decoder)}")
     return Importance(sums, int(tokens.size))
 
 
-def _through(layer: DecoderLayer, hidden: torch.Tensor) -> list[npt.NDArray[np.float64]]:
-    """Replaces hidden [windows, seq_len, width] by the layer's output; gives the sums of its four stages."""
-    arch, parts = layer.arch.layer, []
-    for chunk in chunked(hidden):
-        x = chunk.to(layer.cos_sin[0].device)
-        normed = layer.attention_input(x)
-        attended = layer.attention(normed)
-        x = x + layer.apply(arch.attention_out, attended)
-        mlp = layer.mlp_input(x)
-        gated = layer.gated(mlp)
-        parts.append([_squares(inputs) for inputs in (normed, attended, mlp, gated)])
-        chunk.copy_(x + layer.apply(arch.down, gated))
-    return [_total(stage) for stage in zip(*parts, strict=True)]
+def _layer(stream: Stream, guidance: Mapping[str, Sensitivity] | None) -> Iterator[tuple[str, npt.NDArray[np.float64]]]:
+    """The sums of each linear. The hidden states of the stream are replaced by the layer's output."""
+    inputs: Chunks = stream.chunks
+    for stage, linears in enumerate(stream.layer.arch.layer.stages):
+        inputs = stream.inputs(stage, inputs)
+        if guidance is None:
+            counts = torch.ones(1, stream.hidden.shape[0] * stream.hidden.shape[1])
+        else:
+            counts = torch.stack([guidance[linear].norms for linear in linears])
+        sums = _sums(inputs(), counts)
+        yield from zip(linears, np.broadcast_to(sums, (len(linears), sums.shape[1])), strict=True)
+        if stage in ENDS:
+            stream.add(stage, inputs)
 
 
-def _squares(inputs: torch.Tensor) -> torch.Tensor:
-    """[..., K] -> float64 [K]. A square of bfloat16 is exact in float32."""
-    return inputs.reshape(-1, inputs.shape[-1]).to(torch.float32).square().sum(0, dtype=torch.float64)
-
-
-def _total(parts: Iterable[torch.Tensor]) -> npt.NDArray[np.float64]:
-    return torch.stack(list(parts)).sum(0).cpu().numpy()
+def _sums(inputs: Iterable[torch.Tensor], counts: torch.Tensor) -> npt.NDArray[np.float64]:
+    """inputs [..., K] of T tokens in all, counts float32 [n, T] -> float64 [n, K]. A square of bfloat16 is exact in
+    float32."""
+    parts, start = [], 0
+    for chunk in inputs:
+        squares = chunk.reshape(-1, chunk.shape[-1]).to(torch.float32).square()
+        stop = start + len(squares)
+        weights = counts[:, start:stop, None].to(squares.device)
+        parts.append(torch.stack([(squares * weight).sum(0, dtype=torch.float64) for weight in weights]))
+        start = stop
+    return torch.stack(parts).sum(0).cpu().numpy()

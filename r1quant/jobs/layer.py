@@ -104,9 +104,9 @@ def sums_of(layer: DecoderLayer, linears: tuple[str, ...], guidance: Mapping[str
     weight = layer.weight(linears[0])
     if guidance is None:
         return Sums(weight.shape[1], weight.device)
-    norms = [guidance[name].weights.sqrt() for name in linears]
+    norms = torch.stack([guidance[name].norms for name in linears])
     outputs = tuple(part for name in linears for part in guidance[name].covariance)
-    return Sums(weight.shape[1], weight.device, torch.stack([norm / norm.mean() for norm in norms]).mean(0), outputs)
+    return Sums(weight.shape[1], weight.device, norms.mean(0), outputs)
 
 
 def _gather(

@@ -24,8 +24,7 @@ from r1quant.errors import OutOfSpaceError, ResumeError
 from r1quant.formats import table
 from r1quant.jobs import assemble
 from r1quant.jobs.folder import RECORD
-from r1quant.jobs.identity import identity
-from r1quant.jobs.samples import cache_folder
+from r1quant.jobs.seen import deciding, precision
 from r1quant.planner import Plan
 from r1quant.progress import Progress, Silent
 from r1quant.recipe import Recipe
@@ -129,7 +128,7 @@ def quantize(
     with _disk_errors(out):
         reads = recipe.calibrated or (not made.decided and predictions is None)
         text = _calibration(made, progress) if reads else None
-        compute = _compute(recipe) if reads else None
+        compute = precision(recipe.device, recipe.dtype) if reads else None
         if finished is None and recipe.factors is not None:
             made = _transformed(made, text, compute, progress)
         if not made.decided:
@@ -175,20 +174,12 @@ def _transformed(
 
 
 def _seen(made: Plan, text: calibration.Calibration, compute: Mapping[str, str], progress: Progress) -> dict[str, str]:
-    """All that decides what the float model does with the text, in the basis that it is seen in."""
-    import torch  # noqa: F401  (its version and thread count are part of the environment)
-
+    """All that decides what the float model does with the text, in the basis that the plan's recipe asks for."""
     recipe = made.recipe
     basis = {} if recipe.rotate is None else {"rotate": recipe.rotate, "seed": str(recipe.seed)}
     if recipe.factors is not None:
         basis |= {"factors": recipe.factors, "smooth": str(recipe.smooth), "grid": str(recipe.grid)}
-    return {
-        "model": identity(table.artifact(made.checkpoint), cache_folder(), progress),
-        "text": text.sha256,
-        **basis,
-        **compute,
-        **provenance.environment(),
-    }
+    return deciding(table.artifact(made.checkpoint), text, compute, progress, basis)
 
 
 def _finished_record(out: Path) -> dict[str, Any] | None:
@@ -202,14 +193,6 @@ def _finished_record(out: Path) -> dict[str, Any] | None:
     if not isinstance(record, dict):
         raise ResumeError(f"{out} exists and is not empty", "choose another --out, or delete it first")
     return record
-
-
-def _compute(recipe: Recipe) -> dict[str, str]:
-    """Where and in what precision the calibration text will run. Raises RecipeError for a device that is not here."""
-    from r1quant.forward import pick_device, pick_dtype
-
-    device = pick_device(recipe.device)
-    return {"device": device.type, "dtype": str(pick_dtype(recipe.dtype, device)).removeprefix("torch.")}
 
 
 def _calibration(made: Plan, progress: Progress) -> calibration.Calibration:

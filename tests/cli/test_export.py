@@ -64,6 +64,8 @@ def test_what_cannot_be_exported(run: Run, out: Path, copied: Path, in_tmp: Path
         (out, "--to", "onnx", "--samples", "8"): (2, "samples is an option of gguf, not of onnx"),
         (out, "--to", "awq", "--seq-len", "64"): (2, "seq-len is an option of gguf, not of awq"),
         (out, "--to", "awq", "--dtype", "float12"): (2, "dtype 'float12' is not supported"),
+        (out, "--to", "gguf", "--type", "Q4_K_M", "--imatrix", "giuded"): (2, "no importance matrix 'giuded'"),
+        (out, "--to", "awq", "--imatrix", "plain"): (2, "imatrix is an option of gguf, not of awq"),
         (out, "--to", "gguf", "--head", "q3"): (2, "head 'q3' is not supported"),
         ("nothing-here", "--to", "gguf"): (3, "there is no model 'nothing-here'"),
     }
@@ -71,6 +73,8 @@ def test_what_cannot_be_exported(run: Run, out: Path, copied: Path, in_tmp: Path
         ran = run("export", *words)
         assert ran.code == code and what in ran.error[0], (words, ran.err)
     assert {path.name for path in in_tmp.iterdir()} == before
+    hint = run("export", out, "--to", "gguf", "--type", "Q4_K_M", "--imatrix", "giuded").error[1]
+    assert "guided, plain, none, or name a file" in hint
 
 
 def test_every_option_says_which_formats_it_is_for() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import transformers
 
 from r1quant import sensitivity
 from r1quant.archs import architecture_of
+from r1quant.errors import NumericError
 from r1quant.forward import Decoder
 from r1quant.jobs.calibrated import resampled
 from r1quant.jobs.sensitivity import measured
@@ -28,18 +30,25 @@ def decoder(folder: Path) -> Decoder:
     return Decoder(checkpoint, architecture_of(checkpoint.config), CPU, torch.float32, TOKENS.shape[1])
 
 
-def by_autograd(folder: Path) -> dict[str, torch.Tensor]:
-    """The gradients [tokens, N] at the output of every linear, of the loss of tokens drawn as the pass draws them."""
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """By one linear: inputs [tokens, K], and the gradient [tokens, N] at its output."""
+
+    inputs: torch.Tensor
+    gradient: torch.Tensor
+
+
+def by_autograd(folder: Path) -> dict[str, Seen]:
+    """Of every linear, the gradients being those of the loss of tokens drawn as the pass draws them."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.requires_grad_(False)
-    kept: dict[str, torch.Tensor] = {}
+    kept: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and name != "lm_head":
 
-            def seen(_: object, __: object, output: torch.Tensor, name: str = name) -> torch.Tensor:
+            def seen(_: object, inputs: tuple[torch.Tensor], output: torch.Tensor, name: str = name) -> None:
                 output.retain_grad()
-                kept[name] = output
-                return output
+                kept[name] = inputs[0], output
 
             module.register_forward_hook(seen)
     embedded = model.get_input_embeddings()(torch.from_numpy(TOKENS)).requires_grad_()
@@ -47,7 +56,8 @@ def by_autograd(folder: Path) -> dict[str, torch.Tensor]:
     level = torch.rand((len(logits), 1), generator=torch.Generator().manual_seed(1))
     drawn = torch.searchsorted(logits.detach().double().softmax(-1).cumsum(1), level.double())
     torch.nn.functional.cross_entropy(logits, drawn[:, 0], reduction="sum").backward()
-    return {name: output.grad.flatten(0, 1) for name, output in kept.items() if output.grad is not None}
+    flat = {name: (inputs.detach().flatten(0, 1), output.grad.flatten(0, 1)) for name, (inputs, output) in kept.items()}
+    return {name: Seen(*each) for name, each in flat.items()}
 
 
 @pytest.mark.parametrize("model_type", models.MODEL_TYPES)
@@ -61,7 +71,7 @@ def test_it_is_what_autograd_gives(model_type: str, tmp_path: Path, monkeypatch:
     count = 0
     for index in range(models.LAYERS):
         for name, each in found.layer(index).items():
-            gradient = expected[model.arch.layer_prefix(index) + name]
+            gradient = expected[model.arch.layer_prefix(index) + name].gradient
             assert torch.allclose(each.weights, gradient.square().sum(1), rtol=1e-3, atol=1e-7)
             norms = gradient.norm(dim=1)
             whole = gradient.T @ (gradient / norms.clamp(min=1e-30)[:, None])
@@ -89,9 +99,8 @@ def test_a_share_of_the_windows_is_the_first_ones(share: float, windows: int, tm
     model = decoder(folder)
     part = measured(model, TOKENS, tmp_path / "a", {"of": "this"}, Silent(), share=share).layer(0)
     alone = measured(model, TOKENS[:windows], tmp_path / "b", {"of": "this"}, Silent()).layer(0)
-    assert (
-        measured(model, TOKENS, tmp_path / "a", {"of": "this"}, Silent()).layer(0)["mlp.up_proj"].weights.numel() == 144
-    )
+    whole = measured(model, TOKENS, tmp_path / "a", {"of": "this"}, Silent()).layer(0)
+    assert all(len(each.weights) == TOKENS.size for each in whole.values())
     for name, each in part.items():
         assert each.weights.equal(alone[name].weights) and len(each.weights) == 24 * windows
 
@@ -107,6 +116,20 @@ def test_copies_of_the_text_say_what_was_drawn(tmp_path: Path) -> None:
     assert (all_[:, 1:] == drawn[0][:4, :-1]).all()
     changed = some != TOKENS[:4]
     assert (some == np.where(changed, all_, TOKENS[:4])).all() and 0.15 < changed.mean() < 0.45
+
+
+def test_a_model_that_overflows_is_refused(tmp_path: Path) -> None:
+    checkpoint = open_model(models.write_model(tmp_path / "model", "llama", dtype="float32"))
+
+    class Large:
+        config, tensors = checkpoint.config, checkpoint.tensors
+
+        def read(self, name: str) -> torch.Tensor:
+            return checkpoint.read(name) * (1e30 if "layers.1.mlp" in name else 1)
+
+    model = Decoder(Large(), architecture_of(checkpoint.config), CPU, torch.float32, TOKENS.shape[1])
+    with pytest.raises(NumericError, match="the output of layer 1 holds NaN or Inf"):
+        measured(model, TOKENS, tmp_path / "cache", {"of": "this"}, Silent())
 
 
 class Stops(Silent):

@@ -11,11 +11,15 @@ import torch
 from r1quant.archs import architecture_of
 from r1quant.checkpoint import Checkpoint, open_folder
 from r1quant.errors import NumericError
+from r1quant.forward import Decoder, Weights, chunked
 from r1quant.jobs.importance import importance
 from tests import independent, models
 
-CPU = torch.device("cpu")
 CASES = {"llama": {}, "mistral": {"sliding_window": 8}, "qwen2": {}, "qwen3": {}}
+
+
+def decoder(weights: Weights, tokens: np.ndarray) -> Decoder:
+    return Decoder(weights, architecture_of(weights.config), torch.device("cpu"), torch.float32, tokens.shape[1])
 
 
 def whole(checkpoint: Checkpoint, tokens: np.ndarray) -> dict[str, np.ndarray]:
@@ -44,7 +48,7 @@ def test_sums_are_those_of_the_whole_model(model_type: str, tmp_path: Path) -> N
     checkpoint = open_folder(models.write_model(tmp_path / "m", model_type, **CASES[model_type]))
     tokens = np.random.default_rng(1).integers(0, 512, (5, 40))
     expected = whole(checkpoint, tokens)
-    found = importance(checkpoint, architecture_of(checkpoint.config), tokens, CPU, torch.float32)
+    found = importance(decoder(checkpoint, tokens), tokens)
     assert found.tokens == tokens.size
     assert found.sums.keys() == expected.keys() and len(expected) == 14
     for name, sums in expected.items():
@@ -56,7 +60,7 @@ def test_sums_are_those_of_the_whole_model(model_type: str, tmp_path: Path) -> N
 def test_linears_of_one_stage_share_their_sums_and_stages_do_not(llama: Path) -> None:
     checkpoint = open_folder(llama)
     tokens = np.random.default_rng(1).integers(0, 512, (2, 16))
-    sums = importance(checkpoint, architecture_of(checkpoint.config), tokens, CPU, torch.float32).sums
+    sums = importance(decoder(checkpoint, tokens), tokens).sums
     q, k, v, o = (sums[f"model.layers.1.self_attn.{name}_proj"] for name in "qkvo")
     gate, up, down = (sums[f"model.layers.1.mlp.{name}_proj"] for name in ("gate", "up", "down"))
     assert (q == k).all() and (q == v).all() and (gate == up).all()
@@ -66,10 +70,10 @@ def test_linears_of_one_stage_share_their_sums_and_stages_do_not(llama: Path) ->
 def test_chunks_do_not_change_the_sums(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = open_folder(llama)
     tokens = np.random.default_rng(1).integers(0, 512, (6, 16))
-    arch = architecture_of(checkpoint.config)
-    whole = importance(checkpoint, arch, tokens, CPU, torch.float32).sums
-    monkeypatch.setattr("r1quant.forward.TOKENS_PER_CHUNK", 32)
-    for name, sums in importance(checkpoint, arch, tokens, CPU, torch.float32).sums.items():
+    model = decoder(checkpoint, tokens)
+    whole = importance(model, tokens).sums
+    monkeypatch.setattr(chunked, "__defaults__", (32,))
+    for name, sums in importance(model, tokens).sums.items():
         np.testing.assert_allclose(sums, whole[name], rtol=1e-5)
 
 
@@ -85,4 +89,4 @@ def test_inputs_that_overflow_are_named(tmp_path: Path) -> None:
 
     tokens = np.random.default_rng(1).integers(0, 512, (2, 16))
     with pytest.raises(NumericError, match=r"model\.layers\.1\.mlp\.down_proj"):
-        importance(Large(), architecture_of(checkpoint.config), tokens, CPU, torch.float32)
+        importance(decoder(Large(), tokens), tokens)
