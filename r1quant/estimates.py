@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from r1quant import selfcalib
 from r1quant.archs import size
@@ -52,12 +52,12 @@ def estimated(
     shapes = _Shapes.of(checkpoint, recipe, linears)
     passes = []
     if METHODS[recipe.method].calibrated:
-        copies = math.ceil(recipe.guided_share * recipe.samples) * recipe.draws if recipe.resample else 0
-        passes.append(_rounding(replace(shapes, tokens=shapes.tokens + copies * recipe.seq_len), recipe))
+        rounded_on = (recipe.samples + recipe.copies) * recipe.seq_len
+        passes.append(_rounding(replace(shapes, tokens=rounded_on), recipe))
     else:
         passes.append(_Pass(shapes.largest * 12, 0, weights / 4e6 * RATE))
     if (recipe.guided and METHODS[recipe.method].calibrated) or recipe.budgeted:
-        passes.append(_sensitivity(shapes, recipe.guided_share, recipe.draws))
+        passes.append(_sensitivity(replace(shapes, tokens=recipe.guided_windows * recipe.seq_len), recipe.draws))
     if recipe.factors is not None:
         passes.append(_factors(shapes))
     memory = PROCESS_BYTES + max(each.memory for each in passes)
@@ -129,8 +129,9 @@ def _rounding(shapes: _Shapes, recipe: Recipe) -> _Pass:
     """Layer by layer; where the float model runs beside, all that belongs to the text is there twice."""
     streams = 2 if recipe.corrected else 1
     solve = max((weights * 20 + 12 * streams * columns**2 for weights, columns in shapes.stages), default=0)
-    wide = shapes.tokens * max((columns for _, columns in shapes.stages), default=0) * 2
-    kept = wide if wide <= KEPT_LIMIT else 0
+    read = [shapes.tokens * columns * 2 for _, columns in shapes.stages]
+    held = [nbytes if nbytes <= KEPT_LIMIT else 0 for nbytes in read]
+    kept = max(map(sum, pairwise([0, *held])), default=0)  # of a stage and the one before
     layer = max(shapes.vocabulary * shapes.hidden * 2, streams * shapes.weights * 2 + solve)
     memory = layer + streams * (2 * shapes.boundary + kept)
     disk = 2 * streams * shapes.tokens * shapes.hidden * shapes.item  # two boundaries
@@ -138,9 +139,8 @@ def _rounding(shapes: _Shapes, recipe: Recipe) -> _Pass:
     return _Pass(memory, disk, streams * (shapes.forward + shapes.hessians) + solving)
 
 
-def _sensitivity(shapes: _Shapes, share: float, draws: int) -> _Pass:
+def _sensitivity(shapes: _Shapes, draws: int) -> _Pass:
     """Forward and backward for each draw, with what is kept of every layer."""
-    shapes = replace(shapes, tokens=math.ceil(share * shapes.tokens))
     covariances = sum(rows * min(rows, BLOCK) for rows, _ in shapes.linears)
     outputs = sum(rows for rows, _ in shapes.linears)
     head = 4 * shapes.vocabulary * 4 * HEAD_TOKENS + 2 * shapes.vocabulary * shapes.hidden

@@ -6,6 +6,7 @@ It knows which values are possible at all; whether they fit a model is plan.py's
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -180,6 +181,16 @@ class Recipe:
     def budgeted(self) -> bool:
         """Whether bits follow from a budget."""
         return any(getattr(self, name) is not None for name in TARGETS)
+
+    @property
+    def guided_windows(self) -> int:
+        """How many of the calibration windows a sensitivity pass goes over."""
+        return math.ceil(self.guided_share * self.samples)
+
+    @property
+    def copies(self) -> int:
+        """How many windows are added in which the model has its say."""
+        return self.guided_windows * self.draws if self.resample else 0
 
     @property
     def calibrated(self) -> bool:

@@ -16,13 +16,13 @@ import numpy.typing as npt
 import torch
 
 from r1quant.errors import NumericError
-from r1quant.forward import Decoder, pick_device, pick_dtype
+from r1quant.forward import Decoder
 from r1quant.jobs import parts
 from r1quant.jobs.activations import load, save
 from r1quant.jobs.layer import Stream, quantize_layer
 from r1quant.jobs.rounded import Rounded
-from r1quant.jobs.samples import cache_folder
-from r1quant.jobs.sensitivity import Sensitivities, measured
+from r1quant.jobs.seen import decoder_of
+from r1quant.jobs.sensitivity import Sensitivities, guidance_of
 from r1quant.planner import Plan
 from r1quant.progress import Progress
 from r1quant.rundir import RunDir
@@ -75,13 +75,9 @@ class _Job:
 
     @classmethod
     def of(cls, made: Plan, tokens: npt.NDArray[np.int64], seen: Mapping[str, str], progress: Progress) -> _Job:
-        recipe = made.recipe
-        device = pick_device(recipe.device)
-        where = made.checkpoint.unrounded(), made.arch, device, pick_dtype(recipe.dtype, device), tokens.shape[1]
-        decoder = Decoder(*where)
-        passes = recipe.draws, recipe.guided_share
-        guidance = measured(decoder, tokens, cache_folder(), seen, progress, *passes) if recipe.guided else None
-        return cls(made, decoder, Decoder(*where) if recipe.corrected else None, guidance, progress)
+        recipe, decoder = made.recipe, decoder_of(made, tokens.shape[1])
+        guidance = guidance_of(decoder, tokens, seen, recipe, progress) if recipe.guided else None
+        return cls(made, decoder, decoder_of(made, tokens.shape[1]) if recipe.corrected else None, guidance, progress)
 
     def extended(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """tokens with copies of its first windows, in which some are those that the model drew in their place."""

@@ -16,11 +16,11 @@ import torch
 
 from r1quant.checkpoint import Checkpoint
 from r1quant.errors import NumericError
-from r1quant.forward import Decoder, pick_device, pick_dtype
 from r1quant.grid import Grid
 from r1quant.jobs.activations import load, save
-from r1quant.jobs.layer import ENDS, Chunks, Stream
+from r1quant.jobs.layer import Chunks, Stream
 from r1quant.jobs.samples import cache_folder
+from r1quant.jobs.seen import decoder_of
 from r1quant.methods import rtn
 from r1quant.planner import Plan
 from r1quant.progress import Progress
@@ -59,12 +59,10 @@ def transformed(made: Plan, tokens: npt.NDArray[np.int64], seen: Mapping[str, st
 
 def _choose(made: Plan, tokens: npt.NDArray[np.int64], run: RunDir, progress: Progress) -> None:
     """Writes the parts that are missing."""
-    recipe, first = made.recipe, run.done(made.layers)
+    first = run.done(made.layers)
     while first and not run.boundary(first).exists():
         first -= 1
-    device = pick_device(recipe.device)
-    dtype = pick_dtype(recipe.dtype, device)
-    decoder = Decoder(made.checkpoint.unrounded(), made.arch, device, dtype, tokens.shape[1])
+    decoder = decoder_of(made, tokens.shape[1])
     hidden = load(run.boundary(first))["hidden"] if first else decoder.embed(torch.from_numpy(tokens))
     progress.begin("choosing factors", made.layers)
     progress.advance(first)
@@ -81,9 +79,8 @@ def _choose(made: Plan, tokens: npt.NDArray[np.int64], run: RunDir, progress: Pr
 def _layer(made: Plan, index: int, stream: Stream) -> list[torch.Tensor]:
     """The factors of each fold, float32 [K]. The hidden states of the stream are replaced by the layer's output."""
     prefix, found = made.arch.layer_prefix(index), list[torch.Tensor]()
-    inputs: Chunks = stream.chunks
-    for stage, fold in enumerate(folds(made.arch, made.checkpoint.config)):
-        inputs, grid = stream.inputs(stage, inputs), made.grids[prefix + fold.consumers[0]]
+    for (_, inputs), fold in zip(stream.stages(), folds(made.arch, made.checkpoint.config), strict=True):
+        grid = made.grids[prefix + fold.consumers[0]]
         read = made.checkpoint.unrounded().read
         weight = torch.cat([read(f"{prefix}{name}.weight").float() for name in fold.consumers])
         weight = weight.to(stream.layer.cos_sin[0].device)
@@ -96,8 +93,6 @@ def _layer(made: Plan, index: int, stream: Stream) -> list[torch.Tensor]:
                 "use --dtype float32; if that does not help, the model itself overflows on this text",
             )
         found.append(scale.cpu())
-        if stage in ENDS:
-            stream.add(stage, inputs)
     return found
 
 

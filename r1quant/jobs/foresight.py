@@ -8,7 +8,7 @@ in its place: how much less GPTQ loses differs from linear to linear. Each layer
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,21 +19,22 @@ import torch
 
 from r1quant import atomic
 from r1quant.budget import Predictions
-from r1quant.forward import Decoder, pick_device, pick_dtype
-from r1quant.jobs.layer import ENDS, Chunks, Stream, sums_of
-from r1quant.jobs.samples import cache_folder
-from r1quant.jobs.sensitivity import Sensitivities, measured
+from r1quant.grid import Grid
+from r1quant.jobs.layer import Stream, sums_of
+from r1quant.jobs.seen import decoder_of
+from r1quant.jobs.sensitivity import guidance_of
 from r1quant.methods import gptq, rtn
 from r1quant.planner import Plan
 from r1quant.progress import Progress
 from r1quant.provenance import sha256
+from r1quant.qlinear import QLinear
 from r1quant.recipe import FLOAT, Recipe
+from r1quant.sensitivity import Sensitivity
 from r1quant.stats import Stats
 
-SOURCES = {
-    "gptq": "a trial rounding of each layer alone, after a sensitivity pass",
-    "rtn": "rounding to nearest, after a sensitivity pass",
-}
+TRIAL = "a trial rounding of each layer alone, after a sensitivity pass"
+NEAREST = "rounding to nearest, after a sensitivity pass"
+KIND = "all linears of a stage with its weights of tokens"  # how losses are told; another one makes them anew
 
 
 def predicted(
@@ -43,89 +44,77 @@ def predicted(
 
     tokens: int64 [windows, seq_len]; seen: all that decides what the float model does with them.
     """
-    recipe = made.recipe
-    device = pick_device(recipe.device)
     losses: dict[str, Mapping[int, float]] = {}
     with torch.no_grad():
-        decoder = Decoder(
-            made.checkpoint.unrounded(), made.arch, device, pick_dtype(recipe.dtype, device), tokens.shape[1]
-        )
-        passes = recipe.draws, recipe.guided_share
-        guidance = measured(decoder, tokens, cache_folder(), seen, progress, *passes)
-        stated = sha256(json.dumps(_stated(recipe, bits), sort_keys=True).encode())[:16]
+        decoder = decoder_of(made, tokens.shape[1])
+        guidance = guidance_of(decoder, tokens, seen, made.recipe, progress)
+        stated = sha256(json.dumps(_stated(made.recipe, bits), sort_keys=True).encode())[:16]
         hidden = decoder.embed(torch.from_numpy(tokens))
         progress.begin("predicting", made.layers)
         for index in range(made.layers):
             path = guidance.folders[0] / f"losses-{stated}-{index:05d}.json"
-            losses |= _layer(made, index, decoder, hidden, guidance, path, bits)
+            known = _known(path)
+            with decoder.layer(index) as layer:
+                stream = Stream(layer, hidden)
+                if known is None:
+                    known = dict(_layer(made, made.arch.layer_prefix(index), stream, guidance.layer(index), bits))
+                    atomic.write_bytes(path, json.dumps(known).encode())
+                else:
+                    for _ in stream.stages():
+                        pass
+            losses |= known
             progress.advance(1, f"layer {index + 1}/{made.layers}")
-    return Predictions(losses, SOURCES["gptq" if recipe.method == "gptq" else "rtn"])
+    return Predictions(losses, TRIAL if made.recipe.method == "gptq" else NEAREST)
 
 
 def _stated(recipe: Recipe, bits: Sequence[int]) -> dict[str, Any]:
-    """What decides the losses, beside the first sensitivity pass."""
+    """What decides the losses, beside the sensitivity pass that they are kept with: the rounding, and what else of the
+    guidance it knows."""
     decided = ("method", "scale_search", "act_order", "damping", "guided", "draws")
-    return asdict(recipe.grid) | {"bits": sorted(bits)} | {name: getattr(recipe, name) for name in decided}
+    named = {name: getattr(recipe, name) for name in decided}
+    return asdict(recipe.grid) | named | {"bits": sorted(bits), "kind": KIND}
 
 
 def _layer(
-    made: Plan,
-    index: int,
-    decoder: Decoder,
-    hidden: torch.Tensor,
-    guidance: Sensitivities,
-    path: Path,
-    bits: Sequence[int],
-) -> dict[str, Mapping[int, float]]:
-    """Of the linears of one layer; hidden [windows, seq_len, width] is replaced by its output."""
-    prefix, known, needed = made.arch.layer_prefix(index), _known(path), guidance.layer(index)
-    found: dict[str, Mapping[int, float]] = {}
-    with decoder.layer(index) as layer:
-        stream = Stream(layer, hidden)
-        inputs: Chunks = stream.chunks
-        for stage, linears in enumerate(made.arch.layer.stages):
-            inputs = stream.inputs(stage, inputs)
-            if known is None:
-                sums = {name: sums_of(layer, (name,), needed) for name in linears}
-                shared = sums_of(layer, linears, needed if made.recipe.guided else None)
-                for x in inputs():
-                    for each in (shared, *sums.values()):
-                        each.add(x)
-                stats = {name: each.stats for name, each in sums.items()}
-                found |= _losses(made, prefix, stats, shared.stats, bits)
-            if stage in ENDS:
-                stream.add(stage, inputs)
-    if known is not None:
-        return known
-    atomic.write_bytes(path, json.dumps(found).encode())
-    return found
+    made: Plan, prefix: str, stream: Stream, needed: Mapping[str, Sensitivity], bits: Sequence[int]
+) -> Iterator[tuple[str, dict[int, float]]]:
+    """The losses of each linear of a layer. The hidden states of the stream are replaced by the layer's output."""
+    unguided = made.recipe.method == "gptq" and not made.recipe.guided
+    for stage, inputs in stream.stages():
+        linears = stream.layer.arch.layer.stages[stage]
+        felt = sums_of(stream.layer, linears, needed)
+        known = sums_of(stream.layer, linears, None) if unguided else felt
+        for x in inputs():
+            for sums in {felt, known}:
+                sums.add(x)
+        read = made.checkpoint.unrounded().read
+        weights = [read(f"{prefix}{name}.weight").to(felt.stats.hessian.device, torch.float32) for name in linears]
+        losses = _losses(torch.cat(weights), felt.stats, known.stats, made.recipe, bits)
+        start = 0
+        for name, weight in zip(linears, weights, strict=True):
+            rows = slice(start, start + len(weight))
+            yield prefix + name, {count: float(shares[rows].sum()) for count, shares in losses.items()}
+            start = rows.stop
 
 
 def _losses(
-    made: Plan, prefix: str, stats: Mapping[str, Stats], shared: Stats, bits: Sequence[int]
-) -> dict[str, Mapping[int, float]]:
-    """Of linears that share their input; shared: the statistics that they would be rounded by."""
-    recipe, read = made.recipe, made.checkpoint.unrounded().read
-    weights = [read(f"{prefix}{name}.weight").to(shared.hessian.device, torch.float32) for name in stats]
-    found: dict[str, dict[int, float]] = {prefix + name: {} for name in stats}
+    weight: torch.Tensor, felt: Stats, known: Stats, recipe: Recipe, bits: Sequence[int]
+) -> dict[int, npt.NDArray[np.float64]]:
+    """By bits the divergence that each row costs; felt: the statistics that tell it, known: those to round by."""
+    losses = {}
     for count in bits:
-        if count == FLOAT:
-            continue
-        grid, stack = replace(recipe.grid, bits=count), torch.cat(weights)
-        if recipe.method == "gptq":
-            settled = gptq.quantize(
-                stack, shared, grid, search=recipe.scale_search, act_order=recipe.act_order, damping=recipe.damping
-            )
-            rounded = settled.qlinear
-        else:
-            rounded = rtn.quantize(stack.cpu().numpy(), grid, recipe.scale_search)
-        wrong = stack - torch.from_numpy(rounded.dequantize()).to(stack.device)
-        start = 0
-        for (name, each), weight in zip(stats.items(), weights, strict=True):
-            rows = slice(start, start + len(weight))
-            found[prefix + name][count] = float(gptq.predicted(wrong[rows], each).sum())
-            start = rows.stop
-    return dict(found)
+        if count != FLOAT:
+            q = _rounded(weight, known, replace(recipe.grid, bits=count), recipe)
+            wrong = weight - torch.from_numpy(q.dequantize()).to(weight.device)
+            losses[count] = gptq.predicted(wrong, wrong @ felt.hessian, felt)
+    return losses
+
+
+def _rounded(weight: torch.Tensor, known: Stats, grid: Grid, recipe: Recipe) -> QLinear:
+    if recipe.method != "gptq":
+        return rtn.quantize(weight.cpu().numpy(), grid, recipe.scale_search)
+    search, act_order, damping = recipe.scale_search, recipe.act_order, recipe.damping
+    return gptq.quantize(weight, known, grid, search=search, act_order=act_order, damping=damping).qlinear
 
 
 def _known(path: Path) -> dict[str, Mapping[int, float]] | None:

@@ -15,7 +15,7 @@ import torch
 
 from r1quant.errors import NumericError
 from r1quant.forward import Decoder
-from r1quant.jobs.layer import ENDS, Chunks, Stream
+from r1quant.jobs.layer import Stream
 from r1quant.jobs.sensitivity import Sensitivities
 from r1quant.progress import Progress, Silent
 from r1quant.sensitivity import Sensitivity
@@ -65,17 +65,14 @@ def importance(
 
 def _layer(stream: Stream, guidance: Mapping[str, Sensitivity] | None) -> Iterator[tuple[str, npt.NDArray[np.float64]]]:
     """The sums of each linear. The hidden states of the stream are replaced by the layer's output."""
-    inputs: Chunks = stream.chunks
-    for stage, linears in enumerate(stream.layer.arch.layer.stages):
-        inputs = stream.inputs(stage, inputs)
+    for stage, inputs in stream.stages():
+        linears = stream.layer.arch.layer.stages[stage]
         if guidance is None:
             counts = torch.ones(1, stream.hidden.shape[0] * stream.hidden.shape[1])
         else:
             counts = torch.stack([guidance[linear].norms for linear in linears])
         sums = _sums(inputs(), counts)
         yield from zip(linears, np.broadcast_to(sums, (len(linears), sums.shape[1])), strict=True)
-        if stage in ENDS:
-            stream.add(stage, inputs)
 
 
 def _sums(inputs: Iterable[torch.Tensor], counts: torch.Tensor) -> npt.NDArray[np.float64]:

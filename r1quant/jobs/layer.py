@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -40,8 +41,18 @@ class Stream:
     def chunks(self) -> Iterator[torch.Tensor]:
         return chunked(self.hidden)
 
-    def inputs(self, stage: int, before: Chunks) -> Chunks:
-        """What the linears of a stage read, kept where it is small; before: what those of the stage before read."""
+    def stages(self) -> Iterator[tuple[int, Chunks]]:
+        """Each stage and what its linears read. The outputs of a stage, with the weights that are then in place, are
+        computed when the next one is asked for."""
+        inputs: Chunks = self.chunks
+        for stage in range(len(self.layer.arch.layer.stages)):
+            inputs = self._inputs(stage, inputs)
+            yield stage, inputs
+            if stage in ENDS:
+                self._add(stage, inputs)
+
+    def _inputs(self, stage: int, before: Chunks) -> Chunks:
+        """Kept where they are small; before: what the linears of the stage before read."""
         layer, device, width = self.layer, self.layer.cos_sin[0].device, self._width(stage)
         of = (layer.attention_input, layer.attention, layer.mlp_input, layer.gated)[stage]
 
@@ -57,8 +68,8 @@ class Stream:
     def _width(self, stage: int) -> int:
         return self.layer.weight(self.layer.arch.layer.stages[stage][0]).shape[1]
 
-    def add(self, stage: int, inputs: Chunks) -> None:
-        """Adds the outputs of a stage to the residual stream."""
+    def _add(self, stage: int, inputs: Chunks) -> None:
+        """The outputs of a stage, to the residual stream."""
         (linear,) = self.layer.arch.layer.stages[stage]
         for chunk, x in zip(self.chunks(), inputs(), strict=True):
             chunk += self.layer.apply(linear, x.to(self.layer.cos_sin[0].device)).to(chunk.device)
@@ -81,20 +92,14 @@ def quantize_layer(
 
     Raises NumericError where an input of a linear holds NaN or Inf.
     """
-    inputs: Chunks = stream.chunks
-    wanted: Chunks | None = None if reference is None else reference.chunks
-    for stage, linears in enumerate(stream.layer.arch.layer.stages):
-        inputs = stream.inputs(stage, inputs)
-        wanted = None if reference is None or wanted is None else reference.inputs(stage, wanted)
+    aims = repeat(None) if reference is None else (inputs for _, inputs in reference.stages())
+    for (stage, inputs), wanted in zip(stream.stages(), aims, strict=reference is not None):
+        linears = stream.layer.arch.layer.stages[stage]
         grid = grids[prefix + linears[0]]
         if grid is not None:
             sums = sums_of(stream.layer, linears, guidance)
             _gather(stream, reference, stage, inputs, wanted, linears, sums)
             yield from _solve(stream.layer, linears, sums.stats, prefix, read, recipe, grid)
-        if stage in ENDS:
-            stream.add(stage, inputs)
-            if reference is not None and wanted is not None:
-                reference.add(stage, wanted)
 
 
 def sums_of(layer: DecoderLayer, linears: tuple[str, ...], guidance: Mapping[str, Sensitivity] | None) -> Sums:

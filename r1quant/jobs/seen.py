@@ -1,15 +1,23 @@
-"""All that decides what a float model does with a text: passes over it are kept in the cache under its hash."""
+"""A float model that sees a text, and all that decides what it does with it.
+
+Passes over the text are kept in the cache under the hash of the latter.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from r1quant import provenance
 from r1quant.artifact import Artifact
 from r1quant.calibration import Calibration
 from r1quant.jobs.identity import identity
 from r1quant.jobs.samples import cache_folder
+from r1quant.planner import Plan
 from r1quant.progress import Progress
+
+if TYPE_CHECKING:
+    from r1quant.forward import Decoder
 
 
 def precision(device: str, dtype: str) -> dict[str, str]:
@@ -37,3 +45,11 @@ def deciding(
         **compute,
         **provenance.environment(),
     }
+
+
+def decoder_of(made: Plan, seq_len: int) -> Decoder:
+    """The layers of the plan's float model. Raises RecipeError for a device that is not here."""
+    from r1quant.forward import Decoder, pick_device, pick_dtype
+
+    device = pick_device(made.recipe.device)
+    return Decoder(made.checkpoint.unrounded(), made.arch, device, pick_dtype(made.recipe.dtype, device), seq_len)

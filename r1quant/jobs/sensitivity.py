@@ -20,8 +20,10 @@ from r1quant.errors import NumericError
 from r1quant.estimates import BOUNDARY_BYTES
 from r1quant.forward import Decoder, chunked
 from r1quant.jobs.activations import load, save
+from r1quant.jobs.samples import cache_folder
 from r1quant.progress import Progress
 from r1quant.provenance import sha256
+from r1quant.recipe import Recipe
 from r1quant.rundir import RunDir
 from r1quant.sensitivity import Sensitivity, backward, head_gradient
 
@@ -49,6 +51,13 @@ class Sensitivities:
         return {name: Sensitivity(mean[f"{name}.weights"], _numbered(mean, f"{name}.covariance.")) for name in names}
 
 
+def guidance_of(
+    decoder: Decoder, tokens: npt.NDArray[np.int64], seen: Mapping[str, str], recipe: Recipe, progress: Progress
+) -> Sensitivities:
+    """The passes that a recipe asks for; tokens: int64 [windows, seq_len]; seen: all else that decides them."""
+    return measured(decoder, tokens, cache_folder(), seen, progress, recipe.draws, recipe.guided_windows)
+
+
 def measured(
     decoder: Decoder,
     tokens: npt.NDArray[np.int64],
@@ -56,17 +65,17 @@ def measured(
     identity: Mapping[str, str],
     progress: Progress,
     draws: int = 1,
-    share: float = 1.0,
+    windows: int | None = None,
 ) -> Sensitivities:
     """The passes over tokens int64 [windows, seq_len]; from the cache where they were made before.
 
     identity is all else that decides them; draws, how often a next token is drawn at every position, with a pass for
-    each; share, the part of the windows that they go over, the first ones.
+    each; windows, how many they go over, the first ones; None for all.
     Raises NumericError where the model overflows on the text.
     """
     cache.mkdir(parents=True, exist_ok=True)
     made = []
-    chosen = tokens[: math.ceil(share * len(tokens))]
+    chosen = tokens[:windows]
     basis = {**identity, "kind": KIND} | ({"windows": str(len(chosen))} if len(chosen) < len(tokens) else {})
     for draw in range(draws):
         stated = basis | ({"draw": str(draw)} if draw else {})

@@ -133,7 +133,7 @@ def quantize(
     energy = _products(weight @ stats.hessian, weight) / stats.tokens
     failed = feedback and factored is None
     used = factored.damping if factored is not None else MOST_DAMPING if failed else 0.0
-    divergence = None if stats.outputs is None else _divergence(wrong, felt, stats)
+    divergence = None if stats.outputs is None else predicted(wrong, felt, stats)
     return Solved(qlinear, loss, energy, used, int(stats.dead.sum()), worse, failed, divergence)
 
 
@@ -150,14 +150,9 @@ def correction(stats: Stats, ridge: float) -> torch.Tensor:
     return torch.cholesky_solve(stats.drift.T, lower).T
 
 
-def predicted(wrong: torch.Tensor, stats: Stats) -> npt.NDArray[np.float64]:
-    """The KL divergence per token that an error of the weight costs, in nats, 1/2 tr(H_O E H_I E^T), as the shares of
-    its rows, float64 [N]. A share may be below zero, their sum not."""
-    return _divergence(wrong, wrong @ stats.hessian, stats)
-
-
-def _divergence(wrong: torch.Tensor, felt: torch.Tensor, stats: Stats) -> npt.NDArray[np.float64]:
-    """felt: the error [N, K] times H_I."""
+def predicted(wrong: torch.Tensor, felt: torch.Tensor, stats: Stats) -> npt.NDArray[np.float64]:
+    """The KL divergence per token that an error E [N, K] of the weight costs, in nats, 1/2 tr(H_O E H_I E^T), as the
+    shares of its rows, float64 [N]; felt is E H_I. A share may be below zero, their sum not."""
     assert stats.outputs is not None
     shares, start = [], 0
     for part in stats.outputs:

@@ -18,6 +18,7 @@ from tests.conftest import QUICK, Ran
 from tests.crash.points import Point
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+BEST = ("--preset", "best", "--draws", "2")
 SHARD_LIMIT = 70_000  # so that the tiny model has several shards
 
 
@@ -121,9 +122,9 @@ def straight(server: Server, base: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="session")
-def balanced(server: Server, base: Path) -> dict[str, bytes]:
-    """The same with a sensitivity pass before, and the float model beside."""
-    return undisturbed(Place(server, base / "balanced"), "--preset", "balanced")
+def best(server: Server, base: Path) -> dict[str, bytes]:
+    """The same with sensitivity passes before, copies of the text that they make, and the float model beside."""
+    return undisturbed(Place(server, base / "best"), *BEST)
 
 
 def undisturbed(place: Place, *options: str) -> dict[str, bytes]:

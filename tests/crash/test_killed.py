@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.crash.conftest import Place, contents
+from tests.crash.conftest import BEST, Place, contents
 from tests.crash.points import POINTS, Point
 
 KILLED = -9
@@ -71,21 +71,21 @@ GUIDED = {
     "a layer's part is written, what led to it is there too": Point(
         "r1quant.jobs.sensitivity:_Pass._write", 2, after=True
     ),
-    "the pass is complete": Point("r1quant.rundir:RunDir.forget_boundaries"),
+    "the first pass is complete": Point("r1quant.rundir:RunDir.forget_boundaries"),
+    "the second pass is at the head": Point("r1quant.jobs.sensitivity:head_gradient", 2),
     "the second layer is half done": Point("r1quant.methods.gptq:quantize", 6),
     "both streams are written, the part is not": Point("r1quant.jobs.calibrated:save", 2, after=True),
 }
 
 
 @pytest.mark.parametrize("name", GUIDED)
-def test_killed_in_a_balanced_run_when(place: Place, balanced: Bytes, name: str) -> None:
-    options = "--preset", "balanced"
-    assert place.quantize(*options, at=GUIDED[name]).code == KILLED
-    ran = place.quantize(*options)
+def test_killed_in_a_run_of_the_best_preset_when(place: Place, best: Bytes, name: str) -> None:
+    assert place.quantize(*BEST, at=GUIDED[name]).code == KILLED
+    ran = place.quantize(*BEST)
     assert ran.code == 0, ran.err
-    assert contents(place.out) == balanced
+    assert contents(place.out) == best
     left = [path.name for path in place.folder.with_name(f"{place.folder.name}.cache").rglob("*") if path.is_file()]
-    assert sum("layer" in path for path in left) == 3 and not any("boundary" in p or "gradient" in p for p in left)
+    assert sum("layer" in path for path in left) == 2 * 3 and not any("boundary" in p or "gradient" in p for p in left)
 
 
 def test_finished_layers_are_not_computed_again(place: Place, straight: Bytes) -> None:

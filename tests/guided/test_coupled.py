@@ -122,3 +122,15 @@ def test_weights_of_tokens_are_relative_and_rows_of_bfloat16_stay_positive() -> 
     halved = Sums(32, CPU, counted)
     halved.add(x.bfloat16())
     assert float(torch.linalg.eigvalsh(halved.stats.hessian.double()).min()) > 0
+
+
+def test_tokens_beyond_those_that_are_weighted_have_the_mean_weight() -> None:
+    x, weights = correlated(16, 50), torch.rand(30) + 0.1
+    sums = Sums(16, CPU, weights)
+    for chunk in x.split(20):
+        sums.add(chunk, chunk[:, :4])
+    counted = torch.cat([weights / weights.mean(), torch.ones(20)])
+    assert sums.stats.tokens == 50
+    assert torch.allclose(sums.stats.hessian, (x * counted[:, None]).T @ x, rtol=1e-4, atol=1e-4)
+    assert sums.stats.drift is not None
+    assert torch.allclose(sums.stats.drift, (x[:, :4] * counted[:, None]).T @ x, rtol=1e-4, atol=1e-4)

@@ -18,6 +18,7 @@ from r1quant.forward import Decoder
 from r1quant.jobs.calibrated import resampled
 from r1quant.jobs.sensitivity import measured
 from r1quant.progress import Silent
+from r1quant.recipe import Recipe
 from r1quant.sources import open_model
 from tests import models
 
@@ -38,6 +39,12 @@ class Seen:
     gradient: torch.Tensor
 
 
+def drawn_by(logits: torch.Tensor, seed: int) -> torch.Tensor:
+    """Tokens int64 [T] drawn from logits [T, V], each at a level of its own of the cumulative distribution."""
+    level = torch.rand((len(logits), 1), generator=torch.Generator().manual_seed(seed))
+    return torch.searchsorted(logits.double().softmax(-1).cumsum(1), level.double())[:, 0]
+
+
 def by_autograd(folder: Path) -> dict[str, Seen]:
     """Of every linear, the gradients being those of the loss of tokens drawn as the pass draws them."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -53,9 +60,7 @@ def by_autograd(folder: Path) -> dict[str, Seen]:
             module.register_forward_hook(seen)
     embedded = model.get_input_embeddings()(torch.from_numpy(TOKENS)).requires_grad_()
     logits = model(inputs_embeds=embedded).logits.flatten(0, 1)
-    level = torch.rand((len(logits), 1), generator=torch.Generator().manual_seed(1))
-    drawn = torch.searchsorted(logits.detach().double().softmax(-1).cumsum(1), level.double())
-    torch.nn.functional.cross_entropy(logits, drawn[:, 0], reduction="sum").backward()
+    torch.nn.functional.cross_entropy(logits, drawn_by(logits.detach(), 1), reduction="sum").backward()
     flat = {name: (inputs.detach().flatten(0, 1), output.grad.flatten(0, 1)) for name, (inputs, output) in kept.items()}
     return {name: Seen(*each) for name, each in flat.items()}
 
@@ -96,8 +101,8 @@ def test_tokens_are_drawn_as_often_as_they_are_likely(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("share", "windows"), [(0.5, 3), (0.4, 3), (0.01, 1)])
 def test_a_share_of_the_windows_is_the_first_ones(share: float, windows: int, tmp_path: Path) -> None:
     folder = models.write_model(tmp_path / "model", "llama")
-    model = decoder(folder)
-    part = measured(model, TOKENS, tmp_path / "a", {"of": "this"}, Silent(), share=share).layer(0)
+    model, asked = decoder(folder), Recipe(guided=True, guided_share=share, samples=len(TOKENS)).guided_windows
+    part = measured(model, TOKENS, tmp_path / "a", {"of": "this"}, Silent(), windows=asked).layer(0)
     alone = measured(model, TOKENS[:windows], tmp_path / "b", {"of": "this"}, Silent()).layer(0)
     whole = measured(model, TOKENS, tmp_path / "a", {"of": "this"}, Silent()).layer(0)
     assert all(len(each.weights) == TOKENS.size for each in whole.values())
@@ -106,11 +111,16 @@ def test_a_share_of_the_windows_is_the_first_ones(share: float, windows: int, tm
 
 
 def test_copies_of_the_text_say_what_was_drawn(tmp_path: Path) -> None:
-    """The gradient at the logits is that of the tokens that the pass says it drew, and these make the copies."""
-    model = decoder(models.write_model(tmp_path / "model", "llama"))
-    drawn = measured(model, TOKENS, tmp_path / "cache", {"of": "this"}, Silent(), draws=2).drawn
-    assert [each.shape for each in drawn] == [TOKENS.shape] * 2 and (drawn[0] != drawn[1]).mean() > 0.5
-    assert all(each.min() >= 0 and each.max() < models.VOCABULARY for each in drawn)
+    """Tokens of the distribution after the one at their place, as the library's whole model has it."""
+    folder = models.write_model(tmp_path / "model", "llama", rope_scaling=None)
+    drawn = measured(decoder(folder), TOKENS, tmp_path / "cache", {"of": "this"}, Silent(), draws=2).drawn
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        logits = model(torch.from_numpy(TOKENS)).logits.flatten(0, 1)
+    for seed, found in enumerate(drawn, 1):
+        assert found.shape == TOKENS.shape
+        assert (found.ravel() == drawn_by(logits, seed).numpy()).mean() > 0.99  # but for the rounding of sums
+    assert (drawn[0] != drawn[1]).mean() > 0.5
     none, some, all_ = (resampled(TOKENS, drawn[0][:4], share, 0) for share in (0.0, 0.3, 1.0))
     assert (none == TOKENS[:4]).all() and (all_[:, 0] == TOKENS[:4, 0]).all()
     assert (all_[:, 1:] == drawn[0][:4, :-1]).all()

@@ -175,8 +175,8 @@ def test_a_budget_is_met_by_what_the_model_itself_says(
     record = run(*words, "-o", "out").json["record"]
     assert 5.5 < record["bits_per_weight"] <= 6.5
     allocation = record["allocation"]
-    assert allocation["source"] == foresight.SOURCES[method] and allocation["gap"] == 0
-    assert set(allocation["bits"].values()) == {4, 8} and 0 < allocation["predicted_kl"] < 1
+    assert allocation["source"] == {"gptq": foresight.TRIAL, "rtn": foresight.NEAREST}[method]
+    assert allocation["gap"] == 0 and set(allocation["bits"].values()) == {4, 8} and 0 < allocation["predicted_kl"] < 1
     assert (record["predicted_kl"] == allocation["predicted_kl"]) == (method == "rtn")
     files = {path: path.stat().st_mtime_ns for path in Path("cache").rglob("*.json")}
     assert sum("losses" in path.name for path in files) == 2
@@ -219,3 +219,29 @@ def test_flags_replace_bits_and_budgets_of_the_settings(run: Run, llama: Path) -
     assert recipe("--preset", "fast", "--target-bpw", "7", "--group-size", "32") == (None, 7.0, None, None, [])
     Path("r1quant.toml").write_text("[quantize]\ngroup_size = 32\ntarget_bpw = 7\n")
     assert recipe("--preset", "fast", "--group-size", "32") == (None, 7, None, None, [])
+
+
+def test_what_a_trial_foretells_is_what_the_run_then_predicts(
+    model: Path, tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the first stage, whose inputs no rounding has changed; and the trial is not rounding to nearest."""
+    monkeypatch.setenv("R1QUANT_CACHE", str(tmp_path / "cache"))
+    kept: list[Predictions] = []
+
+    def watched(*given: object) -> Predictions:
+        kept.append(told(*given))
+        return kept[-1]
+
+    told = foresight.predicted
+    monkeypatch.setattr(foresight, "predicted", watched)
+    same = Recipe(group_size=32, format="compressed-tensors", samples=4, seq_len=32, calib=str(text_file), guided=True)
+    for method in ("gptq", "rtn"):
+        job.quantize(model, tmp_path / method, replace(same, method=method, target_bpw=9.5, allowed_bits=(4, 8)))
+    trial, nearest = (each.losses for each in kept)
+    for name in ("q_proj", "k_proj", "v_proj"):
+        name = f"model.layers.0.self_attn.{name}"
+        assert trial[name].keys() == {4, 8} and trial[name][4] > 4 * trial[name][8] > 0
+    assert sum(loss[4] for loss in trial.values()) < 0.9 * sum(loss[4] for loss in nearest.values())
+    record = job.quantize(model, tmp_path / "all", replace(same, method="gptq")).record
+    for linear in record["linears"][:3]:
+        assert linear["predicted_kl"] == pytest.approx(trial[linear["name"]][4], rel=1e-3)
