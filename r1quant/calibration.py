@@ -58,6 +58,11 @@ class Calibration:
     def windows(self) -> int:
         return int(self.tokens.shape[0])
 
+    def followed_by(self, tokens: npt.NDArray[np.int64], source: str) -> Calibration:
+        """With more windows [n, seq_len] after its own, each a document."""
+        both = np.concatenate([self.tokens, tokens])
+        return Calibration(both, _digest(both), source, self.documents + len(tokens), self.requested + len(tokens))
+
 
 @dataclass(frozen=True)
 class Source:

@@ -8,7 +8,6 @@ from itertools import pairwise
 
 from r1quant import selfcalib
 from r1quant.archs import size
-from r1quant.calibration import SELF
 from r1quant.checkpoint import Checkpoint
 from r1quant.formats.table import CODECS
 from r1quant.layout import Layout
@@ -52,8 +51,7 @@ def estimated(
     shapes = _Shapes.of(checkpoint, recipe, linears)
     passes = []
     if METHODS[recipe.method].calibrated:
-        rounded_on = (recipe.samples + recipe.copies) * recipe.seq_len
-        passes.append(_rounding(replace(shapes, tokens=rounded_on), recipe))
+        passes.append(_rounding(shapes, recipe))
     else:
         passes.append(_Pass(shapes.largest * 12, 0, weights / 4e6 * RATE))
     if (recipe.guided and METHODS[recipe.method].calibrated) or recipe.budgeted:
@@ -62,7 +60,7 @@ def estimated(
         passes.append(_factors(shapes))
     memory = PROCESS_BYTES + max(each.memory for each in passes)
     seconds = (20 if recipe.calibrated else 10) + sum(each.work for each in passes) / (RATE * cores)
-    if recipe.calib == SELF and recipe.calibrated:
+    if selfcalib.writes(recipe):
         writing = selfcalib.predict(checkpoint, recipe, weights)
         memory, seconds = max(memory, PROCESS_BYTES + writing.memory_bytes), seconds + writing.seconds
     return Estimate(output, parts + sum(each.disk for each in passes), memory, seconds)
@@ -100,7 +98,7 @@ class _Shapes:
         first = [linear for linear in linears if linear.layer == 0]
         stages = [found for stage in range(4) if (found := [x for x in first if x.stage == stage])]
         return cls(
-            recipe.samples * recipe.seq_len,
+            recipe.windows * recipe.seq_len,
             size(checkpoint.config, "hidden_size"),
             size(checkpoint.config, "vocab_size"),
             1 + max((linear.layer for linear in linears), default=0),

@@ -361,7 +361,7 @@ def _warnings(
         warnings.append("no tokenizer.json: the result cannot be used without a tokenizer from elsewhere")
     elif not has_chat_template(checkpoint.carried):
         warnings.append("no chat template: chat prompts will have to be formatted by hand")
-    if recipe.calib == SELF and recipe.calibrated:
+    if selfcalib.writes(recipe):
         weights = sum(linear.weights for linear in linears)
         warnings += selfcalib.foretell(selfcalib.predict(checkpoint, recipe, weights), recipe)
     if checkpoint.config.get("tie_word_embeddings"):

@@ -23,6 +23,7 @@ ROTATIONS = ("r1", "r2", "both")
 TARGETS = ("target_bpw", "target_size", "fit_gpu")
 UNITS = {"": 1, "b": 1} | {f"{k}{i}b": (1024 if i else 1000) ** n for n, k in enumerate("kmgt", 1) for i in ("", "i")}
 SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([a-z]*)", re.IGNORECASE)
+MOST_CONTINUED = 16
 DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 
 
@@ -39,14 +40,14 @@ class Recipe:
     guided        round by what the answer needs: a sensitivity pass first, then weighted tokens and coupled rows
     guided_share  the part of the calibration windows that the sensitivity pass goes over, the first ones; > 0 .. 1
     draws         next tokens drawn at every position for the sensitivity pass, which is made as often
-    resample      the part of the tokens of which the model says others, in copies of the windows that the sensitivity
-                  pass went over, one for each draw; they are added to the calibration text, 0 .. 1
     corrected     aim at the float model's outputs, so that each layer makes up for the errors of those before it
     awq           scale input channels by what they carry, folded into what comes before; method awq does so always
     smooth        SmoothQuant's share of the activations' spread that moves into the weights, 0 .. 1; or None
     rotate        r1 (the residual stream), r2 (the heads between v and o), both, or None
     calib         a text or JSONL file, hub:NAME, self for text that the model writes, or None for the bundled text
     samples, seq_len, seed   the calibration windows
+    continued     for how many of these windows, as a part of them, the model writes on from where they break off; what
+                  it writes is calibrated on as well. Beyond 1 it writes on from each more than once
     format        what is written
     device, dtype where and in what precision the calibration text is run
 
@@ -71,7 +72,6 @@ class Recipe:
     guided: bool = False
     guided_share: float = 1.0
     draws: int = 1
-    resample: float = 0.0
     corrected: bool = False
     awq: bool = False
     smooth: float | None = None
@@ -80,6 +80,7 @@ class Recipe:
     samples: int = 128
     seq_len: int = 1024
     seed: int = 0
+    continued: float = 0.0
     format: str = "gptq"
     device: str = "auto"
     dtype: str = "auto"
@@ -129,10 +130,9 @@ class Recipe:
         share = self.guided_share
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
             raise RecipeError(f"guided-share is {share!r}", "give a number above 0, at most 1")
-        if isinstance(self.resample, bool) or not isinstance(self.resample, int | float) or not 0 <= self.resample <= 1:
-            raise RecipeError(f"resample is {self.resample!r}", "give a number from 0 to 1")
-        if self.resample and not self.guided:
-            raise RecipeError("resample takes tokens that a sensitivity pass draws", "add --guided, or leave it out")
+        more = self.continued
+        if isinstance(more, bool) or not isinstance(more, int | float) or not 0 <= more <= MOST_CONTINUED:
+            raise RecipeError(f"continued is {more!r}", f"give a number from 0 to {MOST_CONTINUED}")
         self._check_transforms()
         self._check_budget()
 
@@ -183,14 +183,19 @@ class Recipe:
         return any(getattr(self, name) is not None for name in TARGETS)
 
     @property
-    def guided_windows(self) -> int:
-        """How many of the calibration windows a sensitivity pass goes over."""
-        return math.ceil(self.guided_share * self.samples)
+    def continuations(self) -> int:
+        """How many windows the model writes on."""
+        return math.ceil(self.continued * self.samples)
 
     @property
-    def copies(self) -> int:
-        """How many windows are added in which the model has its say."""
-        return self.guided_windows * self.draws if self.resample else 0
+    def windows(self) -> int:
+        """Of the calibration text, those that the model writes among them."""
+        return self.samples + self.continuations
+
+    @property
+    def guided_windows(self) -> int:
+        """How many of them a sensitivity pass goes over."""
+        return math.ceil(self.guided_share * self.windows)
 
     @property
     def calibrated(self) -> bool:

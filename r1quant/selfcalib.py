@@ -1,21 +1,24 @@
-"""How a model writes its own calibration text before it is quantized, and what that will cost: no torch.
+"""How a model writes its own calibration text, or a part of it, before it is quantized, and what that costs: no torch.
 
 What a quantized model has to go on with is its own reasoning, so that is what it is calibrated on (self-calibration,
-Williams et al. 2025, arXiv 2410.17170).
+Williams et al. 2025, arXiv 2410.17170). Where a text is given, the model can write on from it: more text of the kind.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from r1quant.archs import size
+from r1quant.calibration import SELF
 from r1quant.checkpoint import Checkpoint
 from r1quant.provenance import processors
 from r1quant.recipe import Recipe
 
 TEMPERATURE, TOP_P = 0.6, 0.95  # what DeepSeek-R1 is sampled with
 MAX_TOKENS = 2048  # of an answer, so that many prompts have their say
+KEPT = 1 / 8  # of a window, its end, is what the model goes on from
 AT_ONCE = 64  # answers
 WORK_PER_S = 4.5e10  # of a core: operations on weights, while so many answers are written at once
 STEP_S, LAYER_S = 25e-3, 2.5e-3  # for one token of each answer, whatever the size of a layer
@@ -32,11 +35,25 @@ class Cost:
     memory_bytes: int
 
 
+def writes(recipe: Recipe) -> bool:
+    """Whether the model writes anything for this recipe."""
+    return recipe.calibrated and (recipe.calib == SELF or recipe.continuations > 0)
+
+
+def kept(seq_len: int) -> int:
+    """How many tokens of a window the model goes on from."""
+    return math.ceil(KEPT * seq_len)
+
+
 def predict(checkpoint: Checkpoint, recipe: Recipe, parameters: int) -> Cost:
-    """What `--calib self` costs; parameters is how many weights the linears of all layers have."""
-    tokens, layers = recipe.samples * recipe.seq_len, size(checkpoint.config, "num_hidden_layers")
+    """What it costs to write a recipe's text; parameters is how many weights the linears of all layers have."""
+    layers, new = size(checkpoint.config, "num_hidden_layers"), recipe.seq_len - kept(recipe.seq_len)
     head = size(checkpoint.config, "vocab_size") * size(checkpoint.config, "hidden_size")
-    steps = tokens / AT_ONCE + MAX_TOKENS / 4  # the last ones are written with fewer and fewer beside them
+    tokens, steps = recipe.continuations * new, math.ceil(recipe.continuations / AT_ONCE) * new
+    if recipe.calib == SELF:
+        own = recipe.samples * recipe.seq_len
+        tokens += own
+        steps += own // AT_ONCE + MAX_TOKENS // 4  # the last ones are written with fewer and fewer beside them
     work = 2 * tokens * (parameters + head)
     seconds = work / (WORK_PER_S * processors()) + steps * (STEP_S + layers * LAYER_S)
     return Cost(tokens, seconds, 4 * (parameters + 2 * head))
@@ -44,7 +61,9 @@ def predict(checkpoint: Checkpoint, recipe: Recipe, parameters: int) -> Cost:
 
 def foretell(cost: Cost, recipe: Recipe) -> list[str]:
     """What a plan says of it; on a processor also for how long, and what else could be done where that is long."""
-    what = f"the model first writes its own calibration text: {cost.tokens:,} tokens, at most {MAX_TOKENS:,} an answer"
+    how = f", at most {MAX_TOKENS:,} an answer" if recipe.calib == SELF else ""
+    does = "writes its own calibration text" if recipe.calib == SELF else "writes on from its calibration text"
+    what = f"the model first {does}: {cost.tokens:,} tokens{how}"
     if recipe.device.startswith("cuda") or (recipe.device == "auto" and CARD.exists()):
         return [what]
     lines = [f"{what}, roughly {_time(cost.seconds)} on this machine's processor"]
@@ -52,6 +71,8 @@ def foretell(cost: Cost, recipe: Recipe) -> list[str]:
         lines.append(
             "that is long: lower --samples, or have a server write it, r1quant calib generate MODEL --base-url URL "
             "-o FILE.jsonl, and give --calib FILE.jsonl"
+            if recipe.calib == SELF
+            else "that is long: --continued 0 leaves it out, a smaller number makes it shorter"
         )
     return lines
 

@@ -47,32 +47,28 @@ def blocks(rows: int) -> list[slice]:
     return [slice(rows * i // count, rows * (i + 1) // count) for i in range(count)]
 
 
-def head_gradient(decoder: Decoder, hidden: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradient of the summed log-loss of drawn tokens at the last layer's output, and these tokens.
+def head_gradient(decoder: Decoder, hidden: torch.Tensor, seed: int) -> torch.Tensor:
+    """The gradient of the summed log-loss of drawn tokens at the last layer's output.
 
-    hidden: [windows, seq_len, width]; the gradient has its shape, dtype and device. Tokens: int64 [windows, seq_len],
-    each drawn to follow the token at its place.
+    hidden: [windows, seq_len, width]; the gradient has its shape, dtype and device.
     """
     head, found = decoder.head(decoder.dtype), torch.empty_like(hidden)
-    tokens = torch.empty(hidden.shape[:2], dtype=torch.int64)
     generator = torch.Generator(decoder.device).manual_seed(seed)
-    flat, out, said = hidden.flatten(0, 1), found.flatten(0, 1), tokens.flatten()
+    flat, out = hidden.flatten(0, 1), found.flatten(0, 1)
     for start in range(0, len(flat), HEAD_TOKENS):
         rows = slice(start, start + HEAD_TOKENS)
         states = flat[rows].to(decoder.device).requires_grad_()
         with torch.enable_grad():
             normed = decoder.final_norm(states[None])[0]
         with torch.no_grad():
-            upstream, drawn = _drawn(head, normed, generator)
-            said[rows] = drawn.cpu()
+            upstream = _loss_gradient(head, normed, generator)
         (gradient,) = torch.autograd.grad(normed, states, upstream.to(normed.dtype))
         out[rows] = gradient.to(out.device)
-    return found, tokens
+    return found
 
 
-def _drawn(head: Head, normed: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradient float32 [tokens, width] of the log-loss of tokens drawn by the inverse of the distribution, and
-    these, int64 [tokens]."""
+def _loss_gradient(head: Head, normed: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """float32 [tokens, width], that of the log-loss of tokens drawn by the inverse of the distribution."""
     odds = head.logits(normed)
     odds.sub_(odds.amax(1, keepdim=True)).clamp_(min=LEAST).exp_()
     below = odds.cumsum(1)
@@ -80,7 +76,7 @@ def _drawn(head: Head, normed: torch.Tensor, generator: torch.Generator) -> tupl
     level = total * torch.rand(total.shape, generator=generator, device=total.device)
     drawn = torch.searchsorted(below, level, right=True).clamp_(max=odds.shape[1] - 1)
     del below
-    return head.transposed(odds.scatter_add_(1, drawn, -total)) / total, drawn[:, 0]
+    return head.transposed(odds.scatter_add_(1, drawn, -total)) / total
 
 
 def backward(

@@ -63,12 +63,6 @@ OPTIONS = (
     ),
     click.option("--draws", type=int, help="How often the sensitivity pass is made, with other draws.  [default: 1]"),
     click.option(
-        "--resample",
-        type=float,
-        help="Add copies of the calibration windows, one for each draw, in which this part of the tokens is what the "
-        "model would say there; 0.5 in best.  [default: 0.0]",
-    ),
-    click.option(
         "--corrected/--uncorrected",
         "corrected",
         default=None,
@@ -96,6 +90,12 @@ OPTIONS = (
     click.option("--samples", type=int, help="Calibration windows.  [default: 128]"),
     click.option("--seq-len", type=int, help="Tokens in a window.  [default: 1024]"),
     click.option("--seed", type=int, help="Seed of the calibration's shuffle.  [default: 0]"),
+    click.option(
+        "--continued",
+        type=float,
+        help="Let the model write on from this part of the windows, and calibrate on that too; 1 in best.  "
+        "[default: 0.0]",
+    ),
     click.option("--format", help=f"Output format: {', '.join(WRITTEN)}.  [default: gptq]"),
     click.option("--device", help="cpu, cuda, or auto.  [default: auto]"),
     click.option("--dtype", help="Precision of the calibration run: float32, bfloat16, auto.  [default: auto]"),

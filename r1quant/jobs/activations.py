@@ -11,7 +11,7 @@ import torch
 from r1quant.checkpoint import TORCH_NAMES, read_header
 from r1quant.tensorfile import write_arrays
 
-BITS_AS = {torch.bfloat16: torch.uint16} | {same: same for same in (torch.float16, torch.float32, torch.int64)}
+BITS_AS = {torch.bfloat16: torch.uint16, torch.float16: torch.float16, torch.float32: torch.float32}
 
 
 def save(path: Path, named: Mapping[str, torch.Tensor]) -> None:

@@ -45,7 +45,7 @@ def quantize_layers(
             states: States = load(run.boundary(first))
             progress.note(f"resuming after layer {first} of {made.layers}")
         else:
-            states = job.embedded(job.extended(tokens))
+            states = job.embedded(tokens)
         progress.begin("quantizing", made.layers)
         progress.advance(first)
         for index in range(first, made.layers):
@@ -79,14 +79,6 @@ class _Job:
         guidance = guidance_of(decoder, tokens, seen, recipe, progress) if recipe.guided else None
         return cls(made, decoder, decoder_of(made, tokens.shape[1]) if recipe.corrected else None, guidance, progress)
 
-    def extended(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """tokens with copies of its first windows, in which some are those that the model drew in their place."""
-        share = self.plan.recipe.resample
-        if self.guidance is None or not share:
-            return tokens
-        drawn = self.guidance.drawn
-        return np.concatenate([tokens, *(resampled(tokens, each, share, seed) for seed, each in enumerate(drawn))])
-
     def embedded(self, tokens: npt.NDArray[np.int64]) -> States:
         hidden = self.decoder.embed(torch.from_numpy(tokens))
         return {"hidden": hidden} if self.beside is None else {"hidden": hidden, "reference": hidden.clone()}
@@ -112,17 +104,3 @@ class _Job:
                 "use --dtype float32; if that does not help, the model itself overflows on this text",
             )
         return done
-
-
-def resampled(
-    tokens: npt.NDArray[np.int64], drawn: npt.NDArray[np.int64], share: float, seed: int
-) -> npt.NDArray[np.int64]:
-    """The windows that there are draws of, a share of their tokens replaced by what was drawn to follow the one before.
-
-    tokens, drawn: int64 [windows, seq_len] and [at most so many, seq_len]. Other text of the same kind, for nothing: a
-    model that is rounded on both loses less on text that it has not seen.
-    """
-    copy = tokens[: len(drawn)].copy()
-    chosen = np.random.default_rng(seed).random(copy[:, 1:].shape) < share
-    copy[:, 1:][chosen] = drawn[:, :-1][chosen]
-    return copy

@@ -196,6 +196,15 @@ def _finished_record(out: Path) -> dict[str, Any] | None:
 
 
 def _calibration(made: Plan, progress: Progress) -> calibration.Calibration:
+    text = _given(made, progress)
+    if not made.recipe.continuations:
+        return text
+    from r1quant.jobs.selftext import continued
+
+    return continued(made.checkpoint, made.recipe, text, progress)
+
+
+def _given(made: Plan, progress: Progress) -> calibration.Calibration:
     recipe = made.recipe
     if recipe.calib == calibration.SELF:
         from r1quant.jobs.selftext import own_text

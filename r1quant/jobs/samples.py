@@ -151,6 +151,13 @@ def prompt_for(
     Raises CalibrationError where the model has no chat template, or one that cannot render them.
     """
     tokens = tokenizer.encode(tokenizer.render(messages, add_generation_prompt=True))
+    return token_prompt(name, tokens, number, seed, messages)
+
+
+def token_prompt(
+    name: str, tokens: Sequence[int], number: int, seed: int, messages: Sequence[Mapping[str, str]] = ()
+) -> Prompt:
+    """As `prompt_for`, of tokens."""
     key = f"{name}/{sha256(json.dumps(tokens).encode())[:8]}/{number}"
     return Prompt(key, tuple(messages), tuple(tokens), int(sha256(f"{seed}/{key}".encode())[:8], 16) & 0x7FFFFFFF)
 

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import numpy as np
+
 from r1quant import calibration, prompts, selfcalib
 from r1quant.artifact import Artifact, stop_tokens
 from r1quant.backends import Prompt, Runtime, Sampling
@@ -22,7 +24,7 @@ from r1quant.errors import CalibrationError, RecipeError
 from r1quant.formats import table
 from r1quant.jobs.identity import identity
 from r1quant.jobs.runtimes import Setup, backend_of, installed, open_runtime
-from r1quant.jobs.samples import Sample, Samples, cache_folder, collect, prompt_for
+from r1quant.jobs.samples import Sample, Samples, cache_folder, collect, prompt_for, token_prompt
 from r1quant.progress import Progress
 from r1quant.prompts import Messages
 from r1quant.recipe import Recipe
@@ -96,11 +98,12 @@ class Text:
 class Author:
     """A model that is asked. It is opened only where answers are missing."""
 
-    def __init__(self, model: Artifact, options: Options, progress: Progress) -> None:
-        """Raises RecipeError for a backend that cannot run this model, MissingDependency where it is not installed."""
+    def __init__(self, model: Artifact, options: Options, progress: Progress, endless: bool = False) -> None:
+        """endless: it goes on where a text would end. Raises RecipeError for a backend that cannot run this model,
+        MissingDependency where it is not installed."""
         self.model, self.options, self.progress = model, options, progress
         self.tokenizer = Tokenizer.from_files(model.carried, model.source)
-        self.stop = stop_tokens(model, self.tokenizer.eos_id)
+        self.stop = frozenset[int]() if endless else stop_tokens(model, self.tokenizer.eos_id)
         self.backend = backend_of(model, options.setup.backend)
         installed(self.backend)
         self._device, self._dtype = self._place()
@@ -112,6 +115,11 @@ class Author:
         Raises CalibrationError where the model has no chat template, and what the runtime raises.
         """
         prompted = [prompt_for(self.tokenizer, *each, self.options.seed) for each in asked]
+        found = zip(prompted, self.complete(prompted), strict=True)
+        return [self._text(prompt, sample) for prompt, sample in found if sample.count or sample.text]
+
+    def complete(self, prompted: Sequence[Prompt]) -> list[Sample]:
+        """What follows each of the prompts, in their order."""
         have = Samples.peek(cache_folder(), self.identity)
         if any(prompt.key not in have for prompt in prompted):
             with Samples.open(cache_folder(), self.identity) as store:
@@ -120,8 +128,7 @@ class Author:
                 have = store.have
             if changed := getattr(runtime, "retemplated", 0):
                 self.progress.note(f"the server's chat template or tokenizer makes other tokens of {changed} prompts")
-        found = [(prompt, have[prompt.key]) for prompt in prompted]
-        return [self._text(prompt, sample) for prompt, sample in found if sample.count or sample.text]
+        return [have[prompt.key] for prompt in prompted]
 
     def _text(self, prompt: Prompt, sample: Sample) -> Text:
         if sample.ids:
@@ -208,6 +215,22 @@ def own_text(checkpoint: Checkpoint, recipe: Recipe, progress: Progress) -> Cali
     vocabulary = int(checkpoint.config["vocab_size"])
     documents = [text.tokens for text in texts]
     return calibration.of_documents(documents, label, author.tokenizer, recipe.samples, recipe.seq_len, vocabulary)
+
+
+def continued(checkpoint: Checkpoint, recipe: Recipe, text: Calibration, progress: Progress) -> Calibration:
+    """The text, and after it windows in which the model writes on from the ends of the text's, in its own words: drawn
+    from its whole distribution, whose divergence is what counts."""
+    keep = selfcalib.kept(recipe.seq_len)
+    setup = Setup("torch", recipe.device, recipe.dtype)
+    options = Options(max_tokens=recipe.seq_len - keep, temperature=1.0, top_p=1.0, seed=recipe.seed, setup=setup)
+    author = Author(table.artifact(checkpoint), options, progress, endless=True)
+    prompted = []
+    for count in range(math.ceil(recipe.continued * text.windows)):
+        number, window = divmod(count, text.windows)
+        prompted.append(token_prompt(f"window-{window}", text.tokens[window, -keep:].tolist(), number, recipe.seed))
+    written = [[*p.tokens, *sample.ids] for p, sample in zip(prompted, author.complete(prompted), strict=True)]
+    label = f"{text.source}, and {len(written)} windows that the model wrote on"
+    return text.followed_by(np.array(written, np.int64), label)
 
 
 def _enough(texts: Sequence[Text], need: int) -> int:

@@ -28,7 +28,7 @@ from r1quant.rundir import RunDir
 from r1quant.sensitivity import Sensitivity, backward, head_gradient
 
 SEED = 1
-KIND = "covariances by norms, with the tokens"  # what is kept; another one is another pass
+KIND = "covariances by norms, tokens by the inverse distribution"  # what is kept; another one is another pass
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,6 @@ class Sensitivities:
     """Finished passes, a folder for each, in it a file for each layer."""
 
     folders: tuple[Path, ...]
-
-    @property
-    def drawn(self) -> list[npt.NDArray[np.int64]]:
-        """Of each pass int64 [windows, seq_len]: what was drawn to follow the token at its place."""
-        return [load(_drawn(folder))["tokens"].numpy() for folder in self.folders]
 
     def layer(self, index: int) -> dict[str, Sensitivity]:
         """The mean of all passes, by the names of the linears within the layer."""
@@ -111,10 +106,6 @@ def _part(folder: Path, index: int) -> Path:
     return folder / f"layer-{index:05d}.safetensors"
 
 
-def _drawn(folder: Path) -> Path:
-    return folder / "drawn.safetensors"
-
-
 def _numbered(found: Mapping[str, torch.Tensor], prefix: str) -> tuple[torch.Tensor, ...]:
     count = sum(name.startswith(prefix) for name in found)
     return tuple(found[f"{prefix}{number}"] for number in range(count))
@@ -142,9 +133,7 @@ class _Pass:
         self.progress.begin("sensitivity", 3 * layers)
         if not self._gradient(last + 1).exists():
             states = self._states(layers, self._stride())
-            gradient, drawn = head_gradient(self.decoder, states, self.seed)
-            save(_drawn(self.folder), {"tokens": drawn})
-            save(self._gradient(layers), {"gradient": gradient})
+            save(self._gradient(layers), {"gradient": head_gradient(self.decoder, states, self.seed)})
         gradient = load(self._gradient(last + 1))["gradient"]
         for index in range(last, -1, -1):
             states = self._states(index, 1)

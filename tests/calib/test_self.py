@@ -9,14 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from r1quant import calibration, planner, prompts, selfcalib
 from r1quant.errors import CalibrationError
 from r1quant.jobs import selftext
-from r1quant.jobs.selftext import Author, own_text
+from r1quant.jobs.selftext import Author, continued, own_text
 from r1quant.progress import Silent
 from r1quant.recipe import Recipe
 from r1quant.sources import open_model
+from r1quant.tokenizer import Tokenizer
+from tests import independent
 from tests.conftest import Run
 
 RECIPE = Recipe(calib="self", samples=3, seq_len=64, device="cpu", dtype="float32")
@@ -97,6 +100,65 @@ def test_a_context_that_is_too_short_for_every_prompt(llama: Path, own_cache: Pa
 def test_self_is_no_file(run: Run, words: tuple[str, ...]) -> None:
     ran = run(*words)
     assert ran.code in (2, 3) and "Traceback" not in ran.err
+
+
+class TestContinued:
+    """`--continued`: the model writes on from the windows of a text."""
+
+    RECIPE = replace(RECIPE, calib=None, continued=1.5)
+
+    def text(self, windows: int = 4) -> calibration.Calibration:
+        model = open_model("tiny-r1")
+        return calibration.load(calibration.CHAINS, Tokenizer.of(model), windows, 64, 0)
+
+    def test_windows_are_added_that_go_on_from_the_ends_of_others(self, own_cache: Path) -> None:
+        text = self.text()
+        found = continued(open_model("tiny-r1"), self.RECIPE, text, Silent())
+        assert found.tokens.shape == (10, 64) and (found.tokens[:4] == text.tokens).all()
+        assert found.sha256 != text.sha256 and "6 windows that the model wrote on" in found.source
+        for row, window in zip(found.tokens[4:], (0, 1, 2, 3, 0, 1), strict=True):
+            assert (row[:8] == text.tokens[window, -8:]).all()
+        assert (found.tokens[4] != found.tokens[8]).any(), "other luck the second time"
+        again = continued(open_model("tiny-r1"), self.RECIPE, text, Silent())
+        assert again.sha256 == found.sha256
+
+    def test_what_is_written_is_likely_to_the_model(self, own_cache: Path) -> None:
+        """Each token is drawn from the distribution that the whole model gives: -log p is its entropy on average."""
+        model = open_model("tiny-r1")
+        found = continued(model, replace(self.RECIPE, continued=6), self.text(), Silent())
+        logits = independent.whole_model(model)(torch.from_numpy(found.tokens[4:])).logits[:, 7:-1].detach().double()
+        logp = logits.log_softmax(-1)
+        taken = -logp.gather(-1, torch.from_numpy(found.tokens[4:, 8:, None]))[..., 0]
+        entropy = -(logp.exp() * logp).sum(-1)
+        spread = (taken - entropy).std() / taken.numel() ** 0.5
+        assert abs(taken.mean() - entropy.mean()) < 4 * spread
+
+    def test_interrupted_it_goes_on(self, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        text, whole = self.text(), continued(open_model("tiny-r1"), self.RECIPE, self.text(), Silent())
+        (kept,) = own_cache.glob("samples-*.jsonl")
+        lines = kept.read_bytes().splitlines(keepends=True)
+        kept.write_bytes(b"".join(lines[:4]))
+        assert continued(open_model("tiny-r1"), self.RECIPE, text, Silent()).sha256 == whole.sha256
+        monkeypatch.delattr(Author, "_runtime")
+        assert continued(open_model("tiny-r1"), self.RECIPE, text, Silent()).sha256 == whole.sha256
+
+    def test_quantize_calibrates_on_it(self, run: Run, own_cache: Path, text_file: Path) -> None:
+        words = ("--calib", text_file, "--samples", "4", "--seq-len", "64", "--device", "cpu", "--dtype", "float32")
+        ran = run("quantize", "tiny-r1", "-o", "out", "--preset", "best", *words)
+        assert ran.code == 0 and "writes on from its calibration text: 224 tokens" in ran.err
+        record = json.loads(Path("out/r1quant.json").read_text("utf-8"))
+        assert record["calibration"]["samples"] == record["calibration"]["requested_samples"] == 8
+        assert "4 windows that the model wrote on" in record["calibration"]["source"]
+        again = run("quantize", "tiny-r1", "-o", "out", "--preset", "best", *words, "--json")
+        assert again.code == 0 and again.json["already_complete"]
+
+    def test_a_plan_counts_it(self) -> None:
+        model = open_model("tiny-r1")
+        plain, more = (planner.make(model, Recipe(continued=part)).estimate for part in (0.0, 1.0))
+        assert more.seconds > 2 * plain.seconds and more.run_bytes > plain.run_bytes
+        cost = selfcalib.predict(model, Recipe(continued=1.0, device="cpu"), 8_000_000_000)
+        assert cost.tokens == 128 * 896
+        assert "--continued 0" in selfcalib.foretell(cost, Recipe(continued=1.0, device="cpu"))[-1]
 
 
 class TestPlan:

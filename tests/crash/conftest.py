@@ -18,7 +18,7 @@ from tests.conftest import QUICK, Ran
 from tests.crash.points import Point
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-BEST = ("--preset", "best", "--draws", "2")
+BEST = ("--preset", "best", "--draws", "2", "--continued", "0.5")
 SHARD_LIMIT = 70_000  # so that the tiny model has several shards
 
 
@@ -123,7 +123,7 @@ def straight(server: Server, base: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="session")
 def best(server: Server, base: Path) -> dict[str, bytes]:
-    """The same with sensitivity passes before, copies of the text that they make, and the float model beside."""
+    """The same on text that the model writes too, with sensitivity passes before, and the float model beside."""
     return undisturbed(Place(server, base / "best"), *BEST)
 
 
