@@ -6,6 +6,7 @@ number of bits is predicted elsewhere; no weight is read here.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -79,9 +80,18 @@ class Allocation:
     gap: float
     source: str | None
 
+    @property
+    def bits(self) -> dict[str, int]:
+        """Of each linear."""
+        return {name: FLOAT if grid is None else grid.bits for name, grid in self.grids.items()}
+
     def as_dict(self) -> dict[str, Any]:
-        bits = {name: FLOAT if grid is None else grid.bits for name, grid in self.grids.items()}
-        return {"source": self.source, "predicted_kl": self.loss, "gap": self.gap, "bits": bits}
+        return {"source": self.source, "predicted_kl": self.loss, "gap": self.gap, "bits": self.bits}
+
+    def __str__(self) -> str:
+        counts = sorted(Counter(self.bits.values()).items())
+        chosen = ", ".join(f"{bits} bits for {count} linears" for bits, count in counts)
+        return f"{chosen}; predicted KL divergence {self.loss:.3g}"
 
 
 def choices(recipe: Recipe, linears: tuple[LinearPlan, ...]) -> tuple[int, ...]:

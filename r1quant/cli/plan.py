@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 @click.command()
 @recipe_options
 @click.option("--tp", type=click.IntRange(1), default=1, show_default=True, help="Devices that will serve the result.")
+@click.option("--predict", is_flag=True, help="Choose the bits of a budget now, after a sensitivity pass.")
 @console.common
 def plan(
     model: str | None,
@@ -26,15 +27,19 @@ def plan(
     as_json: bool,
     debug: bool,
     tp: int = 1,
+    predict: bool = False,
     **rest: Any,
 ) -> int:
     """Show what quantize would do to MODEL, what would stop it, and which runtimes will load the result.
 
-    Reads headers only.
+    Reads headers only, unless --predict asks for what rounding would lose; quantize uses that again.
     """
-    from r1quant.jobs.quantize import make_plan
+    from r1quant.jobs import quantize as job
 
-    made = make_plan(console.pick_model(model), build_recipe(preset, bits, rest), console.pick_out(out), tp)
+    made = job.make_plan(console.pick_model(model), build_recipe(preset, bits, rest), console.pick_out(out), tp)
+    if predict:
+        with console.watching() as progress:
+            made = job.decided(made, progress)
     console.emit(made.as_dict(), as_json, lambda: show(made, tensors=True))
     return made.problems[0].kind.exit_code if made.problems else 0
 

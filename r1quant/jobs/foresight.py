@@ -8,6 +8,7 @@ in its place: how much less GPTQ loses differs from linear to linear. Each layer
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -44,26 +45,24 @@ def predicted(
 
     tokens: int64 [windows, seq_len]; seen: all that decides what the float model does with them.
     """
-    losses: dict[str, Mapping[int, float]] = {}
     with torch.no_grad():
         decoder = decoder_of(made, tokens.shape[1])
         guidance = guidance_of(decoder, tokens, seen, made.recipe, progress)
         stated = sha256(json.dumps(_stated(made.recipe, bits), sort_keys=True).encode())[:16]
-        hidden = decoder.embed(torch.from_numpy(tokens))
+        paths = [guidance.folders[0] / f"losses-{stated}-{index:05d}.json" for index in range(made.layers)]
+        missing = [index for index, path in enumerate(paths) if _known(path) is None]
+        hidden = decoder.embed(torch.from_numpy(tokens[: len(tokens) if missing else 0]))
         progress.begin("predicting", made.layers)
-        for index in range(made.layers):
-            path = guidance.folders[0] / f"losses-{stated}-{index:05d}.json"
-            known = _known(path)
+        for index in range(max(missing, default=-1) + 1):
             with decoder.layer(index) as layer:
                 stream = Stream(layer, hidden)
-                if known is None:
-                    known = dict(_layer(made, made.arch.layer_prefix(index), stream, guidance.layer(index), bits))
-                    atomic.write_bytes(path, json.dumps(known).encode())
+                if index in missing:
+                    found = dict(_layer(made, made.arch.layer_prefix(index), stream, guidance.layer(index), bits))
+                    atomic.write_bytes(paths[index], json.dumps(found).encode())
                 else:
-                    for _ in stream.stages():
-                        pass
-            losses |= known
+                    deque(stream.stages(), maxlen=0)
             progress.advance(1, f"layer {index + 1}/{made.layers}")
+    losses = {name: loss for path in paths for name, loss in (_known(path) or {}).items()}
     return Predictions(losses, TRIAL if made.recipe.method == "gptq" else NEAREST)
 
 

@@ -20,7 +20,7 @@ from r1quant import atomic, calibration, planner, provenance
 from r1quant.artifact import Artifact
 from r1quant.budget import Predictions
 from r1quant.checkpoint import Checkpoint
-from r1quant.errors import OutOfSpaceError, ResumeError
+from r1quant.errors import OutOfSpaceError, RecipeError, ResumeError
 from r1quant.formats import table
 from r1quant.jobs import assemble
 from r1quant.jobs.folder import RECORD
@@ -97,6 +97,20 @@ def make_plan(model: str | Path, recipe: Recipe, out: Path | None = None, device
     return planner.make(checkpoint, recipe, out or default_out(checkpoint, recipe, Path.cwd()), devices)
 
 
+def decided(made: Plan, progress: Progress) -> Plan:
+    """A plan with the bits of its budget chosen, after a sensitivity pass where none was made yet.
+
+    Raises RecipeError where there is no budget, and whatever would stop the run.
+    """
+    if made.budget is None:
+        made.require()
+        raise RecipeError("there are no bits to choose", "give a budget, such as --target-bpw 4.5")
+    made.require()
+    text, compute = _calibration(made, progress), precision(made.recipe.device, made.recipe.dtype)
+    seen = made if made.recipe.factors is None else _transformed(made, text, compute, progress)
+    return planner.allocated(made, _predictions(seen, text, compute, progress))
+
+
 def _opened(model: str | Path, recipe: Recipe) -> Checkpoint:
     """In the basis that the recipe asks for."""
     checkpoint = open_model(model)
@@ -133,6 +147,7 @@ def quantize(
             made = _transformed(made, text, compute, progress)
         if not made.decided:
             made = planner.allocated(made, predictions or _predictions(made, text, compute, progress))
+            progress.note(f"chosen: {made.allocation}")
         job = _Job(made, text, compute, out, progress)
         if finished is None:
             with RunDir(folder_for(out)) as run:

@@ -181,6 +181,10 @@ def test_a_budget_is_met_by_what_the_model_itself_says(
     files = {path: path.stat().st_mtime_ns for path in Path("cache").rglob("*.json")}
     assert sum("losses" in path.name for path in files) == 2
     monkeypatch.setattr(foresight, "_losses", None)  # not asked again
+    planned = run("plan", *words[1:], "--predict").json
+    assert planned["allocation"] == allocation and planned["bits_per_weight"] == record["bits_per_weight"]
+    shown = run("plan", *words[1:-1], "--predict")
+    assert "predicted KL divergence" in shown.out and "bits are decided after" not in shown.err
     assert run(*words, "-o", "again").json["record"]["allocation"] == allocation
 
 
@@ -199,6 +203,8 @@ def test_options_of_a_budget(run: Run, llama: Path) -> None:
     assert run(*words, "--target-bpw", "6.5", "--allowed-bits", "3,4,8").json["budget"]["choices"] == [3, 4, 8]
     shown = run(*words[:-1], "--target-bpw", "6.5")
     assert shown.code == 0 and "4, 8" in shown.out and "note: bits are decided after" in shown.err
+    refused = run(*words, "--predict")
+    assert refused.code == 2 and "no bits to choose" in refused.json["error"]["message"]
     refused = run(*words, "--target-bpw", "4")
     assert refused.code == 2 and "4 bits everywhere take 5." in refused.json["problems"][0]["message"]
     assert run(*words, "--target-bpw", "5", "--bits", "4").code == 2
