@@ -17,7 +17,7 @@ import torch
 
 from r1quant.estimates import BACKWARD_TOKENS, BLOCK, HEAD_TOKENS
 from r1quant.forward import Decoder, DecoderLayer, Head, chunked
-from r1quant.stats import bfloat16_products
+from r1quant.stats import add_gram, bfloat16_products, mirrored
 
 LEAST = -80.0  # of a logit, below the largest: what is smaller is slow to compute with
 
@@ -124,12 +124,12 @@ class _Sums:
         wide = wide * torch.where(squares > 0, squares, 1).pow(-0.25)[:, None]
         with bfloat16_products(gradient.dtype == torch.bfloat16 and gradient.device.type == "cpu"):
             for run, total in self._covariance:
-                torch.addmm(total, wide[:, run].T, wide[:, run], out=total)
+                add_gram(total, wide[:, run])
 
     def result(self) -> Sensitivity:
         weights = torch.cat(self._weights)
         scale = float(weights.mean() / weights.sqrt().sum().clamp(min=torch.finfo(torch.float32).tiny))
-        return Sensitivity(weights, tuple((total * scale).cpu() for _, total in self._covariance))
+        return Sensitivity(weights, tuple((mirrored(total) * scale).cpu() for _, total in self._covariance))
 
 
 def _watch(sums: _Sums, module: Any, inputs: Any, output: Any) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+PANELS = 4  # of the Hessian, each computed from its block on the diagonal to the right
+
 
 @dataclass(frozen=True, eq=False)
 class Stats:
@@ -52,6 +54,25 @@ def bfloat16_products(wanted: bool) -> Iterator[None]:
         products.fp32_precision = before
 
 
+def add_gram(total: torch.Tensor, x: torch.Tensor) -> None:
+    """Adds x^T x to total [K, K], x [T, K], but for the blocks below those on the diagonal, which `mirrored` fills: a
+    third less work, as the sum is symmetric."""
+    for run in _panels(len(total)):
+        right = total[run, run.start :]
+        torch.addmm(right, x[:, run].T, x[:, run.start :], out=right)
+
+
+def mirrored(total: torch.Tensor) -> torch.Tensor:
+    """The same tensor, with the blocks filled that `add_gram` leaves out."""
+    for run in _panels(len(total)):
+        total[run.stop :, run] = total[run, run.stop :].T
+    return total
+
+
+def _panels(columns: int) -> list[slice]:
+    return [slice(columns * i // PANELS, columns * (i + 1) // PANELS) for i in range(PANELS)]
+
+
 class Sums:
     """Statistics as they grow, of linears that share their input and the weights of tokens.
 
@@ -83,7 +104,7 @@ class Sums:
             x, *rest = (part * roots for part in (x, *rest))
         self._tokens += len(flat)
         with bfloat16_products(flat.dtype == torch.bfloat16 and device.type == "cpu"):
-            torch.addmm(self._hessian, x.T, x, out=self._hessian)
+            add_gram(self._hessian, x)
             for d in rest:
                 if self._drift is None:
                     self._drift = torch.zeros(d.shape[1], x.shape[1], device=device)
@@ -96,7 +117,7 @@ class Sums:
 
     @property
     def stats(self) -> Stats:
-        return Stats(self._hessian, self._tokens, self._drift, self._outputs)
+        return Stats(mirrored(self._hessian), self._tokens, self._drift, self._outputs)
 
 
 def gather(chunks: Iterable[torch.Tensor], columns: int, device: torch.device) -> Stats:

@@ -134,3 +134,13 @@ def test_tokens_beyond_those_that_are_weighted_have_the_mean_weight() -> None:
     assert torch.allclose(sums.stats.hessian, (x * counted[:, None]).T @ x, rtol=1e-4, atol=1e-4)
     assert sums.stats.drift is not None
     assert torch.allclose(sums.stats.drift, (x[:, :4] * counted[:, None]).T @ x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3, 5, 64, 131])
+def test_a_sum_is_whole_however_its_columns_divide(columns: int) -> None:
+    """Also where it goes on after it was looked at."""
+    x, sums = correlated(max(columns, 2), 60)[:, :columns].contiguous(), Sums(columns, CPU)
+    for count, chunk in enumerate(x.split(20), 1):
+        sums.add(chunk)
+        seen = x[: 20 * count]
+        assert torch.allclose(sums.stats.hessian, seen.T @ seen, rtol=1e-4, atol=1e-4)
