@@ -44,6 +44,6 @@ FORMATS: Mapping[str, Format] = {
 DEFAULT_PRESET = "balanced"  # where no method is named
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "fast": {"method": "gptq", "damping": 0.05, "corrected": True},
-    "balanced": {"method": "gptq", "damping": 0.05, "corrected": True, "guided": True, "guided_share": 0.5},
+    "balanced": {"method": "gptq", "damping": 0.05, "corrected": True, "guided": True, "guided_share": 0.35},
     "best": {"method": "gptq", "damping": 0.05, "corrected": True, "guided": True, "continued": 1.0},
 }

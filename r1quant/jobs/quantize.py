@@ -100,12 +100,11 @@ def make_plan(model: str | Path, recipe: Recipe, out: Path | None = None, device
 def decided(made: Plan, progress: Progress) -> Plan:
     """A plan with the bits of its budget chosen, after a sensitivity pass where none was made yet.
 
-    Raises RecipeError where there is no budget, and whatever would stop the run.
+    Raises whatever would stop the run, and RecipeError where there is no budget.
     """
-    if made.budget is None:
-        made.require()
-        raise RecipeError("there are no bits to choose", "give a budget, such as --target-bpw 4.5")
     made.require()
+    if made.budget is None:
+        raise RecipeError("there are no bits to choose", "give a budget, such as --target-bpw 4.5")
     text, compute = _calibration(made, progress), precision(made.recipe.device, made.recipe.dtype)
     seen = made if made.recipe.factors is None else _transformed(made, text, compute, progress)
     return planner.allocated(made, _predictions(seen, text, compute, progress))
