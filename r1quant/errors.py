@@ -53,6 +53,14 @@ class CalibrationError(R1QuantError):
 class NumericError(R1QuantError):
     exit_code = 3
 
+    @classmethod
+    def overflow(cls, what: str) -> NumericError:
+        """what: which numbers, and "hold" or "holds"."""
+        return cls(
+            f"{what} NaN or Inf on the calibration text",
+            "use --dtype float32; if that does not help, the model itself overflows on this text",
+        )
+
 
 class OutOfSpaceError(R1QuantError):
     exit_code = 3

@@ -37,7 +37,7 @@ class Cost:
 
 def writes(recipe: Recipe) -> bool:
     """Whether the model writes anything for this recipe."""
-    return recipe.calibrated and (recipe.calib == SELF or recipe.continuations > 0)
+    return (recipe.calibrated or recipe.budgeted) and (recipe.calib == SELF or recipe.continuations > 0)
 
 
 def kept(seq_len: int) -> int:

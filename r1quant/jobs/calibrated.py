@@ -99,8 +99,5 @@ class _Job:
                 if rounded.report.remark:
                     self.progress.note(rounded.report.remark)
         if not bool(torch.isfinite(states["hidden"].sum(dtype=torch.float32))):
-            raise NumericError(
-                f"the output of {prefix.rstrip('.')} holds NaN or Inf on the calibration text",
-                "use --dtype float32; if that does not help, the model itself overflows on this text",
-            )
+            raise NumericError.overflow(f"the output of {prefix.rstrip('.')} holds")
         return done

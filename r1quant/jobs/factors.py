@@ -88,10 +88,7 @@ def _layer(made: Plan, index: int, stream: Stream) -> list[torch.Tensor]:
         if grid is not None:
             scale = _scale(made.recipe, fold, weight, inputs, grid)
         if not bool(torch.isfinite(scale).all()):
-            raise NumericError(
-                f"the inputs of {prefix}{fold.consumers[0]} hold NaN or Inf on the calibration text",
-                "use --dtype float32; if that does not help, the model itself overflows on this text",
-            )
+            raise NumericError.overflow(f"the inputs of {prefix}{fold.consumers[0]} hold")
         found.append(scale.cpu())
     return found
 

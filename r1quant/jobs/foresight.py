@@ -87,7 +87,8 @@ def _layer(
             for sums in {felt, known}:
                 sums.add(x)
         read = made.checkpoint.unrounded().read
-        weights = [read(f"{prefix}{name}.weight").to(felt.stats.hessian.device, torch.float32) for name in linears]
+        device = stream.layer.weight(linears[0]).device
+        weights = [read(f"{prefix}{name}.weight").to(device, torch.float32) for name in linears]
         losses = _losses(torch.cat(weights), felt.stats, known.stats, made.recipe, bits)
         start = 0
         for name, weight in zip(linears, weights, strict=True):

@@ -54,10 +54,7 @@ def importance(
             with decoder.layer(index) as layer:
                 for linear, found in _layer(Stream(layer, hidden), needed):
                     if not bool(np.isfinite(found).all()):
-                        raise NumericError(
-                            f"the inputs of {prefix}{linear} hold NaN or Inf on the calibration text",
-                            "use --dtype float32; if that does not help, the model itself overflows on this text",
-                        )
+                        raise NumericError.overflow(f"the inputs of {prefix}{linear} hold")
                     sums[prefix + linear] = found
             progress.advance(1, f"layer {index + 1}/{len(decoder)}")
     return Importance(sums, int(tokens.size))

@@ -145,10 +145,7 @@ def _solve(
 ) -> Iterator[Rounded]:
     """Rounds linears that share their statistics as one stack and puts the result into the layer."""
     if not stats.finite:
-        raise NumericError(
-            f"the inputs of {prefix}{linears[0]} hold NaN or Inf on the calibration text",
-            "use --dtype float32; if that does not help, the model itself overflows on this text",
-        )
+        raise NumericError.overflow(f"the inputs of {prefix}{linears[0]} hold")
     originals = [read(f"{prefix}{name}.weight") for name in linears]
     device = layer.weight(linears[0]).device
     solved = gptq.quantize(

@@ -24,6 +24,7 @@ from r1quant.errors import OutOfSpaceError, RecipeError, ResumeError
 from r1quant.formats import table
 from r1quant.jobs import assemble
 from r1quant.jobs.folder import RECORD
+from r1quant.jobs.samples import cache_folder
 from r1quant.jobs.seen import deciding, precision
 from r1quant.planner import Plan
 from r1quant.progress import Progress, Silent
@@ -105,9 +106,10 @@ def decided(made: Plan, progress: Progress) -> Plan:
     made.require()
     if made.budget is None:
         raise RecipeError("there are no bits to choose", "give a budget, such as --target-bpw 4.5")
-    text, compute = _calibration(made, progress), precision(made.recipe.device, made.recipe.dtype)
-    seen = made if made.recipe.factors is None else _transformed(made, text, compute, progress)
-    return planner.allocated(made, _predictions(seen, text, compute, progress))
+    with _disk_errors(cache_folder()):
+        text, compute = _calibration(made, progress), precision(made.recipe.device, made.recipe.dtype)
+        seen = made if made.recipe.factors is None else _transformed(made, text, compute, progress)
+        return planner.allocated(made, _predictions(seen, text, compute, progress))
 
 
 def _opened(model: str | Path, recipe: Recipe) -> Checkpoint:
@@ -138,7 +140,7 @@ def quantize(
     made = planner.make(checkpoint, recipe, None if out.exists() or folder_for(out).exists() else out)
     made.require()
     finished = _finished_record(out)
-    with _disk_errors(out):
+    with _disk_errors(out.parent):
         reads = recipe.calibrated or (not made.decided and predictions is None)
         text = _calibration(made, progress) if reads else None
         compute = precision(recipe.device, recipe.dtype) if reads else None
@@ -236,14 +238,14 @@ def default_text(model: Checkpoint | Artifact) -> str | None:
 
 
 @contextmanager
-def _disk_errors(out: Path) -> Iterator[None]:
+def _disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise OutOfSpaceError(
-            f"the disk of {out.parent} is full", "free some space and run the same command: finished layers are kept"
+            f"the disk of {folder} is full", "free some space and run the same command: finished layers are kept"
         ) from error
 
 

@@ -111,13 +111,6 @@ def _numbered(found: Mapping[str, torch.Tensor], prefix: str) -> tuple[torch.Ten
     return tuple(found[f"{prefix}{number}"] for number in range(count))
 
 
-def _overflow(where: str) -> NumericError:
-    return NumericError(
-        f"{where} holds NaN or Inf on the calibration text",
-        "use --dtype float32; if that does not help, the model itself overflows on this text",
-    )
-
-
 @dataclass(frozen=True, eq=False)
 class _Pass:
     decoder: Decoder
@@ -140,7 +133,7 @@ class _Pass:
             with self.decoder.layer(index) as layer:
                 found = backward(layer, states, gradient, lambda share: self.progress.advance(2 * share))
             if not bool(torch.isfinite(gradient.sum(dtype=torch.float32))):
-                raise _overflow(f"the gradient at layer {index}")
+                raise NumericError.overflow(f"the gradient at layer {index} holds")
             save(self._gradient(index), {"gradient": gradient})
             self._write(index, found)
             self._gradient(index + 1).unlink()
@@ -174,7 +167,7 @@ class _Pass:
                 for chunk in chunked(hidden):
                     chunk.copy_(layer(chunk.to(self.decoder.device)))
             if not bool(torch.isfinite(hidden.sum(dtype=torch.float32))):
-                raise _overflow(f"the output of layer {i}")
+                raise NumericError.overflow(f"the output of layer {i} holds")
             if (i + 1) % stride == 0 or i + 1 == index:
                 save(self.run_dir.boundary(i + 1), {"hidden": hidden})
             self.progress.advance(1 if stride > 1 or index == len(self.decoder) else 0)

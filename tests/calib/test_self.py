@@ -158,6 +158,8 @@ class TestContinued:
         assert more.seconds > 2 * plain.seconds and more.run_bytes > plain.run_bytes
         cost = selfcalib.predict(model, Recipe(continued=1.0, device="cpu"), 8_000_000_000)
         assert cost.tokens == 128 * 896
+        assert not selfcalib.writes(Recipe(method="rtn", continued=1.0))
+        assert selfcalib.writes(Recipe(method="rtn", continued=1.0, target_bpw=5.0)), "predictions read the text too"
         assert "--continued 0" in selfcalib.foretell(cost, Recipe(continued=1.0, device="cpu"))[-1]
 
 
