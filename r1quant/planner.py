@@ -17,7 +17,6 @@ from r1quant import preflight, selfcalib
 from r1quant.archs import Architecture, architecture_of, layer_count
 from r1quant.artifact import Form, has_chat_template
 from r1quant.budget import Allocation, Budget, Predictions, budget_of, decide
-from r1quant.calibration import SELF
 from r1quant.checkpoint import Checkpoint
 from r1quant.errors import CheckpointError, OutOfSpaceError
 from r1quant.estimates import Estimate, estimated
@@ -29,6 +28,7 @@ from r1quant.layout import Layout
 from r1quant.planned import Grids, LinearPlan, Problem, forms_of, linears_of
 from r1quant.recipe import Recipe
 from r1quant.tensorfile import TensorSpec
+from r1quant.texts import SELF
 from r1quant.yarn import yarn
 
 
@@ -354,6 +354,8 @@ def _warnings(
             if recipe.budgeted and len(loaded) > 1:
                 others += f"; --allowed-bits {','.join(map(str, sorted(loaded)))} chooses among those that it loads"
             warnings.append(f"{verdict.runtime} does not load {recipe.format} on this grid: {reason}{others}")
+    cautions = preflight.cautions(arch, checkpoint.config, forms_of(linears, grids), recipe.format)
+    warnings += [f"{runtime}: {text}" for runtime, text in cautions.items()]
     stretched = yarn(checkpoint.config)
     if stretched is not None and stretched.disagree:
         warnings.append(stretched.explanation)

@@ -26,12 +26,14 @@ class Rule:
     symmetric, asymmetric  the bits of grids of either kind
     mixed                  whether linears of the layers may differ in bits, or stay in float: where all grids are
                            symmetric, and where not
+    careful                what goes wrong, in some other way of loading it, where linears differ
     """
 
     symmetric: tuple[int, ...] = BITS
     asymmetric: tuple[int, ...] = BITS
     group_sizes: tuple[int, ...] | None = None
     mixed: tuple[bool, bool] = (True, True)
+    careful: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,11 @@ RUNTIMES: Sequence[Runtime] = (
         {
             **dict.fromkeys(("gptq", "gptq-v2"), Rule(mixed=(False, False))),
             "awq": Rule(),
-            "compressed-tensors": Rule(mixed=(True, False)),  # zero points it reads only with one scheme for all
+            "compressed-tensors": Rule(
+                mixed=(True, False),  # zero points it reads only with one scheme for all
+                careful="load it without CompressedTensorsConfig(dequantize=True), which takes the first linear's bits "
+                "for all, without a word",
+            ),
         },
     ),
     Runtime("onnxruntime", {"onnx": Rule()}),
@@ -117,6 +123,17 @@ def runtimes(
                 refuses[name] = reason
         verdicts.append(Verdict(runtime.name, tuple(loads), refuses))
     return verdicts
+
+
+def cautions(
+    arch: Architecture, config: Mapping[str, Any], forms: Mapping[str, Form], format: str
+) -> Mapping[str, str]:
+    """By runtime, what to mind where it loads linears that differ from a format."""
+    if not _differ(arch, config, forms):
+        return {}
+    found = {runtime.name: runtime.rules[format].careful for runtime in RUNTIMES if format in runtime.rules}
+    loads = {verdict.runtime for verdict in runtimes(arch, config, forms) if format in verdict.loads}
+    return {name: text for name, text in found.items() if text and name in loads}
 
 
 def _kernels(rule: Rule, forms: Mapping[str, Form]) -> str | None:

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from r1quant.calibration import bundled
 from r1quant.errors import CalibrationError, RecipeError
 from r1quant.extras import need
+from r1quant.texts import bundled
 from r1quant.tinyr1 import problems as tinyr1
 
 MINI = "mini"

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from r1quant import calibration, problemsets
+from r1quant import problemsets, texts
 from r1quant.errors import CalibrationError, RecipeError
 from r1quant.tinyr1 import problems as tinyr1
 
@@ -43,7 +43,7 @@ def load(spec: str | None = None, embedded: bool = False, limit: int | None = No
     if spec is None and embedded:
         source, found = "problems like those of its training", _tiny()
     else:
-        path = calibration.bundled(BUNDLED) if spec is None else Path(spec)
+        path = texts.bundled(BUNDLED) if spec is None else Path(spec)
         source = f"the bundled calib/{BUNDLED}" if spec is None else path.name
         found = dict(_file(path))
     if not found:
@@ -56,7 +56,7 @@ def load(spec: str | None = None, embedded: bool = False, limit: int | None = No
 def _tiny() -> dict[str, Messages]:
     """Distinct problems of the embedded model's kind, without all that it is measured on."""
     held_out = {problem.question for problem in problemsets.load(problemsets.MINI).problems}
-    lines = calibration.bundled(calibration.HELD_OUT).read_text("utf-8").splitlines()
+    lines = texts.bundled(texts.HELD_OUT).read_text("utf-8").splitlines()
     turns = [row["messages"][0]["content"] for row in map(json.loads, lines) if row["kind"] == "chain"]
     exclude = frozenset(held_out | {turn.removesuffix(f"\n{tinyr1.INSTRUCTION}") for turn in turns})
     asked: dict[str, None] = {}

@@ -203,6 +203,11 @@ class Recipe:
         return METHODS[self.method].calibrated or self.factors is not None
 
     @property
+    def reads(self) -> bool:
+        """Whether text is read: to round with, or to choose bits by."""
+        return self.calibrated or self.budgeted
+
+    @property
     def factors(self) -> str | None:
         """How the factors of input channels are chosen, if at all."""
         if self.awq or self.method == "awq":

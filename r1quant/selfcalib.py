@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from r1quant.archs import size
-from r1quant.calibration import SELF
 from r1quant.checkpoint import Checkpoint
 from r1quant.provenance import processors
 from r1quant.recipe import Recipe
+from r1quant.texts import SELF
 
 TEMPERATURE, TOP_P = 0.6, 0.95  # what DeepSeek-R1 is sampled with
 MAX_TOKENS = 2048  # of an answer, so that many prompts have their say
@@ -37,7 +37,7 @@ class Cost:
 
 def writes(recipe: Recipe) -> bool:
     """Whether the model writes anything for this recipe."""
-    return (recipe.calibrated or recipe.budgeted) and (recipe.calib == SELF or recipe.continuations > 0)
+    return recipe.reads and (recipe.calib == SELF or recipe.continuations > 0)
 
 
 def kept(seq_len: int) -> int:

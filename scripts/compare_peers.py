@@ -29,7 +29,7 @@ TEXTS = ("bundled", "pydoc@12")
 
 
 @click.command(help=__doc__)
-@click.option("--text-calib", default="bundled", show_default=True, help="Calibration: bundled, pydoc or a file.")
+@click.option("--text-calib", default="bundled", show_default=True, help="bundled, chains, pydoc or a file.")
 @click.option(
     "--text-eval",
     "texts",

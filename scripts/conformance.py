@@ -122,11 +122,12 @@ def check_all(made: Made, record: Record) -> None:
 
 def read_all(reader: Reader, python: Path, made: list[Made], work: Path) -> list[Row]:
     """What a reader makes of every variant that it reads: a row each."""
-    pairs = [(each, variant) for each in made for variant in reader.variants if variant in each.folders]
+    asked = [each for each in made if each.run.bits is not None or not reader.uniform]
+    pairs = [(each, variant) for each in asked for variant in reader.variants if variant in each.folders]
     jobs = [Job(f"{e.run.name}-{v}", e.folders[v], e.expected.tokens, e.expected.prompts, NEW_TOKENS) for e, v in pairs]
     rows = []
     for (each, variant), answer in zip(pairs, ask(reader, python, jobs, work), strict=True):
-        refusal = reader.refusal(variant, each.run.symmetric)
+        refusal = reader.refusal(variant, each.run.symmetric, each.run.bits is None)
         shortfall = reader.shortfall(each.run.name, variant)
         compared = compare(each.expected, answer, reader.variants[variant], refusal, shortfall)
         rows.append({"reader": reader.name, "run": each.run.name, "variant": variant, **compared})

@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "archs", "rope", "yarn", "artifact", "checkpoint", "recipe", "tensorfile", "provenance", "hub",
         "sources", "tokenizer", "gguf_header", "gguf_config", "gguf_tokenizer", "gguf_source",
-        "kvcache", "inventory",
+        "kvcache", "inventory", "texts",
     ),
     ("rundir", "calibration", "problemsets", "prompts", "selfcalib", "stats", "progress", "hub_upload"),
     ("methods", "transforms", "formats", "forward", "backends", "metrics", "hardware", "publish", "report"),
@@ -43,7 +43,7 @@ FENCES = {
     "onnxruntime": {"backends.onnxruntime"},
     "llama_cpp": {"backends.llamacpp", "formats.gguf.kquants"},
     "numba": {"methods.kernels"},
-    "datasets": {"calibration", "problemsets"},
+    "datasets": {"texts", "problemsets"},
     "math_verify": {"metrics.grading"},
     "openai": {"backends.wire"},
     "lm_eval": {"jobs.tasks"},

@@ -16,9 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from r1quant import atomic, calibration, prompts, provenance
+from r1quant import atomic, calibration, prompts, provenance, texts
 from r1quant.artifact import stop_tokens
-from r1quant.calibration import HEADER
 from r1quant.checkpoint import short_name
 from r1quant.errors import CalibrationError, RecipeError, ResumeError
 from r1quant.jobs.artifacts import open_artifact
@@ -26,6 +25,7 @@ from r1quant.jobs.selftext import Author, Options, Text, summary
 from r1quant.metrics import tokenclass
 from r1quant.progress import Progress, Silent
 from r1quant.sources import is_embedded
+from r1quant.texts import HEADER
 from r1quant.tokenizer import Tokenizer
 
 VERSION = 1
@@ -142,7 +142,7 @@ def show(text: str | None, model: str | Path) -> Shown:
         max(lengths),
         thinking if known else None,
         unclosed if known else None,
-        calibration.header(Path(text)) if text is not None and Path(text).is_file() else None,
+        texts.header(Path(text)) if text is not None and Path(text).is_file() else None,
     )
 
 
@@ -184,7 +184,7 @@ def _finished(out: Path, header: Mapping[str, Any]) -> dict[str, Any] | None:
     """The first line of a file that is there already; None where there is none. Raises ResumeError for another."""
     if not out.exists():
         return None
-    found = calibration.header(out) if out.is_file() else None
+    found = texts.header(out) if out.is_file() else None
     if found is None or not isinstance(found.get("summary"), dict):
         raise ResumeError(f"{out} exists and is no text of a model", "choose another -o, or delete it first")
     mine = json.loads(json.dumps(header))

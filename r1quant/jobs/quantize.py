@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from r1quant import atomic, calibration, planner, provenance
+from r1quant import atomic, calibration, planner, provenance, texts
 from r1quant.artifact import Artifact
 from r1quant.budget import Predictions
 from r1quant.checkpoint import Checkpoint
@@ -92,8 +92,8 @@ def _width(recipe: Recipe) -> str:
 
 def make_plan(model: str | Path, recipe: Recipe, out: Path | None = None, devices: int = 1) -> Plan:
     """What quantize would do, and what is wrong with it. Reads headers only."""
-    if recipe.calibrated:
-        calibration.check(recipe.calib)
+    if recipe.reads:
+        texts.check(recipe.calib)
     checkpoint = _opened(model, recipe)
     return planner.make(checkpoint, recipe, out or default_out(checkpoint, recipe, Path.cwd()), devices)
 
@@ -222,7 +222,7 @@ def _calibration(made: Plan, progress: Progress) -> calibration.Calibration:
 
 def _given(made: Plan, progress: Progress) -> calibration.Calibration:
     recipe = made.recipe
-    if recipe.calib == calibration.SELF:
+    if recipe.calib == texts.SELF:
         from r1quant.jobs.selftext import own_text
 
         return own_text(made.checkpoint, recipe, progress)
@@ -234,7 +234,7 @@ def _given(made: Plan, progress: Progress) -> calibration.Calibration:
 
 def default_text(model: Checkpoint | Artifact) -> str | None:
     """The text to calibrate and measure with where none is named: the embedded model knows only its own problems."""
-    return calibration.CHAINS if is_embedded(model.source, model.folder) else None
+    return texts.CHAINS if is_embedded(model.source, model.folder) else None
 
 
 @contextmanager

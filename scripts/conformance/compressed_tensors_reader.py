@@ -1,9 +1,10 @@
 """Loads compressed-tensors checkpoints with transformers and the compressed-tensors package.
 
-    python compressed_tensors_reader.py transformers|float32 JOBS
+    python compressed_tensors_reader.py transformers|dequantized|float32 JOBS
 
-transformers  dequantizes while it loads, as it does for its users: codes times scales in the dtype of the scales, so
-              that its weights are rounded to bfloat16 or float16. They are not compared
+transformers  as it loads for its users: linears stay packed, and are codes times scales in the dtype of the scales from
+              the first pass on, so that their weights are rounded to 16 bits. They are not compared
+dequantized   likewise, but asked to dequantize while it loads
 float32       the package's own decompress on scales widened to float32, linear by linear, so that nothing is rounded;
               the model then runs on these weights
 """
@@ -23,13 +24,29 @@ from foreign import Loaded, run
 ROUNDED = "transformers dequantizes in the dtype of the scales"
 
 
-def through_transformers(folder: Path) -> Any:
+def through_transformers(folder: Path, dequantize: bool) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
-    return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, device_map="cpu", quantization_config=CompressedTensorsConfig(dequantize=True)
-    )
+    asked = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if dequantize else {}
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map="cpu", **asked)
+
+
+def with_weights(folder: Path, config: Any, weights: dict[str, Any]) -> Any:
+    """The model in float32 with the weights of its quantized linears, everything else as it is stored."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    state = {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+    kept = {name: tensor for name, tensor in state.items() if name.rpartition(".")[0] not in weights}
+    del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    odd = model.load_state_dict(kept | {f"{name}.weight": weight for name, weight in weights.items()}, strict=False)
+    absent = set(odd.missing_keys) - ({"lm_head.weight"} if config.tie_word_embeddings else set())
+    if absent or odd.unexpected_keys:
+        raise ValueError(f"missing {sorted(absent)}, unexpected {odd.unexpected_keys}")
+    return model
 
 
 def decompressed(folder: Path, config: Any) -> Iterator[tuple[str, Any]]:
@@ -62,10 +79,9 @@ def load(folder: Path) -> Loaded:
     import torch
     from transformers import AutoConfig
 
-    model = through_transformers(folder)
-    exact = dict(decompressed(folder, AutoConfig.from_pretrained(folder))) if sys.argv[1] == "float32" else {}
-    for name, weight in exact.items():
-        model.get_submodule(name).weight.data = weight
+    config, mode = AutoConfig.from_pretrained(folder), sys.argv[1]
+    exact = dict(decompressed(folder, config)) if mode == "float32" else {}
+    model = with_weights(folder, config, exact) if exact else through_transformers(folder, mode == "dequantized")
 
     def logits(tokens: np.ndarray) -> np.ndarray:
         with torch.inference_mode():

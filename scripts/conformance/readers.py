@@ -39,11 +39,13 @@ class Refusal:
 
     variants   which ones
     symmetric  of which kind of grid; None for both
+    mixed      only where linears differ in bits
     """
 
     words: str
     variants: tuple[str, ...]
     symmetric: bool | None = None
+    mixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Reader:
     """One way in which another program loads a checkpoint: `script`, run with `arguments` in `environment`.
 
     variants  what it reads, each with the limit that holds there
+    uniform   why it is not asked about runs whose linears differ in bits; empty where it is
     """
 
     name: str
@@ -74,10 +77,12 @@ class Reader:
     variants: Mapping[str, Limit]
     refusals: tuple[Refusal, ...] = ()
     shortfalls: tuple[Shortfall, ...] = ()
+    uniform: str = ""
 
-    def refusal(self, variant: str, symmetric: bool) -> str:
+    def refusal(self, variant: str, symmetric: bool, mixed: bool) -> str:
         """The words of a known refusal, empty where it reads the checkpoint."""
-        mine = (r for r in self.refusals if variant in r.variants and r.symmetric in (None, symmetric))
+        alike = (r for r in self.refusals if variant in r.variants and r.mixed <= mixed)
+        mine = (r for r in alike if r.symmetric in (None, symmetric))
         return next((refusal.words for refusal in mine), "")
 
     def shortfall(self, run: str, variant: str) -> Shortfall | None:
@@ -89,6 +94,7 @@ GPTQ = {"gptq": FLOAT32, "gptq-v2": FLOAT32, "awq": HALF}
 PACKED = ("compressed-tensors", "compressed-tensors-int")
 ONNX = {"onnx": FLOAT32, "onnx-qdq": FLOAT32, "onnx-int8": INT8, "onnx-float16": HALF}
 NEWER = Refusal("only supported if produced by gptqmodel version", ("gptq",), symmetric=False)
+SIZES = Refusal("mismatch", ("gptq", "gptq-v2"), mixed=True)  # they know one number of bits alone
 # Measured: 4.6e-3 and 2.3e-3. The same integers, computed in float32 by the same programs, are below 1e-8.
 ROUNDED_BY_ONNXRUNTIME = Shortfall(
     "smollm2-w4g64",
@@ -106,9 +112,9 @@ ROUNDED_BY_LLAMA_CPP = Shortfall(
 )
 
 READERS = (
-    Reader("transformers", "gptqmodel", "gptqmodel_reader.py", ("transformers",), GPTQ),
+    Reader("transformers", "gptqmodel", "gptqmodel_reader.py", ("transformers",), GPTQ, (SIZES,)),
     Reader("gptqmodel", "gptqmodel", "gptqmodel_reader.py", ("gptqmodel",), GPTQ, (NEWER,)),
-    Reader("auto-gptq", "auto-gptq", "auto_gptq_reader.py", (), {"gptq": FLOAT32}),
+    Reader("auto-gptq", "auto-gptq", "auto_gptq_reader.py", (), {"gptq": FLOAT32}, (SIZES,)),
     Reader("autoawq", "autoawq", "autoawq_reader.py", (), {"awq": HALF}),
     Reader(
         "compressed-tensors",
@@ -123,6 +129,15 @@ READERS = (
         "compressed_tensors_reader.py",
         ("transformers",),
         dict.fromkeys(PACKED, HALF),
+        (Refusal("mismatch", ("compressed-tensors",), symmetric=False),),
+    ),
+    Reader(
+        "transformers-ct-dense",
+        "compressed-tensors",
+        "compressed_tensors_reader.py",
+        ("dequantized",),
+        dict.fromkeys(PACKED, HALF),
+        uniform="transformers takes the first config group for all linears where it dequantizes on loading",
     ),
     Reader("onnxruntime", "genai", "onnxruntime_reader.py", (), ONNX, shortfalls=(ROUNDED_BY_ONNXRUNTIME,)),
     Reader("onnxruntime-genai", "genai", "genai_reader.py", (), ONNX, shortfalls=(ROUNDED_BY_ONNXRUNTIME,)),

@@ -12,24 +12,29 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Run:
-    """One quantization: `format` is what quantize writes, `options` are further ones of it."""
+    """One quantization: `format` is what quantize writes, `options` are further ones of it.
+
+    bits        of all linears; None where they differ, so as to come to `target_bpw` a weight
+    """
 
     model: str
-    bits: int
+    bits: int | None
     group_size: int
     symmetric: bool = True
     method: str = "gptq"
     format: str = "gptq"
+    target_bpw: float | None = None
 
     @property
     def name(self) -> str:
         kind = "" if self.symmetric else "-asym"
-        return f"{self.model.rstrip('/').split('/')[-1]}-w{self.bits}g{self.group_size}{kind}"
+        bits = f"bpw{self.target_bpw:g}" if self.bits is None else f"w{self.bits}"
+        return f"{self.model.rstrip('/').split('/')[-1]}-{bits}g{self.group_size}{kind}"
 
     @property
     def options(self) -> dict[str, Any]:
-        keys = ("bits", "group_size", "symmetric", "method", "format")
-        chosen = {key: getattr(self, key) for key in keys}
+        keys = ("bits", "group_size", "symmetric", "method", "format", "target_bpw")
+        chosen = {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
         return chosen | ({"samples": 4, "seq_len": 256} if self.method == "gptq" else {})
 
 
@@ -45,17 +50,18 @@ class Variant:
 
 @dataclass(frozen=True)
 class Refused:
-    """An export that must be refused: `words` of the message, for runs of which `when` holds."""
+    """An export that must be refused: `words` of the message, for runs that are as the rest says."""
 
     variant: str
     words: str
     bits: int | None = None
     symmetric: bool | None = None
     group_size: int | None = None
+    target_bpw: float | None = None
 
     def holds(self, run: Run, variant: str) -> bool:
-        wanted = (self.bits, self.symmetric, self.group_size)
-        found = (run.bits, run.symmetric, run.group_size)
+        wanted = (self.bits, self.symmetric, self.group_size, self.target_bpw)
+        found = (run.bits, run.symmetric, run.group_size, run.target_bpw)
         return self.variant == variant and all(w in (None, f) for w, f in zip(wanted, found, strict=True))
 
 
@@ -66,6 +72,8 @@ RUNS = (
     Run("tiny-r1", 4, 16, symmetric=False, method="rtn", format="compressed-tensors"),  # some zero points are 0
     Run("tiny-r1", 8, 128),
     Run("tiny-r1", 8, 64, symmetric=False, method="rtn"),
+    Run("tiny-r1", None, 32, target_bpw=5),  # 4 and 8 bits
+    Run("tiny-r1", None, 32, target_bpw=4.5, format="compressed-tensors"),  # 3 to 6 bits
 )
 ANY = (RUNS[1], RUNS[2], RUNS[4])  # of another model
 
@@ -84,6 +92,9 @@ VARIANTS = (
 
 REFUSED = (
     Refused("awq", "4 bits, not 8", bits=8),
+    Refused("awq", "4 bits, not 8", target_bpw=5),
+    *(Refused(variant, "bits, not", target_bpw=4.5) for variant in ("gptq", "gptq-v2", "awq")),
+    *(Refused("compressed-tensors-int", "8 bits, not", target_bpw=mean) for mean in (5, 4.5)),
     Refused("compressed-tensors-int", "8 bits, not 4", bits=4),
     Refused("gguf", "steps of the scale", bits=8, symmetric=False),
     Refused("gguf", "32", group_size=16),

@@ -95,8 +95,7 @@ def tasks(rows: Sequence[Row], order: Order) -> Iterator[Task]:
 
 def _material(source: Checkpoint, place: Path, order: Order, layers: int | None, samples: int) -> Material:
     folder = smollm2.export(source, place / "model", layers)
-    spec = None if order.text.path is None else str(order.text.path)
-    loaded = calibration.load(spec, Tokenizer.of(source), samples, order.seq_len, 0)
+    loaded = calibration.load(order.text.spec, Tokenizer.of(source), samples, order.seq_len, 0)
     np.save(place / "tokens.npy", loaded.tokens)
     size = ("--samples", str(samples), "--seq-len", str(order.seq_len))
     said = {"source": loaded.source, "sha256": loaded.sha256, "windows": loaded.windows, "seq_len": order.seq_len}

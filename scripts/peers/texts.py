@@ -1,7 +1,7 @@
 """The texts of a comparison, by what the command line calls them.
 
-A text is `bundled` (the calibration or the held-out set of r1quant), `pydoc` (the documentation of Python's own
-topics, which its standard library carries) or a file.
+A text is `bundled` (the calibration or the held-out set of r1quant), `chains` (what of these tiny-r1 was made for),
+`pydoc` (the documentation of Python's own topics, which its standard library carries) or a file.
 """
 
 from __future__ import annotations
@@ -13,20 +13,23 @@ from pathlib import Path
 
 import click
 
+from r1quant.texts import CHAINS
+
 BUNDLED, PYDOC = "bundled", "pydoc"
+OURS = {BUNDLED: None, "chains": CHAINS}
 
 
 @dataclass(frozen=True)
 class Text:
-    """path: None for the bundled set. windows: how many are measured; None for as many as elsewhere said."""
+    """spec: for r1quant, None for its default. windows: how many are measured; None for as many as elsewhere said."""
 
     name: str
-    path: Path | None
+    spec: str | None
     windows: int | None = None
 
     def after(self, option: str) -> list[str]:
         """The flags that name it to r1quant; none for the bundled set, which is its default."""
-        return [] if self.path is None else [option, str(self.path)]
+        return [] if self.spec is None else [option, self.spec]
 
 
 def text(spec: str, work: Path) -> Text:
@@ -35,14 +38,14 @@ def text(spec: str, work: Path) -> Text:
     if count and not count.isdecimal():
         raise click.UsageError(f"{spec!r}: after @ comes a number of windows")
     windows = int(count) if count else None
-    if name == BUNDLED:
-        return Text(name, None, windows)
+    if name in OURS:
+        return Text(name, OURS[name], windows)
     if name == PYDOC:
-        return Text(name, _topics(work), windows)
+        return Text(name, str(_topics(work)), windows)
     path = Path(name)
     if not path.is_file():
-        raise click.UsageError(f"there is no text {name!r}: name a file, {BUNDLED} or {PYDOC}")
-    return Text(path.stem, path.resolve(), windows)
+        raise click.UsageError(f"there is no text {name!r}: name a file, {', '.join(OURS)} or {PYDOC}")
+    return Text(path.stem, str(path.resolve()), windows)
 
 
 def _topics(work: Path) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from r1quant import calibration, problemsets, prompts
+from r1quant import problemsets, prompts, texts
 from r1quant.errors import CalibrationError, R1QuantError
 from r1quant.tinyr1.problems import INSTRUCTION
 
@@ -18,7 +18,7 @@ def questions(found: prompts.PromptSet) -> set[str]:
 
 def measured_on() -> set[str]:
     """All that verify asks of its own accord, or measures a text of."""
-    rows = [json.loads(line) for line in calibration.bundled("verify.jsonl").read_text("utf-8").splitlines()]
+    rows = [json.loads(line) for line in texts.bundled("verify.jsonl").read_text("utf-8").splitlines()]
     turns = [row["messages"][0]["content"] for row in rows if "messages" in row]
     turns += [row["prompt"] for row in rows if "prompt" in row]
     asked = {problem.question for problem in problemsets.load("mini").problems}
@@ -37,13 +37,13 @@ def test_the_embedded_model_is_never_asked_what_it_is_measured_on(seed: int, mon
 
 
 def test_the_bundled_prompts_are_many_different_and_not_what_is_measured() -> None:
-    rows = [json.loads(line) for line in calibration.bundled(prompts.BUNDLED).read_text("utf-8").splitlines()]
+    rows = [json.loads(line) for line in texts.bundled(prompts.BUNDLED).read_text("utf-8").splitlines()]
     assert all(set(row) == {"kind", "prompt"} for row in rows)
     kinds = [row["kind"] for row in rows]
     assert len(rows) >= 128 and all(kinds.count(kind) >= 10 for kind in kinds)
     found = prompts.load()
     assert len(questions(found)) == len(rows) and not questions(found) & measured_on()
-    calibrated = calibration.bundled("default.jsonl").read_text("utf-8")
+    calibrated = texts.bundled("default.jsonl").read_text("utf-8")
     assert not any(json.dumps(row["prompt"], ensure_ascii=False) in calibrated for row in rows)
     assert all([turn["role"] for turn in messages] == ["user"] for messages in found.prompts.values())
 

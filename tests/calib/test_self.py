@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from r1quant import calibration, planner, prompts, selfcalib
+from r1quant import calibration, planner, prompts, selfcalib, texts
 from r1quant.errors import CalibrationError
 from r1quant.jobs import selftext
 from r1quant.jobs.selftext import Author, continued, own_text
@@ -109,7 +109,7 @@ class TestContinued:
 
     def text(self, windows: int = 4) -> calibration.Calibration:
         model = open_model("tiny-r1")
-        return calibration.load(calibration.CHAINS, Tokenizer.of(model), windows, 64, 0)
+        return calibration.load(texts.CHAINS, Tokenizer.of(model), windows, 64, 0)
 
     def test_windows_are_added_that_go_on_from_the_ends_of_others(self, own_cache: Path) -> None:
         text = self.text()

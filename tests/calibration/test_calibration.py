@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1quant import calibration, extras
-from r1quant.calibration import bundled, check, evaluation_text, load, pack
+from r1quant import calibration, extras, texts
+from r1quant.calibration import evaluation_text, load, pack
 from r1quant.errors import CalibrationError, CheckpointError, MissingDependency, R1QuantError
+from r1quant.texts import bundled, check
 
 EOS = 1
 
@@ -211,7 +212,7 @@ def test_bundled_sets_load_and_their_files_match_the_manifest(toy):
 
 def test_bundled_sets_are_disjoint_and_hold_no_held_out_problem():
     seen: list[set[str]] = []
-    for name in (calibration.DEFAULT, calibration.HELD_OUT):
+    for name in (texts.DEFAULT, texts.HELD_OUT):
         rows = [json.loads(line) for line in bundled(name).read_text("utf-8").splitlines()]
         keys = {row.get("text") or row["messages"][0]["content"] for row in rows}
         keys |= {row["prompt"] for row in rows if "prompt" in row}
@@ -267,12 +268,12 @@ def test_a_text_keeps_the_tokens_it_was_written_in(toy, tmp_path):
     usual = toy.encode("the answer")
     single = [toy.encode(letter)[0] for letter in "the answer"]
     assert toy.decode(single) == toy.decode(usual) and len(single) > len(usual)
-    head = {calibration.HEADER: 1, "model": "toy"}
+    head = {texts.HEADER: 1, "model": "toy"}
     path = lines(tmp_path / "a.jsonl", head, {"text": "the answer", "tokens": single})
     assert list(calibration.documents(path, toy)) == [single]
-    assert calibration.header(Path(path)) == head
+    assert texts.header(Path(path)) == head
     foreign = [{"tokens": single[::-1]}, {"tokens": [999_999]}, {"tokens": 12}, {"tokens": [-1]}, {"tokens": [True]}]
     path = lines(tmp_path / "b.jsonl", *({"text": "the answer"} | other for other in foreign))
     assert list(calibration.documents(path, toy)) == [usual] * len(foreign)
-    assert calibration.header(Path(path)) is None
+    assert texts.header(Path(path)) is None
     check(path)

@@ -176,6 +176,9 @@ def test_a_server_that_does_not_load_all_bits_is_named_with_those_that_it_does(c
     assert any("vLLM does not load" in w and "--allowed-bits 4,8 chooses" in w for w in made.warnings)
     made = planner.make(checkpoint, recipe(target_bpw=5.5, format="compressed-tensors", allowed_bits="4,8"))
     assert not any("does not load" in warning for warning in made.warnings)
+    assert any(w.startswith("transformers: ") and "dequantize=True" in w for w in made.warnings)
+    alike = planner.make(checkpoint, recipe(format="compressed-tensors"))
+    assert not any("dequantize=True" in warning for warning in alike.warnings)
 
 
 @pytest.mark.parametrize(

@@ -114,9 +114,11 @@ def test_texts_are_files_or_made_from_the_standard_library(tmp_path: Path) -> No
     given = text(f"{tmp_path / 'a.txt'}@3", tmp_path)
     assert (given.name, given.windows, given.after("--text")) == ("a", 3, ["--text", str(tmp_path / "a.txt")])
     assert text("bundled", tmp_path).after("--text") == []
-    topics = text("pydoc", tmp_path).path
-    assert topics is not None and topics == text("pydoc@5", tmp_path).path
-    assert topics.read_text("utf-8").count('The "assert" statement') == 1 and topics.stat().st_size > 300_000
+    assert text("chains@2", tmp_path).after("--calib") == ["--calib", "bundled:chain"]
+    named = text("pydoc", tmp_path).spec
+    assert named is not None and named == text("pydoc@5", tmp_path).spec
+    topics = Path(named).read_text("utf-8")
+    assert topics.count('The "assert" statement') == 1 and len(topics) > 300_000
     for wrong in ("other.txt", "pydoc@x"):
         with pytest.raises(click.UsageError):
             text(wrong, tmp_path)
