@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check format docs conformance bench peers shape report clean
+.PHONY: demo test check format docs conformance faults bench peers shape report clean
 
 demo: .venv/ready
 	rm -rf build/demo && mkdir -p build/demo
@@ -31,6 +31,11 @@ docs: .venv/ready-dev
 # Loads what we write in foreign readers, each in an environment of its own under .venvs/, and reads what peers write.
 conformance: .venv/ready-dev
 	$(BIN)/python scripts/conformance.py
+
+# Kills every command that writes at each fifth of its flushes, renames and deletions, or fills the disk there, and runs it
+# again: the same bytes must come of it. make faults STEP=1 for every one of them, hours.
+faults: .venv/ready-dev
+	STEP=$(or $(STEP),5) $(BIN)/python -m pytest -m faults -n auto tests/crash
 
 # The shapes of an 8B model with 4 layers: peak memory of rtn and gptq.
 shape: .venv/ready-dev

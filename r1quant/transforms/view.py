@@ -75,8 +75,13 @@ class View(Checkpoint):
 
     def unrounded(self) -> View:
         """The same with all that is computed presented in F32: for what is to be rounded to a grid."""
-        tensors = {name: _as_float32(info) if self.turns[name].changes else info for name, info in self.tensors.items()}
-        return replace(self, tensors=tensors, inner=self.inner.unrounded())
+        inner = self.inner.unrounded()
+        tensors = {}
+        for name, info in self.tensors.items():
+            turn = self.turns[name]
+            dtype = "F32" if turn.changes else inner.info(turn.source).dtype
+            tensors[name] = replace(info, dtype=dtype, nbytes=prod(info.shape) * ITEM_SIZE[dtype])
+        return replace(self, tensors=tensors, inner=inner)
 
     def read_bytes(self, info: TensorInfo) -> Bytes:
         """The presented tensor's bytes as uint8 [nbytes]."""
@@ -144,6 +149,3 @@ def view(checkpoint: Checkpoint, turns: Mapping[str, Turn], **changes: Any) -> V
     kept = {name: Turn(name) for name in presented["tensors"]}
     return View(**presented, inner=checkpoint, turns=kept | dict(turns))
 
-
-def _as_float32(info: TensorInfo) -> TensorInfo:
-    return replace(info, dtype="F32", nbytes=prod(info.shape) * ITEM_SIZE["F32"])

@@ -35,7 +35,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", ["llama-tied", "llama-biased", "qwen3"])
+@pytest.mark.parametrize("family", ["llama-tied", "llama-biased", "llama-bfloat16", "qwen3"])
 def test_eight_bits_behind_a_transform_are_the_model(
     model: Open, family: str, kind: str, tmp_path: Path, text_file: Path
 ) -> None:
@@ -145,4 +145,6 @@ def test_a_view_of_a_view(model: Open) -> None:
     assert torch.allclose(wide, turned.unrounded().read(name) * factor, rtol=1e-6)
     assert not wide.equal(wide.bfloat16().float()) and view.read(name).dtype is torch.bfloat16
     assert view.read("model.layers.0.post_attention_layernorm.weight").float().unique().tolist() == [float(1 / factor)]
-    assert view.read("model.layers.1.mlp.gate_proj.weight").equal(turned.read("model.layers.1.mlp.gate_proj.weight"))
+    other = "model.layers.1.mlp.gate_proj.weight"  # which the outer view leaves alone
+    assert view.read(other).equal(turned.read(other))
+    assert view.unrounded().read(other).equal(turned.unrounded().read(other))
