@@ -27,12 +27,19 @@ RATE = 1.2e11  # operations a second and core
 
 @dataclass(frozen=True)
 class Estimate:
-    """Predictions, in bytes and seconds. Output bytes are exact; the others come from a cost model."""
+    """Predictions, in bytes and seconds. Output bytes are exact; the others come from a cost model.
+
+    run_bytes    of the run directory at its largest
+    cache_bytes  what a sensitivity pass and the choice of factors add to the cache at the most, where it does not have
+                 them yet; kept_bytes, of these, stay there
+    """
 
     output_bytes: int
     run_bytes: int
     peak_rss_bytes: int
     seconds: float
+    cache_bytes: int = 0
+    kept_bytes: int = 0
 
 
 def estimated(
@@ -63,16 +70,20 @@ def estimated(
     if selfcalib.writes(recipe):
         writing = selfcalib.predict(checkpoint, recipe, weights)
         memory, seconds = max(memory, PROCESS_BYTES + writing.memory_bytes), seconds + writing.seconds
-    return Estimate(output, parts + sum(each.disk for each in passes), memory, seconds)
+    run, kept = parts + sum(each.disk for each in passes), sum(each.kept for each in passes)
+    return Estimate(output, run, memory, seconds, kept + max(each.cache for each in passes), kept)
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """memory and disk in bytes, work in floating-point operations"""
+    """memory and disk (of the run directory) in bytes, work in floating-point operations; cache while it runs, and
+    what it leaves there"""
 
     memory: int
     disk: int
     work: float
+    cache: int = 0
+    kept: int = 0
 
 
 @dataclass(frozen=True)
@@ -147,7 +158,7 @@ def _sensitivity(shapes: _Shapes, draws: int) -> _Pass:
     found = shapes.depth * 4 * (covariances + shapes.tokens * len(shapes.linears))
     scoring = 4.0 * shapes.tokens * shapes.vocabulary * shapes.hidden
     work = 4 * shapes.forward + 2.0 * shapes.tokens * shapes.depth * covariances + scoring
-    return _Pass(max(head, layer) + 4 * shapes.boundary, boundaries + draws * found, draws * work)
+    return _Pass(max(head, layer) + 4 * shapes.boundary, 0, draws * work, boundaries, draws * found)
 
 
 def _factors(shapes: _Shapes) -> _Pass:
@@ -155,4 +166,4 @@ def _factors(shapes: _Shapes) -> _Pass:
     solve = max((weights * 8 + 8 * columns**2 for weights, columns in shapes.stages), default=0)
     memory = max(shapes.vocabulary * shapes.hidden * 2, shapes.weights * 2 + solve) + 2 * shapes.boundary
     tried = 2.0 * TRIED * shapes.depth * sum(columns**2 for _, columns in shapes.stages)
-    return _Pass(memory, 2 * shapes.boundary, shapes.forward + shapes.hessians + tried)
+    return _Pass(memory, 0, shapes.forward + shapes.hessians + tried, 2 * shapes.boundary)

@@ -17,6 +17,7 @@ from r1quant import preflight, selfcalib
 from r1quant.archs import Architecture, architecture_of, layer_count
 from r1quant.artifact import Form, has_chat_template
 from r1quant.budget import Allocation, Budget, Predictions, budget_of, decide
+from r1quant.cache import cache_folder
 from r1quant.checkpoint import Checkpoint
 from r1quant.errors import CheckpointError, OutOfSpaceError
 from r1quant.estimates import Estimate, estimated
@@ -118,6 +119,8 @@ class Plan:
             "quantizable_parameters": sum(linear.weights for linear in self.linears),
             "output_bytes": self.estimate.output_bytes,
             "run_directory_bytes": self.estimate.run_bytes,
+            "cache_bytes": self.estimate.cache_bytes,
+            "cache_bytes_kept": self.estimate.kept_bytes,
             "predicted_peak_rss_bytes": self.estimate.peak_rss_bytes,
             "predicted_seconds": self.estimate.seconds,
             "formats": preflight.formats(self.forms),
@@ -184,7 +187,7 @@ def make(
         problems += _place_problems(out, estimate)
     if devices > 1 and not problems:
         problems += _device_problems(checkpoint, arch, linears, grids, recipe, devices)
-    warnings = _warnings(checkpoint, arch, linears, grids, recipe)
+    warnings = _warnings(checkpoint, arch, linears, grids, recipe) + _cache_warnings(estimate)
     if budget is not None:
         warnings.insert(0, "bits are decided after the sensitivity pass; until then every weight counts alike")
     return Plan(
@@ -340,6 +343,16 @@ def _place_problems(out: Path, estimate: Estimate) -> list[Problem]:
             OutOfSpaceError,
         )
     ]
+
+
+def _cache_warnings(estimate: Estimate) -> list[str]:
+    """A pass that is kept there already needs no space, which is not known before the weights are hashed."""
+    cache = cache_folder()
+    there = next((folder for folder in (cache, *cache.absolute().parents) if folder.is_dir()), None)
+    if there is None or estimate.cache_bytes <= (free := shutil.disk_usage(there).free):
+        return []
+    needed = f"{estimate.cache_bytes / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free"
+    return [f"the cache {cache} may need {needed}: set R1QUANT_CACHE to a folder on another disk"]
 
 
 def _warnings(

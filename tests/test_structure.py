@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "archs", "rope", "yarn", "artifact", "checkpoint", "recipe", "tensorfile", "provenance", "hub",
         "sources", "tokenizer", "gguf_header", "gguf_config", "gguf_tokenizer", "gguf_source",
-        "kvcache", "inventory", "texts",
+        "kvcache", "inventory", "texts", "cache",
     ),
     ("rundir", "calibration", "problemsets", "prompts", "selfcalib", "stats", "progress", "hub_upload"),
     ("methods", "transforms", "formats", "forward", "backends", "metrics", "hardware", "publish", "report"),

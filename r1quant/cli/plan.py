@@ -11,6 +11,7 @@ from r1quant.cli import console
 from r1quant.cli.options import build_recipe, recipe_options
 
 if TYPE_CHECKING:
+    from r1quant.estimates import Estimate
     from r1quant.planner import Plan
 
 
@@ -56,6 +57,7 @@ def show(made: Plan, tensors: bool) -> None:
                 ["bits per quantized weight", f"{made.bits_per_weight:.3f}"],
                 *_chosen(made),
                 ["run directory, deleted at the end", console.gigabytes(estimate.run_bytes)],
+                *_cached(estimate),
                 ["predicted peak memory", console.gigabytes(estimate.peak_rss_bytes)],
                 ["predicted time, roughly", f"{estimate.seconds:.0f} s"],
             ],
@@ -107,6 +109,13 @@ def _kinds(made: Plan) -> list[list[str]]:
             each = _bits(made)
         rows.append([name, f"{shape[0]} x {shape[1]}", str(len(bits)), each, group])
     return rows
+
+
+def _cached(estimate: Estimate) -> list[list[str]]:
+    if not estimate.cache_bytes:
+        return []
+    kept = f"{console.gigabytes(estimate.cache_bytes)}, of which {console.gigabytes(estimate.kept_bytes)} are kept"
+    return [["cache, where it lacks this", kept]]
 
 
 def _chosen(made: Plan) -> list[list[str]]:

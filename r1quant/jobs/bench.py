@@ -24,6 +24,7 @@ import numpy.typing as npt
 from r1quant import calibration, provenance
 from r1quant.artifact import Artifact
 from r1quant.backends.wire import complete, shown
+from r1quant.cache import cache_folder
 from r1quant.errors import CheckpointError, RecipeError
 from r1quant.hardware.detect import host
 from r1quant.jobs.artifacts import newest_output, open_artifact, source_of
@@ -31,7 +32,6 @@ from r1quant.jobs.bench_process import Batch, BenchProcess, Settings
 from r1quant.jobs.bench_record import headline, order, reference, stated_sizes
 from r1quant.jobs.identity import identity
 from r1quant.jobs.runtimes import SERVER, Setup, backend_of
-from r1quant.jobs.samples import cache_folder
 from r1quant.metrics.speed import over_repeats, ratios, speed
 from r1quant.progress import Progress, Silent
 from r1quant.tokenizer import Tokenizer

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from r1quant.artifact import has_chat_template
+from r1quant.cache import cache_folder
 from r1quant.extras import EXTRAS, missing
 from r1quant.hardware.detect import gpus, host
-from r1quant.jobs.samples import cache_folder
 from r1quant.provenance import version
 from r1quant.sources import open_model
 from r1quant.yarn import yarn

@@ -16,13 +16,13 @@ import numpy.typing as npt
 
 from r1quant import atomic, calibration
 from r1quant.archs import size
+from r1quant.cache import cache_folder
 from r1quant.formats.gguf.modelfile import modelfile
 from r1quant.formats.gguf.options import GgufOptions
 from r1quant.formats.gguf.write import write
 from r1quant.gguf_source import gguf_names
 from r1quant.jobs.export import Job, name_of
 from r1quant.jobs.quantize import default_text
-from r1quant.jobs.samples import cache_folder
 from r1quant.targets import GUIDED, MATRICES, NONE
 from r1quant.tokenizer import Tokenizer
 

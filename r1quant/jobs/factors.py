@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from r1quant.cache import cache_folder
 from r1quant.checkpoint import Checkpoint
 from r1quant.errors import NumericError
 from r1quant.grid import Grid
 from r1quant.jobs.activations import load, save
 from r1quant.jobs.layer import Chunks, Stream
-from r1quant.jobs.samples import cache_folder
 from r1quant.jobs.seen import decoder_of
 from r1quant.methods import rtn
 from r1quant.planner import Plan

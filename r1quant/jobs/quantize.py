@@ -19,12 +19,12 @@ from typing import Any
 from r1quant import atomic, calibration, planner, provenance, texts
 from r1quant.artifact import Artifact
 from r1quant.budget import Predictions
+from r1quant.cache import cache_folder
 from r1quant.checkpoint import Checkpoint
 from r1quant.errors import OutOfSpaceError, RecipeError, ResumeError
 from r1quant.formats import table
 from r1quant.jobs import assemble
 from r1quant.jobs.folder import RECORD
-from r1quant.jobs.samples import cache_folder
 from r1quant.jobs.seen import deciding, precision
 from r1quant.planner import Plan
 from r1quant.progress import Progress, Silent
@@ -140,7 +140,7 @@ def quantize(
     made = planner.make(checkpoint, recipe, None if out.exists() or folder_for(out).exists() else out)
     made.require()
     finished = _finished_record(out)
-    with _disk_errors(out.parent):
+    with _disk_errors(out.parent, cache_folder()):
         reads = recipe.calibrated or (not made.decided and predictions is None)
         text = _calibration(made, progress) if reads else None
         compute = precision(recipe.device, recipe.dtype) if reads else None
@@ -238,14 +238,15 @@ def default_text(model: Checkpoint | Artifact) -> str | None:
 
 
 @contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
+def _disk_errors(*folders: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
+        full = " or of ".join(map(str, folders))
         raise OutOfSpaceError(
-            f"the disk of {folder} is full", "free some space and run the same command: finished layers are kept"
+            f"the disk of {full} is full", "free some space and run the same command: finished layers are kept"
         ) from error
 
 

@@ -14,8 +14,9 @@ import numpy as np
 
 from r1quant import problemsets
 from r1quant.backends import Prompt, Sampling
+from r1quant.cache import cache_folder
 from r1quant.jobs.pair import Options, Pair
-from r1quant.jobs.samples import Sample, Samples, cache_folder, collect, prompt_for
+from r1quant.jobs.samples import Sample, Samples, collect, prompt_for
 from r1quant.metrics import accuracy, grading, health
 from r1quant.problemsets import HealthPrompt, Problem
 from r1quant.progress import Progress

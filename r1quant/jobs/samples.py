@@ -44,13 +44,6 @@ class Sample:
     ids: tuple[int, ...] = ()
 
 
-def cache_folder() -> Path:
-    """$R1QUANT_CACHE, else r1quant in $XDG_CACHE_HOME, else ~/.cache/r1quant."""
-    if own := os.environ.get("R1QUANT_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "r1quant"
-
-
 class Samples:
     """An open, locked file of samples."""
 

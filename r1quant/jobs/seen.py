@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from r1quant import provenance
 from r1quant.artifact import Artifact
+from r1quant.cache import cache_folder
 from r1quant.calibration import Calibration
 from r1quant.jobs.identity import identity
-from r1quant.jobs.samples import cache_folder
 from r1quant.planner import Plan
 from r1quant.progress import Progress
 

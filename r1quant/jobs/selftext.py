@@ -18,13 +18,14 @@ from r1quant import calibration, prompts, selfcalib
 from r1quant.artifact import Artifact, stop_tokens
 from r1quant.backends import Prompt, Runtime, Sampling
 from r1quant.backends.wire import shown
+from r1quant.cache import cache_folder
 from r1quant.calibration import Calibration
 from r1quant.checkpoint import Checkpoint
 from r1quant.errors import CalibrationError, RecipeError
 from r1quant.formats import table
 from r1quant.jobs.identity import identity
 from r1quant.jobs.runtimes import Setup, backend_of, installed, open_runtime
-from r1quant.jobs.samples import Sample, Samples, cache_folder, collect, prompt_for, token_prompt
+from r1quant.jobs.samples import Sample, Samples, collect, prompt_for, token_prompt
 from r1quant.progress import Progress
 from r1quant.prompts import Messages
 from r1quant.recipe import Recipe

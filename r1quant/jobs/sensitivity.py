@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from r1quant.cache import cache_folder
 from r1quant.errors import NumericError
 from r1quant.estimates import BOUNDARY_BYTES
 from r1quant.forward import Decoder, chunked
 from r1quant.jobs.activations import load, save
-from r1quant.jobs.samples import cache_folder
 from r1quant.progress import Progress
 from r1quant.provenance import sha256
 from r1quant.recipe import Recipe

@@ -14,6 +14,7 @@ from r1quant import calibration, provenance
 from r1quant.archs import architecture_of, layer_count
 from r1quant.artifact import Artifact
 from r1quant.backends.wire import shown
+from r1quant.cache import cache_folder
 from r1quant.checkpoint import short_name
 from r1quant.errors import CheckpointError, RecipeError
 from r1quant.extras import EXTRAS
@@ -23,7 +24,6 @@ from r1quant.jobs.identity import identity
 from r1quant.jobs.pair import Options, Pair
 from r1quant.jobs.quantize import default_text
 from r1quant.jobs.runtimes import installed
-from r1quant.jobs.samples import cache_folder
 from r1quant.metrics import tokenclass
 from r1quant.metrics.divergence import TokenScores, summary
 from r1quant.metrics.gates import applicable, judge, parse, refuse_unknown

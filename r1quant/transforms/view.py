@@ -148,4 +148,3 @@ def view(checkpoint: Checkpoint, turns: Mapping[str, Turn], **changes: Any) -> V
     } | changes
     kept = {name: Turn(name) for name in presented["tensors"]}
     return View(**presented, inner=checkpoint, turns=kept | dict(turns))
-

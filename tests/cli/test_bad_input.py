@@ -248,6 +248,22 @@ def test_no_disk_space(refused: Refused, llama: Path, monkeypatch: pytest.Monkey
     assert "not enough disk space" in what and "0.00 GB free" in what and "free some space" in remedy
 
 
+def test_little_space_for_the_cache(
+    run: Run, llama: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It may hold already what is needed, so this is no reason to refuse."""
+    usage, cache = namedtuple("usage", "total used free"), tmp_path / "not" / "there"
+    monkeypatch.setenv("R1QUANT_CACHE", str(cache))
+    free = {tmp_path: 1000}
+    monkeypatch.setattr(planner.shutil, "disk_usage", lambda path: usage(10**9, 0, free.get(Path(path), 10**9)))
+    ran = run("plan", llama, *QUICK, "--calib", text_file, "--json", "-o", llama.parent / "out")
+    assert ran.code == 0 and ran.json["cache_bytes"] > ran.json["cache_bytes_kept"] > 1000
+    (note,) = (warning for warning in ran.json["warnings"] if "R1QUANT_CACHE" in warning)
+    assert str(cache) in note and "0.00 GB are free" in note
+    ran = run("plan", llama, *QUICK, "--method", "gptq", "--json", "-o", llama.parent / "out")
+    assert ran.json["cache_bytes"] == 0 and not any("cache" in warning for warning in ran.json["warnings"])
+
+
 def test_no_disk_space_left_when_it_begins(
     refused: Refused, llama: Path, in_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

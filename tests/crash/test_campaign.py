@@ -1,6 +1,6 @@
-"""Flushes, renames and deletions of every command that writes: killed there, interrupted, the disk full (`make faults`).
+"""Crashes at flushes, renames and deletions of every command that writes: killed, interrupted, the disk full.
 
-Thousands of runs if every such moment is taken, so `make test` leaves them out; it has the named moments of
+`make faults` runs it: thousands of runs if every such moment is taken. `make test` has the named moments of
 test_killed.py and test_resumed.py. STEP=1 in the environment takes every one of them, and 5, the default, each fifth.
 """
 

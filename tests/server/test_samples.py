@@ -16,9 +16,10 @@ import pytest
 
 from r1quant.backends import Completion, Prompt, Sampling
 from r1quant.backends.mock import Mock
+from r1quant.cache import cache_folder
 from r1quant.errors import CheckpointError, OutOfSpaceError, ResumeError
 from r1quant.jobs import samples
-from r1quant.jobs.samples import Sample, Samples, cache_folder, collect
+from r1quant.jobs.samples import Sample, Samples, collect
 from r1quant.progress import Silent
 
 IDENTITY = {"model": "a" * 64, "backend": "mock", "protocol": "r1", "sampling": "0.6/0.95", "problems": "b" * 64}
