@@ -15,6 +15,7 @@ from measuring import R1QUANT
 
 PEERS = Path(__file__).resolve().parent
 OURS = "r1quant"
+BUDGETS = {"--target-bpw", "--target-size"}  # which take the place of --bits
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ class Given:
 
 def command(row: Row, given: Given, out: Path, python: Path) -> list[str]:
     """What quantizes to `out`. Flags of a row of ours come last, so that they hold."""
-    grid = ["--bits", str(given.bits), "--group-size", str(given.group_size)]
+    bits = [] if BUDGETS.intersection(row.flags) else ["--bits", str(given.bits)]
+    grid = [*bits, "--group-size", str(given.group_size)]
     if row.tool == OURS:
         asked = [str(given.model), "-o", str(out), *grid, *given.flags, "--device", "cpu"]
         return [*R1QUANT, "quantize", *asked, *row.flags]

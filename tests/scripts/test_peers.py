@@ -85,8 +85,8 @@ def test_the_page_in_the_repository_is_that_of_the_record() -> None:
     assert not any(part in json.dumps(found) for part in ("/home/", "/work/", "/tmp/", "/root/"))
 
 
-def test_rows_are_chosen_by_name_and_added_by_flags() -> None:
-    from peers.rows import PEERS, ROWS, chosen, named
+def test_rows_are_chosen_by_name_and_added_by_flags(tmp_path: Path) -> None:
+    from peers.rows import PEERS, ROWS, Given, chosen, command, named
 
     assert len({row.name for row in ROWS}) == len(ROWS)
     for row in ROWS:
@@ -94,6 +94,10 @@ def test_rows_are_chosen_by_name_and_added_by_flags() -> None:
         assert all((PEERS / name).is_file() for name in scripts) and bool(row.environment) == bool(row.script)
     (mine,) = named(["mine=--method rtn --asymmetric"])
     assert mine.flags == ("--method", "rtn", "--asymmetric") and not mine.symmetric
+    (mixed,) = named(["mixed=--target-bpw 4.25"])
+    given = Given(tmp_path, tmp_path, ("--seq-len", "512"), 4, 64)
+    assert "--bits" in command(mine, given, tmp_path, tmp_path)
+    assert "--bits" not in command(mixed, given, tmp_path, tmp_path), "a budget takes its place"
     assert [row.name for row in chosen([*ROWS, mine], ["mine", "onnx*"])] == [
         "onnxruntime-rtn",
         "onnxruntime-hqq",
