@@ -37,8 +37,16 @@ class Sensitivity:
     @property
     def norms(self) -> torch.Tensor:
         """float32 [T]: |g_t|, 1 on average; 1 throughout where there is no gradient at all."""
-        norms = self.weights.sqrt()
-        return norms / norms.mean() if bool(norms.any()) else torch.ones_like(norms)
+        return _averaging_one(self.weights.sqrt())
+
+    @property
+    def squares(self) -> torch.Tensor:
+        """Likewise |g_t|^2."""
+        return _averaging_one(self.weights)
+
+
+def _averaging_one(values: torch.Tensor) -> torch.Tensor:
+    return values / values.mean() if bool(values.any()) else torch.ones_like(values)
 
 
 def blocks(rows: int) -> list[slice]:

@@ -2,7 +2,9 @@
 
 After the sensitivity pass the float model runs once more; of every linear 1/2 tr(H_O E H E^T) is the KL divergence that
 an error E of its weight costs to second order, E being what the recipe's own method leaves. Plain rounding would not do
-in its place: how much less GPTQ loses differs from linear to linear. Each layer's figures are kept as they are made.
+in its place: how much less GPTQ loses differs from linear to linear. In this H tokens count by the square of their
+gradient at that linear, as in the Fisher matrix, though methods round by its norm: a few tokens have most of the
+gradient at v, and what they read is just where GPTQ errs least. Each layer's figures are kept as they are made.
 """
 
 from __future__ import annotations
@@ -31,11 +33,11 @@ from r1quant.provenance import sha256
 from r1quant.qlinear import QLinear
 from r1quant.recipe import FLOAT, Recipe
 from r1quant.sensitivity import Sensitivity
-from r1quant.stats import Stats
+from r1quant.stats import Stats, Sums
 
 TRIAL = "a trial rounding of each layer alone, after a sensitivity pass"
 NEAREST = "rounding to nearest, after a sensitivity pass"
-KIND = "all linears of a stage with its weights of tokens"  # how losses are told; another one makes them anew
+KIND = "each linear with the squares of its own gradients"  # how losses are told; another one makes them anew
 
 
 def predicted(
@@ -78,35 +80,34 @@ def _layer(
     made: Plan, prefix: str, stream: Stream, needed: Mapping[str, Sensitivity], bits: Sequence[int]
 ) -> Iterator[tuple[str, dict[int, float]]]:
     """The losses of each linear of a layer. The hidden states of the stream are replaced by the layer's output."""
-    unguided = made.recipe.method == "gptq" and not made.recipe.guided
+    guided = needed if made.recipe.guided else None
     for stage, inputs in stream.stages():
         linears = stream.layer.arch.layer.stages[stage]
-        felt = sums_of(stream.layer, linears, needed)
-        known = sums_of(stream.layer, linears, None) if unguided else felt
+        width, device = stream.layer.weight(linears[0]).shape[1], stream.layer.weight(linears[0]).device
+        felt = [Sums(width, device, needed[name].squares, needed[name].covariance) for name in linears]
+        known = sums_of(stream.layer, linears, guided)
         for x in inputs():
-            for sums in {felt, known}:
+            for sums in (*felt, known):
                 sums.add(x)
         read = made.checkpoint.unrounded().read
-        device = stream.layer.weight(linears[0]).device
         weights = [read(f"{prefix}{name}.weight").to(device, torch.float32) for name in linears]
-        losses = _losses(torch.cat(weights), felt.stats, known.stats, made.recipe, bits)
-        start = 0
-        for name, weight in zip(linears, weights, strict=True):
-            rows = slice(start, start + len(weight))
-            yield prefix + name, {count: float(shares[rows].sum()) for count, shares in losses.items()}
-            start = rows.stop
+        losses = _losses(weights, [sums.stats for sums in felt], known.stats, made.recipe, bits)
+        yield from ((prefix + name, loss) for name, loss in zip(linears, losses, strict=True))
 
 
 def _losses(
-    weight: torch.Tensor, felt: Stats, known: Stats, recipe: Recipe, bits: Sequence[int]
-) -> dict[int, npt.NDArray[np.float64]]:
-    """By bits the divergence that each row costs; felt: the statistics that tell it, known: those to round by."""
-    losses = {}
+    weights: Sequence[torch.Tensor], felt: Sequence[Stats], known: Stats, recipe: Recipe, bits: Sequence[int]
+) -> list[dict[int, float]]:
+    """Of linears that share their input, by bits the divergence that each costs; felt: the statistics that tell it,
+    known: those to round by."""
+    together, rows = torch.cat(list(weights)), [len(weight) for weight in weights]
+    losses = [dict[int, float]() for _ in weights]
     for count in bits:
         if count != FLOAT:
-            q = _rounded(weight, known, replace(recipe.grid, bits=count), recipe)
-            wrong = weight - torch.from_numpy(q.dequantize()).to(weight.device)
-            losses[count] = gptq.predicted(wrong, wrong @ felt.hessian, felt)
+            q = _rounded(together, known, replace(recipe.grid, bits=count), recipe)
+            wrong = together - torch.from_numpy(q.dequantize()).to(together.device)
+            for loss, stats, part in zip(losses, felt, torch.split(wrong, rows), strict=True):
+                loss[count] = float(gptq.predicted(part, part @ stats.hessian, stats).sum())
     return losses
 
 

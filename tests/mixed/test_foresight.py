@@ -1,0 +1,69 @@
+"""What rounding is foretold to cost is what it costs, for each kind of linear alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from r1quant import calibration, planner, texts
+from r1quant.budget import Predictions
+from r1quant.jobs import foresight, quantize
+from r1quant.jobs.artifacts import open_artifact
+from r1quant.progress import Silent
+from r1quant.recipe import Recipe
+from r1quant.sources import EMBEDDED, open_model
+from r1quant.tokenizer import Tokenizer
+from tests import independent
+
+KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@pytest.mark.parametrize(("method", "bits"), [("rtn", 4), ("gptq", 3)])
+def test_each_kind_costs_what_is_foretold_within_a_factor_of_two(
+    method: str, bits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On tiny-r1, whose gradients differ between tokens by orders of magnitude."""
+    monkeypatch.setenv("R1QUANT_CACHE", str(tmp_path / "cache"))
+    grid = {"method": method, "guided": True, "group_size": 64, "samples": 16, "seq_len": 256}
+    losses = foretold(Recipe(**grid, format="compressed-tensors", target_bpw=5.0, allowed_bits=(bits, 6)), monkeypatch)
+    quantize.quantize(EMBEDDED, tmp_path / "all", Recipe(**grid, bits=bits))
+    source, rounded = open_model(EMBEDDED), open_artifact(tmp_path / "all")
+    text = calibration.load(texts.CHAINS, Tokenizer.of(source), 16, 256, 0).tokens
+    model = independent.whole_model(source)
+
+    def log_probs() -> torch.Tensor:
+        with torch.no_grad():
+            return model(torch.from_numpy(text)).logits.double().log_softmax(-1)
+
+    def cost(linears: list[str]) -> float:
+        weights = {name: model.get_parameter(f"{name}.weight") for name in linears}
+        before = {name: weight.data for name, weight in weights.items()}
+        for name, weight in weights.items():
+            weight.data = torch.from_numpy(rounded.qlinear(name).dequantize())
+        found = log_probs()
+        for name, weight in weights.items():
+            weight.data = before[name]
+        return float((whole.exp() * (whole - found)).sum(-1).mean())
+
+    whole = log_probs()
+    for kind in (*KINDS, "_proj"):
+        linears = [name for name in rounded.forms if name.endswith(kind)]
+        ratio = cost(linears) / sum(losses.losses[name][bits] for name in linears)
+        assert 0.5 < ratio < 2, f"{kind}: measured {ratio:.2f} of what was foretold"
+
+
+def foretold(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> Predictions:
+    """What choosing the bits of tiny-r1 by a recipe begins with."""
+    kept: list[Predictions] = []
+    told = foresight.predicted
+
+    def watched(*given: object) -> Predictions:
+        kept.append(told(*given))
+        return kept[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(foresight, "predicted", watched)
+        quantize.decided(planner.make(open_model(EMBEDDED), recipe, None), Silent())
+    return kept[0]
