@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from r1quant import selfcalib
 from r1quant.archs import size
+from r1quant.budget import choices
 from r1quant.checkpoint import Checkpoint
 from r1quant.formats.table import CODECS
 from r1quant.layout import Layout
@@ -23,6 +25,7 @@ BACKWARD_TOKENS = 2048  # at a time; a layer keeps all its intermediate results 
 HEAD_TOKENS = 256
 TRIED = 40 * 1024  # rows that AWQ rounds for each stage, all candidates together
 RATE = 1.2e11  # operations a second and core
+TRIAL = 5e4  # of them, for the time that rounding a weight on trial takes beside products of matrices
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ def estimated(
         passes.append(_Pass(shapes.largest * 12, 0, weights / 4e6 * RATE))
     if (recipe.guided and METHODS[recipe.method].calibrated) or recipe.budgeted:
         passes.append(_sensitivity(replace(shapes, tokens=recipe.guided_windows * recipe.seq_len), recipe.draws))
+    if recipe.budgeted:
+        passes.append(_foresight(shapes, len(choices(recipe, linears))))
     if recipe.factors is not None:
         passes.append(_factors(shapes))
     memory = PROCESS_BYTES + max(each.memory for each in passes)
@@ -90,7 +95,7 @@ class _Pass:
 class _Shapes:
     """What the cost of a pass follows from; weights, rows and squares are of one decoder layer.
 
-    stages   for each, its weights and its input channels
+    stages   for each, its weights, its input channels and how many linears it has
     item     bytes of an activation on the disk: where the dtype is automatic, those of float32
     """
 
@@ -101,7 +106,7 @@ class _Shapes:
     weights: int
     largest: int
     linears: tuple[tuple[int, int], ...]
-    stages: tuple[tuple[int, int], ...]
+    stages: tuple[tuple[int, int, int], ...]
     item: int
 
     @classmethod
@@ -116,7 +121,7 @@ class _Shapes:
             sum(linear.weights for linear in first),
             max((linear.weights for linear in first), default=0),
             tuple(linear.shape for linear in first),
-            tuple((sum(x.weights for x in stage), stage[0].shape[1]) for stage in stages),
+            tuple((sum(x.weights for x in stage), stage[0].shape[1], len(stage)) for stage in stages),
             2 if recipe.dtype in ("bfloat16", "float16") else 4,
         )
 
@@ -126,7 +131,12 @@ class _Shapes:
 
     @property
     def hessians(self) -> float:
-        return 2.0 * self.tokens * self.depth * sum(columns**2 for _, columns in self.stages)
+        return 2.0 * self.tokens * self.depth * sum(columns**2 for _, columns, _ in self.stages)
+
+    @property
+    def solving(self) -> float:
+        """All linears once, by GPTQ."""
+        return 4.0 * self.depth * sum(rows * columns**2 for rows, columns in self.linears)
 
     @property
     def boundary(self) -> int:
@@ -137,20 +147,19 @@ class _Shapes:
 def _rounding(shapes: _Shapes, recipe: Recipe) -> _Pass:
     """Layer by layer; where the float model runs beside, all that belongs to the text is there twice."""
     streams = 2 if recipe.corrected else 1
-    solve = max((weights * 20 + 12 * streams * columns**2 for weights, columns in shapes.stages), default=0)
-    read = [shapes.tokens * columns * 2 for _, columns in shapes.stages]
+    solve = max((weights * 20 + 12 * streams * columns**2 for weights, columns, _ in shapes.stages), default=0)
+    read = [shapes.tokens * columns * 2 for _, columns, _ in shapes.stages]
     held = [nbytes if nbytes <= KEPT_LIMIT else 0 for nbytes in read]
     kept = max(map(sum, pairwise([0, *held])), default=0)  # of a stage and the one before
     layer = max(shapes.vocabulary * shapes.hidden * 2, streams * shapes.weights * 2 + solve)
     memory = layer + streams * (2 * shapes.boundary + kept)
     disk = 2 * streams * shapes.tokens * shapes.hidden * shapes.item  # two boundaries
-    solving = 4.0 * shapes.depth * sum(rows * columns**2 for rows, columns in shapes.linears)
-    return _Pass(memory, disk, streams * (shapes.forward + shapes.hessians) + solving)
+    return _Pass(memory, disk, streams * (shapes.forward + shapes.hessians) + shapes.solving)
 
 
 def _sensitivity(shapes: _Shapes, draws: int) -> _Pass:
     """Forward and backward for each draw, with what is kept of every layer."""
-    covariances = sum(rows * min(rows, BLOCK) for rows, _ in shapes.linears)
+    covariances = sum(rows**2 // math.ceil(rows / BLOCK) for rows, _ in shapes.linears)
     outputs = sum(rows for rows, _ in shapes.linears)
     head = 4 * shapes.vocabulary * 4 * HEAD_TOKENS + 2 * shapes.vocabulary * shapes.hidden
     layer = shapes.weights * 2 + 4 * covariances + BACKWARD_TOKENS * outputs * 12
@@ -161,9 +170,18 @@ def _sensitivity(shapes: _Shapes, draws: int) -> _Pass:
     return _Pass(max(head, layer) + 4 * shapes.boundary, 0, draws * work, boundaries, draws * found)
 
 
+def _foresight(shapes: _Shapes, trials: int) -> _Pass:
+    """Forward, with a Hessian for each linear beside that of its stage, and a trial at each number of bits."""
+    solve = max((weights * 24 + (12 + 4 * n) * columns**2 for weights, columns, n in shapes.stages), default=0)
+    memory = max(shapes.vocabulary * shapes.hidden * 2, shapes.weights * 2 + solve) + 2 * shapes.boundary
+    linears = 2.0 * shapes.tokens * shapes.depth * sum(columns**2 for _, columns in shapes.linears)
+    each = shapes.solving + TRIAL * shapes.depth * shapes.weights
+    return _Pass(memory, 0, shapes.forward + shapes.hessians + linears + trials * each)
+
+
 def _factors(shapes: _Shapes) -> _Pass:
     """Forward, and for each stage the candidates of AWQ."""
-    solve = max((weights * 8 + 8 * columns**2 for weights, columns in shapes.stages), default=0)
+    solve = max((weights * 8 + 8 * columns**2 for weights, columns, _ in shapes.stages), default=0)
     memory = max(shapes.vocabulary * shapes.hidden * 2, shapes.weights * 2 + solve) + 2 * shapes.boundary
-    tried = 2.0 * TRIED * shapes.depth * sum(columns**2 for _, columns in shapes.stages)
+    tried = 2.0 * TRIED * shapes.depth * sum(columns**2 for _, columns, _ in shapes.stages)
     return _Pass(memory, 0, shapes.forward + shapes.hessians + tried, 2 * shapes.boundary)

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from r1quant import sensitivity
+from r1quant import estimates, planner, sensitivity
 from r1quant.archs import architecture_of
 from r1quant.errors import NumericError
 from r1quant.forward import Decoder
@@ -164,6 +164,18 @@ def test_what_is_there_is_not_made_again(tmp_path: Path) -> None:
     measured(model, TOKENS, tmp_path, {"of": "this"}, Stops(0))
     with pytest.raises(KeyboardInterrupt):
         measured(model, TOKENS, tmp_path, {"of": "that"}, Stops(0))
+
+
+def test_what_stays_in_the_cache_is_foretold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With outputs in blocks of unequal number: 64, 128 and 32 of them, at most 100 in a block."""
+    for module in (sensitivity, estimates):
+        monkeypatch.setattr(module, "BLOCK", 100)
+    folder = models.write_model(tmp_path / "model", "llama")
+    cache, recipe = tmp_path / "cache", Recipe(guided=True, group_size=32, samples=len(TOKENS), seq_len=TOKENS.shape[1])
+    measured(decoder(folder), TOKENS, cache, {"of": "this"}, Silent())
+    kept = sum(path.stat().st_size for path in cache.rglob("layer-*.safetensors"))
+    plan = planner.make(open_model(folder), recipe, None)
+    assert 0.8 * kept < plan.estimate.kept_bytes < kept < plan.estimate.cache_bytes
 
 
 def test_two_at_once_make_it_once(tmp_path: Path) -> None:
