@@ -148,7 +148,7 @@ def _load(
     if source.kind == "text":
         result = pack([_file_tokens(Path(source.name), tokenizer, need)], samples, seq_len, None)
     elif source.kind == "hub":
-        result = packed(texts.rows(source, seed))
+        result = packed(texts.dataset(source, seed))
     else:
         every = texts.read_jsonl(Path(source.name), source.only)
         result = packed(random.Random(seed).sample(every, len(every)))

@@ -115,15 +115,6 @@ def header(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and HEADER in found else None
 
 
-def _hub_source(spec: str) -> Source:
-    name, *rest = spec.removeprefix("hub:").split(":")
-    name, _, config = name.partition("@")
-    if not name or len(rest) > 2:
-        raise CalibrationError(f"{spec!r} does not name a dataset", "write hub:NAME[@CONFIG][:SPLIT[:COLUMN]]")
-    split, column = [*rest, "", ""][:2]
-    return Source("hub", name, spec, False, config or None, split or "train", column or None)
-
-
 def read_text(path: Path, limit: int) -> str:
     """The first `limit` bytes as text, a character cut in two at the end left out."""
     try:
@@ -142,6 +133,42 @@ def read_text(path: Path, limit: int) -> str:
 def read_jsonl(path: Path, only: str | None = None) -> list[Document]:
     parsed = (_parse_line(line, f"{path}:{number}", only) for number, line in enumerate(_lines(path), 1))
     return [document for document in parsed if document is not None]
+
+
+def dataset(source: Source, seed: int) -> Iterator[Document]:
+    """The rows of a dataset, streamed in an order that the seed decides."""
+    need("datasets")
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(source.name, source.config, split=source.split, streaming=True)
+        rows = iter(rows.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER))
+        row = next(rows, None)
+    except Exception as error:  # the package raises errors of many libraries
+        raise _hub_failed(source, error) from None
+    number = 0
+    while row is not None:
+        number += 1
+        column = source.column or next((c for c in ("messages", "text") if c in row), None)
+        if column is None or column not in row:
+            raise CalibrationError(
+                f"{source.label} has no column {column or 'messages or text'}",
+                f"name one of its columns as hub:NAME:SPLIT:COLUMN: {', '.join(map(str, row))}",
+            )
+        yield _document(row[column], f"{source.label}, row {number}, column {column}")
+        try:
+            row = next(rows, None)
+        except Exception as error:
+            raise _hub_failed(source, error) from None
+
+
+def _hub_source(spec: str) -> Source:
+    name, *rest = spec.removeprefix("hub:").split(":")
+    name, _, config = name.partition("@")
+    if not name or len(rest) > 2:
+        raise CalibrationError(f"{spec!r} does not name a dataset", "write hub:NAME[@CONFIG][:SPLIT[:COLUMN]]")
+    split, column = [*rest, "", ""][:2]
+    return Source("hub", name, spec, False, config or None, split or "train", column or None)
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -190,33 +217,6 @@ def _document(value: Any, where: str) -> Document:
 
 def _is_token(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 31
-
-
-def rows(source: Source, seed: int) -> Iterator[Document]:
-    """The rows of a dataset, streamed in an order that the seed decides."""
-    need("datasets")
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(source.name, source.config, split=source.split, streaming=True)
-        rows = iter(rows.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER))
-        row = next(rows, None)
-    except Exception as error:  # the package raises errors of many libraries
-        raise _hub_failed(source, error) from None
-    number = 0
-    while row is not None:
-        number += 1
-        column = source.column or next((c for c in ("messages", "text") if c in row), None)
-        if column is None or column not in row:
-            raise CalibrationError(
-                f"{source.label} has no column {column or 'messages or text'}",
-                f"name one of its columns as hub:NAME:SPLIT:COLUMN: {', '.join(map(str, row))}",
-            )
-        yield _document(row[column], f"{source.label}, row {number}, column {column}")
-        try:
-            row = next(rows, None)
-        except Exception as error:
-            raise _hub_failed(source, error) from None
 
 
 def _hub_failed(source: Source, error: Exception) -> CalibrationError:
