@@ -67,7 +67,7 @@ def estimated(
     if (recipe.guided and METHODS[recipe.method].calibrated) or recipe.budgeted:
         passes.append(_sensitivity(replace(shapes, tokens=recipe.guided_windows * recipe.seq_len), recipe.draws))
     if recipe.budgeted:
-        passes.append(_foresight(shapes, len(choices(recipe, linears))))
+        passes.append(_foresight(shapes, recipe, len(choices(recipe, linears))))
     if recipe.factors is not None:
         passes.append(_factors(shapes))
     memory = PROCESS_BYTES + max(each.memory for each in passes)
@@ -170,13 +170,14 @@ def _sensitivity(shapes: _Shapes, draws: int) -> _Pass:
     return _Pass(max(head, layer) + 4 * shapes.boundary, 0, draws * work, boundaries, draws * found)
 
 
-def _foresight(shapes: _Shapes, trials: int) -> _Pass:
-    """Forward, with a Hessian for each linear beside that of its stage, and a trial at each number of bits."""
+def _foresight(shapes: _Shapes, recipe: Recipe, trials: int) -> _Pass:
+    """Forward, with a Hessian for each linear, and a trial at each number of bits, for GPTQ by that of its stage."""
     solve = max((weights * 24 + (12 + 4 * n) * columns**2 for weights, columns, n in shapes.stages), default=0)
     memory = max(shapes.vocabulary * shapes.hidden * 2, shapes.weights * 2 + solve) + 2 * shapes.boundary
     linears = 2.0 * shapes.tokens * shapes.depth * sum(columns**2 for _, columns in shapes.linears)
-    each = shapes.solving + TRIAL * shapes.depth * shapes.weights
-    return _Pass(memory, 0, shapes.forward + shapes.hessians + linears + trials * each)
+    solving, hessians = (shapes.solving, shapes.hessians) if recipe.method == "gptq" else (0.0, 0.0)
+    each = solving + TRIAL * shapes.depth * shapes.weights
+    return _Pass(memory, 0, shapes.forward + hessians + linears + trials * each)
 
 
 def _factors(shapes: _Shapes) -> _Pass:

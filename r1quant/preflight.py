@@ -60,8 +60,8 @@ RUNTIMES: Sequence[Runtime] = (
             "awq": Rule(),
             "compressed-tensors": Rule(
                 mixed=(True, False),  # zero points it reads only with one scheme for all
-                careful="load it without CompressedTensorsConfig(dequantize=True), which takes the first linear's bits "
-                "for all, without a word",
+                careful="load it without CompressedTensorsConfig(dequantize=True), which takes the bits of one config "
+                "group for all, without a word",
             ),
         },
     ),

@@ -25,7 +25,6 @@ from r1quant.jobs.selftext import Author, Options, Text, summary
 from r1quant.metrics import tokenclass
 from r1quant.progress import Progress, Silent
 from r1quant.sources import is_embedded
-from r1quant.texts import HEADER
 from r1quant.tokenizer import Tokenizer
 
 VERSION = 1
@@ -156,7 +155,7 @@ def _header(name: str, author: Author, asked: prompts.PromptSet) -> dict[str, An
     """All that decides the texts."""
     options, identity = author.options, author.identity
     return {
-        HEADER: VERSION,
+        texts.HEADER: VERSION,
         "model": name,
         "model_sha256": identity["model"],
         "tokenizer_sha256": provenance.sha256_of_files(author.model.carried),

@@ -80,26 +80,27 @@ def _layer(
     made: Plan, prefix: str, stream: Stream, needed: Mapping[str, Sensitivity], bits: Sequence[int]
 ) -> Iterator[tuple[str, dict[int, float]]]:
     """The losses of each linear of a layer. The hidden states of the stream are replaced by the layer's output."""
-    guided = needed if made.recipe.guided else None
+    trials = made.recipe.method == "gptq"
     for stage, inputs in stream.stages():
         linears = stream.layer.arch.layer.stages[stage]
         width, device = stream.layer.weight(linears[0]).shape[1], stream.layer.weight(linears[0]).device
         felt = [Sums(width, device, needed[name].squares, needed[name].covariance) for name in linears]
-        known = sums_of(stream.layer, linears, guided)
+        known = [sums_of(stream.layer, linears, needed if made.recipe.guided else None)] if trials else []
         for x in inputs():
-            for sums in (*felt, known):
+            for sums in (*felt, *known):
                 sums.add(x)
         read = made.checkpoint.unrounded().read
         weights = [read(f"{prefix}{name}.weight").to(device, torch.float32) for name in linears]
-        losses = _losses(weights, [sums.stats for sums in felt], known.stats, made.recipe, bits)
+        by = known[0].stats if known else None
+        losses = _losses(weights, [sums.stats for sums in felt], by, made.recipe, bits)
         yield from ((prefix + name, loss) for name, loss in zip(linears, losses, strict=True))
 
 
 def _losses(
-    weights: Sequence[torch.Tensor], felt: Sequence[Stats], known: Stats, recipe: Recipe, bits: Sequence[int]
+    weights: Sequence[torch.Tensor], felt: Sequence[Stats], known: Stats | None, recipe: Recipe, bits: Sequence[int]
 ) -> list[dict[int, float]]:
     """Of linears that share their input, by bits the divergence that each costs; felt: the statistics that tell it,
-    known: those to round by."""
+    known: those to round by, None for rounding to nearest."""
     together, rows = torch.cat(list(weights)), [len(weight) for weight in weights]
     losses = [dict[int, float]() for _ in weights]
     for count in bits:
@@ -111,8 +112,8 @@ def _losses(
     return losses
 
 
-def _rounded(weight: torch.Tensor, known: Stats, grid: Grid, recipe: Recipe) -> QLinear:
-    if recipe.method != "gptq":
+def _rounded(weight: torch.Tensor, known: Stats | None, grid: Grid, recipe: Recipe) -> QLinear:
+    if known is None:
         return rtn.quantize(weight.cpu().numpy(), grid, recipe.scale_search)
     search, act_order, damping = recipe.scale_search, recipe.act_order, recipe.damping
     return gptq.quantize(weight, known, grid, search=search, act_order=act_order, damping=damping).qlinear

@@ -9,7 +9,7 @@ import torch
 
 from r1quant import calibration, planner, texts
 from r1quant.budget import Predictions
-from r1quant.jobs import foresight, quantize
+from r1quant.jobs import quantize
 from r1quant.jobs.artifacts import open_artifact
 from r1quant.progress import Silent
 from r1quant.recipe import Recipe
@@ -22,12 +22,14 @@ KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_p
 
 @pytest.mark.parametrize(("method", "bits"), [("rtn", 4), ("gptq", 3)])
 def test_each_kind_costs_what_is_foretold_within_a_factor_of_two(
-    method: str, bits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, bits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, foretold: list[Predictions]
 ) -> None:
     """On tiny-r1, whose gradients differ between tokens by orders of magnitude."""
     monkeypatch.setenv("R1QUANT_CACHE", str(tmp_path / "cache"))
     grid = {"method": method, "guided": True, "group_size": 64, "samples": 16, "seq_len": 256}
-    losses = foretold(Recipe(**grid, format="compressed-tensors", target_bpw=5.0, allowed_bits=(bits, 6)), monkeypatch)
+    choice = Recipe(**grid, format="compressed-tensors", target_bpw=5.0, allowed_bits=(bits, 6))
+    quantize.decided(planner.make(open_model(EMBEDDED), choice, None), Silent())
+    (losses,) = (each.losses for each in foretold)
     quantize.quantize(EMBEDDED, tmp_path / "all", Recipe(**grid, bits=bits))
     source, rounded = open_model(EMBEDDED), open_artifact(tmp_path / "all")
     text = calibration.load(texts.CHAINS, Tokenizer.of(source), 16, 256, 0).tokens
@@ -50,20 +52,5 @@ def test_each_kind_costs_what_is_foretold_within_a_factor_of_two(
     whole = log_probs()
     for kind in (*KINDS, "_proj"):
         linears = [name for name in rounded.forms if name.endswith(kind)]
-        ratio = cost(linears) / sum(losses.losses[name][bits] for name in linears)
+        ratio = cost(linears) / sum(losses[name][bits] for name in linears)
         assert 0.5 < ratio < 2, f"{kind}: measured {ratio:.2f} of what was foretold"
-
-
-def foretold(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> Predictions:
-    """What choosing the bits of tiny-r1 by a recipe begins with."""
-    kept: list[Predictions] = []
-    told = foresight.predicted
-
-    def watched(*given: object) -> Predictions:
-        kept.append(told(*given))
-        return kept[-1]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(foresight, "predicted", watched)
-        quantize.decided(planner.make(open_model(EMBEDDED), recipe, None), Silent())
-    return kept[0]

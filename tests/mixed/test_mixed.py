@@ -6,6 +6,7 @@ import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from r1quant.formats.table import artifact
 from r1quant.jobs import foresight
 from r1quant.jobs import quantize as job
 from r1quant.jobs.artifacts import open_artifact
+from r1quant.qlinear import QLinear
 from r1quant.recipe import Recipe, from_values
 from tests import models
 from tests.conftest import QUICK, Run
@@ -227,23 +229,29 @@ def test_flags_replace_bits_and_budgets_of_the_settings(run: Run, llama: Path) -
     assert recipe("--preset", "fast", "--group-size", "32") == (None, 7, None, None, [])
 
 
-def test_a_trial_is_not_rounding_to_nearest(
-    model: Path, tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_trial_rounds_as_the_run_does(
+    model: Path, tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch, foretold: list[Predictions]
 ) -> None:
+    """To the same codes in the first stage, whose inputs no rounding has changed; and it is not rounding to nearest."""
     monkeypatch.setenv("R1QUANT_CACHE", str(tmp_path / "cache"))
-    kept: list[Predictions] = []
+    tried: list[QLinear] = []
+    rounded = foresight._rounded
 
-    def watched(*given: object) -> Predictions:
-        kept.append(told(*given))
-        return kept[-1]
+    def watched(*given: Any) -> QLinear:
+        tried.append(rounded(*given))
+        return tried[-1]
 
-    told = foresight.predicted
-    monkeypatch.setattr(foresight, "predicted", watched)
+    monkeypatch.setattr(foresight, "_rounded", watched)
     same = Recipe(group_size=32, format="compressed-tensors", samples=4, seq_len=32, calib=str(text_file), guided=True)
     for method in ("gptq", "rtn"):
         job.quantize(model, tmp_path / method, replace(same, method=method, target_bpw=9.5, allowed_bits=(4, 8)))
-    trial, nearest = (each.losses for each in kept)
+    trial, nearest = (each.losses for each in foretold)
     for name in ("q_proj", "k_proj", "v_proj"):
         name = f"model.layers.0.self_attn.{name}"
         assert trial[name].keys() == {4, 8} and trial[name][4] > 4 * trial[name][8] > 0
     assert sum(loss[4] for loss in trial.values()) < 0.9 * sum(loss[4] for loss in nearest.values())
+    job.quantize(model, tmp_path / "all", replace(same, method="gptq", bits=4))
+    first = open_artifact(tmp_path / "all")
+    names = (f"model.layers.0.self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj"))
+    codes = np.concatenate([first.qlinear(name).codes for name in names])
+    assert tried[0].bits == 4 and np.array_equal(tried[0].codes, codes)
