@@ -145,16 +145,18 @@ class _Shapes:
 
 
 def _rounding(shapes: _Shapes, recipe: Recipe) -> _Pass:
-    """Layer by layer; where the float model runs beside, all that belongs to the text is there twice."""
-    streams = 2 if recipe.corrected else 1
-    solve = max((weights * 20 + 12 * streams * columns**2 for weights, columns, _ in shapes.stages), default=0)
+    """Layer by layer; where the float model runs beside, its layer and what belongs to its part of the text are there
+    as well."""
+    layers = 2 if recipe.corrected else 1
+    streams = 1 + recipe.corrected_windows / recipe.windows
+    solve = max((weights * 20 + 12 * layers * columns**2 for weights, columns, _ in shapes.stages), default=0)
     read = [shapes.tokens * columns * 2 for _, columns, _ in shapes.stages]
     held = [nbytes if nbytes <= KEPT_LIMIT else 0 for nbytes in read]
     kept = max(map(sum, pairwise([0, *held])), default=0)  # of a stage and the one before
-    layer = max(shapes.vocabulary * shapes.hidden * 2, streams * shapes.weights * 2 + solve)
+    layer = max(shapes.vocabulary * shapes.hidden * 2, layers * shapes.weights * 2 + solve)
     memory = layer + streams * (2 * shapes.boundary + kept)
     disk = 2 * streams * shapes.tokens * shapes.hidden * shapes.item  # two boundaries
-    return _Pass(memory, disk, streams * (shapes.forward + shapes.hessians) + shapes.solving)
+    return _Pass(int(memory), int(disk), streams * (shapes.forward + shapes.hessians) + shapes.solving)
 
 
 def _sensitivity(shapes: _Shapes, draws: int) -> _Pass:

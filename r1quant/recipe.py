@@ -41,6 +41,7 @@ class Recipe:
     guided_share  the part of the calibration windows that the sensitivity pass goes over, the first ones; > 0 .. 1
     draws         next tokens drawn at every position for the sensitivity pass, which is made as often
     corrected     aim at the float model's outputs, so that each layer makes up for the errors of those before it
+    corrected_share   the part of the calibration windows on which the float model runs for that; as guided_share
     awq           scale input channels by what they carry, folded into what comes before; method awq does so always
     smooth        SmoothQuant's share of the activations' spread that moves into the weights, 0 .. 1; or None
     rotate        r1 (the residual stream), r2 (the heads between v and o), both, or None
@@ -73,6 +74,7 @@ class Recipe:
     guided_share: float = 1.0
     draws: int = 1
     corrected: bool = False
+    corrected_share: float = 1.0
     awq: bool = False
     smooth: float | None = None
     rotate: str | None = None
@@ -127,9 +129,9 @@ class Recipe:
                 raise RecipeError(f"{name} is {value!r}", f"give a whole number of at least {least}")
         if isinstance(self.damping, bool) or not isinstance(self.damping, int | float) or not 0 <= self.damping <= 1:
             raise RecipeError(f"damping is {self.damping!r}", "give a number from 0 to 1")
-        share = self.guided_share
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
-            raise RecipeError(f"guided-share is {share!r}", "give a number above 0, at most 1")
+        for name, share in (("guided-share", self.guided_share), ("corrected-share", self.corrected_share)):
+            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+                raise RecipeError(f"{name} is {share!r}", "give a number above 0, at most 1")
         more = self.continued
         if isinstance(more, bool) or not isinstance(more, int | float) or not 0 <= more <= MOST_CONTINUED:
             raise RecipeError(f"continued is {more!r}", f"give a number from 0 to {MOST_CONTINUED}")
@@ -196,6 +198,11 @@ class Recipe:
     def guided_windows(self) -> int:
         """How many of them a sensitivity pass goes over."""
         return math.ceil(self.guided_share * self.windows)
+
+    @property
+    def corrected_windows(self) -> int:
+        """On how many of them the float model runs beside the quantized one."""
+        return math.ceil(self.corrected_share * self.windows) if self.corrected else 0
 
     @property
     def calibrated(self) -> bool:

@@ -41,9 +41,10 @@ FORMATS: Mapping[str, Format] = {
     "gguf": Format(0, False, "llama.cpp and Ollama"),
 }
 
+_SECOND_ORDER: Mapping[str, Any] = {"method": "gptq", "damping": 0.05, "corrected": True}
 DEFAULT_PRESET = "balanced"  # where no method is named
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "fast": {"method": "gptq", "damping": 0.05, "corrected": True},
-    "balanced": {"method": "gptq", "damping": 0.05, "corrected": True, "guided": True, "guided_share": 0.35},
-    "best": {"method": "gptq", "damping": 0.05, "corrected": True, "guided": True, "continued": 1.0},
+    "fast": {**_SECOND_ORDER, "corrected_share": 0.25},
+    "balanced": {**_SECOND_ORDER, "corrected_share": 0.25, "guided": True, "guided_share": 0.25},
+    "best": {**_SECOND_ORDER, "guided": True, "continued": 1.0},
 }

@@ -20,14 +20,11 @@ PANELS = 4  # of the Hessian, each computed from its block on the diagonal to th
 class Stats:
     """hessian   float32 [K, K], the sum of w x x^T over the inputs x, w their weights, 1 on average
     tokens    how many inputs were summed
-    drift     float32 [N, K] or None: the sum of w d x^T, d what the output lacks of the one that is wanted even before
-              anything is rounded
     outputs   float32 [n, n] of each run of outputs in turn, the mean of g g^T over the gradients g there; or None
     """
 
     hessian: torch.Tensor
     tokens: int
-    drift: torch.Tensor | None = None
     outputs: tuple[torch.Tensor, ...] | None = None
 
     @property
@@ -78,6 +75,8 @@ class Sums:
 
     weights   float32 [T], of the first tokens that will come; those after them have their mean. None: all count alike
     outputs   as in Stats
+    drift     float32 [N, K] or None: the sum of w d x^T, d what the output lacks of the one that is wanted even before
+              anything is rounded
     """
 
     def __init__(
@@ -88,36 +87,47 @@ class Sums:
         outputs: tuple[torch.Tensor, ...] | None = None,
     ) -> None:
         self._hessian = torch.zeros(columns, columns, device=device)
-        self._drift: torch.Tensor | None = None
+        self.drift: torch.Tensor | None = None
         self._roots = None if weights is None else (weights / weights.mean()).sqrt().to(device)
         self._outputs, self._tokens = outputs, 0
 
     def add(self, inputs: torch.Tensor, lacking: torch.Tensor | None = None) -> None:
-        """inputs [..., K], bfloat16 or float32; lacking [..., N], what their outputs lack."""
+        """inputs [..., K], bfloat16 or float32; lacking [..., N], what their outputs lack, in the same dtype.
+
+        Of bfloat16, the drift of one call is rounded to it: that of so few tokens is off by far more, and it need not
+        be definite.
+        """
         device = self._hessian.device
-        flat = inputs.reshape(-1, len(self._hessian))
-        parts = [flat] if lacking is None else [flat, lacking.reshape(len(flat), -1)]
-        x, *rest = (part.to(device, torch.float32) for part in parts)
-        if self._roots is not None:
-            roots = self._roots[self._tokens : self._tokens + len(flat)]
-            roots = torch.nn.functional.pad(roots, (0, len(flat) - len(roots)), value=1.0)[:, None]
-            x, *rest = (part * roots for part in (x, *rest))
+        flat = inputs.reshape(-1, len(self._hessian)).to(device)
+        roots = self._roots_of(len(flat))
         self._tokens += len(flat)
+        x = flat.float() if roots is None else flat * roots
         with bfloat16_products(flat.dtype == torch.bfloat16 and device.type == "cpu"):
             add_gram(self._hessian, x)
-            for d in rest:
-                if self._drift is None:
-                    self._drift = torch.zeros(d.shape[1], x.shape[1], device=device)
-                torch.addmm(self._drift, d.T, x, out=self._drift)
+        if lacking is None:
+            return
+        d = lacking.reshape(len(flat), -1).to(device)
+        if roots is not None:
+            d = d * roots.square()
+        dtype = torch.bfloat16 if flat.dtype == torch.bfloat16 else torch.float32
+        here = (d.to(dtype).T @ flat.to(dtype)).float()
+        self.drift = here if self.drift is None else self.drift.add_(here)
+
+    def _roots_of(self, tokens: int) -> torch.Tensor | None:
+        """float32 [tokens, 1]: of the weights of those that come next."""
+        if self._roots is None:
+            return None
+        known = self._roots[self._tokens : self._tokens + tokens]
+        return torch.nn.functional.pad(known, (0, tokens - len(known)), value=1.0)[:, None]
 
     def map(self, weight: torch.Tensor) -> None:
         """What was given as lacking were inputs [..., J] of a linear, weight float32 [N, J], not its outputs."""
-        if self._drift is not None:
-            self._drift = weight.to(self._drift.device) @ self._drift
+        if self.drift is not None:
+            self.drift = weight.to(self.drift.device) @ self.drift
 
     @property
     def stats(self) -> Stats:
-        return Stats(mirrored(self._hessian), self._tokens, self._drift, self._outputs)
+        return Stats(mirrored(self._hessian), self._tokens, self._outputs)
 
 
 def gather(chunks: Iterable[torch.Tensor], columns: int, device: torch.device) -> Stats:

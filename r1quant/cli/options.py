@@ -59,7 +59,7 @@ OPTIONS = (
     click.option(
         "--guided-share",
         type=float,
-        help="The part of the calibration windows that the sensitivity pass sees; 0.35 in balanced.  [default: 1.0]",
+        help="The part of the calibration windows that the sensitivity pass sees; 0.25 in balanced.  [default: 1.0]",
     ),
     click.option("--draws", type=int, help="How often the sensitivity pass is made, with other draws.  [default: 1]"),
     click.option(
@@ -67,6 +67,11 @@ OPTIONS = (
         "corrected",
         default=None,
         help="Let each layer make up for the errors of those before it; presets say so.  [default: uncorrected]",
+    ),
+    click.option(
+        "--corrected-share",
+        type=float,
+        help="The part of the calibration windows that this is learnt from; 0.25 in fast, balanced.  [default: 1.0]",
     ),
     click.option(
         "--awq/--no-awq",

@@ -81,7 +81,9 @@ class _Job:
 
     def embedded(self, tokens: npt.NDArray[np.int64]) -> States:
         hidden = self.decoder.embed(torch.from_numpy(tokens))
-        return {"hidden": hidden} if self.beside is None else {"hidden": hidden, "reference": hidden.clone()}
+        if self.beside is None:
+            return {"hidden": hidden}
+        return {"hidden": hidden, "reference": hidden[: self.plan.recipe.corrected_windows].clone()}
 
     def quantized(self, index: int, states: States) -> list[Rounded]:
         """The linears of a layer. What enters it is replaced by what comes out of it, quantized."""

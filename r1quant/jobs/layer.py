@@ -86,7 +86,8 @@ def quantize_layer(
 ) -> Iterator[Rounded]:
     """Yields every linear of the layer that has a grid, rounded; linears that share an input have the same.
 
-    reference  the same layer with its original weights, and what entered it in the original model
+    reference  the same layer with its original weights, and what entered it in the original model: the first windows
+               of the stream, or all of them
     guidance   by the names of the linears within the layer
     read       gives the original weight of a linear by its full tensor name
 
@@ -98,8 +99,8 @@ def quantize_layer(
         grid = grids[prefix + linears[0]]
         if grid is not None:
             sums = sums_of(stream.layer, linears, guidance)
-            _gather(stream, reference, stage, inputs, wanted, linears, sums)
-            yield from _solve(stream.layer, linears, sums.stats, prefix, read, recipe, grid)
+            correction = _gather(stream, reference, stage, inputs, wanted, linears, sums)
+            yield from _solve(stream.layer, linears, sums.stats, correction, prefix, read, recipe, grid)
 
 
 def sums_of(layer: DecoderLayer, linears: tuple[str, ...], guidance: Mapping[str, Sensitivity] | None) -> Sums:
@@ -122,26 +123,53 @@ def _gather(
     wanted: Chunks | None,
     linears: tuple[str, ...],
     sums: Sums,
-) -> None:
-    """What the outputs lack is W (y - x), y what the float model has in the place of x; the ends of a branch make up
-    for the drift of the residual stream as well."""
+) -> torch.Tensor | None:
+    """Fills the sums, and says how to move the weights so that the outputs are those that are wanted.
+
+    What the outputs lack is W (y - x), y what the float model has in the place of x; the ends of a branch make up for
+    the drift of the residual stream as well. Where it runs beside for some windows only, the correction follows from
+    the statistics of these, before the others come to them.
+    """
     if reference is None or wanted is None:
         for x in inputs():
             sums.add(x)
-        return
+        return None
     weight = torch.cat([reference.layer.weight(name) for name in linears])
-    hiddens = zip(stream.chunks(), reference.chunks(), strict=True)
-    for x, y, (h, g) in zip(inputs(), wanted(), hiddens, strict=True):
-        if stage in ENDS:
-            sums.add(x, torch.nn.functional.linear(y - x, weight) + (g - h).to(y.device))
-        else:
-            sums.add(x, y - x)
-    if stage not in ENDS:
-        sums.map(weight.float())
+    beside, left, correction = zip(wanted(), reference.chunks(), strict=True), len(reference.hidden), None
+    for x, h in zip(inputs(), stream.chunks(), strict=True):
+        here = min(left, len(x))
+        if here:
+            y, g = next(beside)
+            lacking = y - x[:here]
+            if stage in ENDS:
+                lacking = torch.nn.functional.linear(lacking, weight) + (g - h[:here]).to(y.device)
+            sums.add(x[:here], lacking)
+            left -= here
+            if not left:
+                correction = _correction(sums, None if stage in ENDS else weight.float())
+        if here < len(x):
+            sums.add(x[here:])
+    return correction
+
+
+def _correction(sums: Sums, weight: torch.Tensor | None) -> torch.Tensor:
+    """weight: of the linear, where what was lacking were inputs of it."""
+    if weight is not None:
+        sums.map(weight)
+    drift, sums.drift = sums.drift, None
+    assert drift is not None
+    return gptq.correction(sums.stats.hessian, drift)
 
 
 def _solve(
-    layer: DecoderLayer, linears: tuple[str, ...], stats: Stats, prefix: str, read: Read, recipe: Recipe, grid: Grid
+    layer: DecoderLayer,
+    linears: tuple[str, ...],
+    stats: Stats,
+    correction: torch.Tensor | None,
+    prefix: str,
+    read: Read,
+    recipe: Recipe,
+    grid: Grid,
 ) -> Iterator[Rounded]:
     """Rounds linears that share their statistics as one stack and puts the result into the layer."""
     if not stats.finite:
@@ -152,6 +180,7 @@ def _solve(
         torch.cat([w.to(device, torch.float32) for w in originals]),
         stats,
         grid,
+        correction,
         search=recipe.scale_search,
         act_order=recipe.act_order,
         damping=recipe.damping,

@@ -28,6 +28,7 @@ from r1quant.stats import Stats
 BLOCK = 128
 ROWS_AT_ONCE = 4096
 MOST_DAMPING = 1.0
+RIDGE = 0.3  # of the mean diagonal
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,20 +90,21 @@ def quantize(
     weight: torch.Tensor,
     stats: Stats,
     grid: Grid,
+    correction: torch.Tensor | None = None,
     *,
     search: bool = True,
     act_order: bool = True,
     damping: float = 0.01,
     row_damping: float = 0.2,
-    ridge: float = 0.3,
     feedback: bool = True,
 ) -> Solved:
     """weight: float32 [N, K] on the device of the statistics, finite; rows of several linears may be stacked.
+    correction: float32 [N, K], what to add to it before it is rounded.
 
     Without feedback every weight is rounded to nearest, with scales that the statistics choose.
     """
     factored = factor(stats.hessian, damping, act_order) if feedback else None
-    target = weight if stats.drift is None else weight + correction(stats, ridge)
+    target = weight if correction is None else weight + correction
     diagonal = stats.hessian.diagonal()
     floor = max(float(diagonal.mean()) * damping, torch.finfo(torch.float32).tiny)
     importance = (diagonal + floor).cpu().numpy()
@@ -137,17 +139,16 @@ def quantize(
     return Solved(qlinear, loss, energy, used, int(stats.dead.sum()), worse, failed, divergence)
 
 
-def correction(stats: Stats, ridge: float) -> torch.Tensor:
+def correction(hessian: torch.Tensor, drift: torch.Tensor, ridge: float = RIDGE) -> torch.Tensor:
     """What to add to the weight so that, rounding apart, the outputs come closest to those that are wanted: the least
-    squares solution D (H + ridge)^-1, [N, K], D the drift. Its objective is that of GPTAQ (Li et al. 2025, arXiv
-    2504.02692) and Qronos (Zhang et al. 2025, arXiv 2505.11695)."""
-    assert stats.drift is not None
-    solvable = stats.hessian.clone()
-    solvable.diagonal().add_(ridge * float(stats.hessian.diagonal().mean()))
+    squares solution D (H + ridge)^-1, [N, K], D the drift over the tokens of H. Its objective is that of GPTAQ (Li et
+    al. 2025, arXiv 2504.02692) and Qronos (Zhang et al. 2025, arXiv 2505.11695)."""
+    solvable = hessian.clone()
+    solvable.diagonal().add_(ridge * float(hessian.diagonal().mean()))
     lower, failed = torch.linalg.cholesky_ex(solvable)
     if int(failed):
-        return torch.zeros_like(stats.drift)
-    return torch.cholesky_solve(stats.drift.T, lower).T
+        return torch.zeros_like(drift)
+    return torch.cholesky_solve(drift.T, lower).T
 
 
 def predicted(wrong: torch.Tensor, felt: torch.Tensor, stats: Stats) -> npt.NDArray[np.float64]:

@@ -126,7 +126,10 @@ class Card:
         )
 
 
-CALIBRATED = {"samples", "seq_len", "seed", "act_order", "damping", "guided", "corrected"}
+CALIBRATED = {
+    *("samples", "seq_len", "seed", "continued", "act_order", "damping"),
+    *("guided", "guided_share", "draws", "corrected", "corrected_share"),
+}
 CHECK = """```sh
 r1quant pull-check .          # every file, by SHA256SUMS and provenance.json
 sha256sum -c SHA256SUMS       # the same without r1quant

@@ -179,6 +179,7 @@ def test_a_group_size_that_does_not_divide(refused: Refused, llama: Path, group:
         (["--damping", "much"], "'much' is not a valid float"),
         (["--samples", "0"], "samples is 0"),
         (["--guided-share", "0"], "guided-share is 0.0"),
+        (["--corrected-share", "0"], "corrected-share is 0.0"),
         (["--guided-share", "1.01"], "guided-share is 1.01"),
         (["--guided-share", "nan"], "guided-share is nan"),
         (["--continued", "-0.1"], "continued is -0.1"),

@@ -98,10 +98,10 @@ def test_the_target_makes_up_for_inputs_that_have_changed() -> None:
     for start in range(0, 2048, 512):
         part = slice(start, start + 512)
         sums.add(seen[part], (x[part] - seen[part]) @ w.T)
-    moved = gptq.correction(sums.stats, 0.0)
+    assert sums.drift is not None
+    moved = gptq.correction(sums.stats.hessian, sums.drift, ridge=0.0)
     assert torch.allclose((w + moved).double(), best, atol=1e-4)
-    aimed = gptq.quantize(w, sums.stats, Grid(8, 16), ridge=0.0)
-    plain = gptq.quantize(w, Stats(sums.stats.hessian, 2048), Grid(8, 16))
+    aimed, plain = (gptq.quantize(w, sums.stats, Grid(8, 16), by) for by in (moved, None))
 
     def left(solved: gptq.Solved) -> float:
         return float((x @ w.T - seen @ torch.from_numpy(solved.qlinear.dequantize()).T).square().sum())
@@ -132,8 +132,8 @@ def test_tokens_beyond_those_that_are_weighted_have_the_mean_weight() -> None:
     counted = torch.cat([weights / weights.mean(), torch.ones(20)])
     assert sums.stats.tokens == 50
     assert torch.allclose(sums.stats.hessian, (x * counted[:, None]).T @ x, rtol=1e-4, atol=1e-4)
-    assert sums.stats.drift is not None
-    assert torch.allclose(sums.stats.drift, (x[:, :4] * counted[:, None]).T @ x, rtol=1e-4, atol=1e-4)
+    assert sums.drift is not None
+    assert torch.allclose(sums.drift, (x[:, :4] * counted[:, None]).T @ x, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("columns", [1, 2, 3, 5, 64, 131])
