@@ -168,7 +168,7 @@ class Plain:
         now = time.monotonic()
         if text.startswith("layer ") or now - self._said > 2:
             self._said = now
-            left = (now - self._begun) / self._done * (self._total - self._done) if self._done else 0
+            left = (now - self._begun) / self._done * max(self._total - self._done, 0) if self._done else 0
             note(f"{self._task} {self._done / self._total:4.0%}  about {left:.0f} s left  {text}".rstrip())
 
     def note(self, line: str) -> None:
