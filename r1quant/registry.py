@@ -45,6 +45,6 @@ _SECOND_ORDER: Mapping[str, Any] = {"method": "gptq", "damping": 0.05, "correcte
 DEFAULT_PRESET = "balanced"  # where no method is named
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "fast": {**_SECOND_ORDER, "corrected_share": 0.25},
-    "balanced": {**_SECOND_ORDER, "corrected_share": 0.25, "guided": True, "guided_share": 0.25},
+    "balanced": {**_SECOND_ORDER, "corrected_share": 0.5, "guided": True, "guided_share": 0.25},
     "best": {**_SECOND_ORDER, "guided": True, "continued": 1.0},
 }

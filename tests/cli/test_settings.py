@@ -47,7 +47,8 @@ def test_flags_over_preset_over_settings_over_defaults(run: Run, llama: Path) ->
     preset = {"guided": True, "corrected": True}
     assert recipe("--preset", "balanced") | preset | {"bits": 3, "seed": 7} == recipe("--preset", "balanced")
     assert recipe("--preset", "fast") | preset == recipe("--preset", "fast", "--guided")
-    modest = ("--guided-share", "0.25", "--corrected-share", "0.25", "--continued", "0")
+    assert recipe("--preset", "fast")["corrected_share"] == 0.25
+    modest = ("--guided-share", "0.25", "--corrected-share", "0.5", "--continued", "0")
     assert recipe("--preset", "best", *modest) == recipe("--preset", "balanced") == recipe()
     assert recipe("--preset", "fast")["calib"] == "mine.txt"
     given = recipe("--preset", "fast", "--bits", "2", "--group-size", "-1", "--asymmetric", "--min-max", "--seed", "1")
