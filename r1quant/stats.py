@@ -120,11 +120,6 @@ class Sums:
         known = self._roots[self._tokens : self._tokens + tokens]
         return torch.nn.functional.pad(known, (0, tokens - len(known)), value=1.0)[:, None]
 
-    def map(self, weight: torch.Tensor) -> None:
-        """What was given as lacking were inputs [..., J] of a linear, weight float32 [N, J], not its outputs."""
-        if self.drift is not None:
-            self.drift = weight.to(self.drift.device) @ self.drift
-
     @property
     def stats(self) -> Stats:
         return Stats(mirrored(self._hessian), self._tokens, self._outputs)

@@ -50,6 +50,19 @@ class Ran:
 Run = Callable[..., Ran]
 
 
+def watch(monkeypatch: pytest.MonkeyPatch, module: object, name: str) -> list[Any]:
+    """What a function of a module returns from here on, in the order of its calls."""
+    kept: list[Any] = []
+    real = getattr(module, name)
+
+    def watched(*given: object) -> Any:
+        kept.append(real(*given))
+        return kept[-1]
+
+    monkeypatch.setattr(module, name, watched)
+    return kept
+
+
 @pytest.fixture(autouse=True, scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache of the tests' own: neither do they find what the user's runs have left, nor leave anything."""

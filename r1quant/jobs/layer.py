@@ -146,18 +146,18 @@ def _gather(
             sums.add(x[:here], lacking)
             left -= here
             if not left:
-                correction = _correction(sums, None if stage in ENDS else weight.float())
+                correction = _correction(sums, None if stage in ENDS else weight)
         if here < len(x):
             sums.add(x[here:])
     return correction
 
 
 def _correction(sums: Sums, weight: torch.Tensor | None) -> torch.Tensor:
-    """weight: of the linear, where what was lacking were inputs of it."""
-    if weight is not None:
-        sums.map(weight)
+    """weight [N, J]: of the linear, where what was lacking were inputs [..., J] of it, not its outputs."""
     drift, sums.drift = sums.drift, None
     assert drift is not None
+    if weight is not None:
+        drift = weight.float() @ drift
     return gptq.correction(sums.stats.hessian, drift)
 
 

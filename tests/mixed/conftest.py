@@ -6,17 +6,10 @@ import pytest
 
 from r1quant.budget import Predictions
 from r1quant.jobs import foresight
+from tests.conftest import watch
 
 
 @pytest.fixture
 def foretold(monkeypatch: pytest.MonkeyPatch) -> list[Predictions]:
     """The predictions that are made from here on, in their order."""
-    kept: list[Predictions] = []
-    told = foresight.predicted
-
-    def watched(*given: object) -> Predictions:
-        kept.append(told(*given))
-        return kept[-1]
-
-    monkeypatch.setattr(foresight, "predicted", watched)
-    return kept
+    return watch(monkeypatch, foresight, "predicted")

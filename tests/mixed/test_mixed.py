@@ -6,7 +6,6 @@ import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +23,7 @@ from r1quant.jobs.artifacts import open_artifact
 from r1quant.qlinear import QLinear
 from r1quant.recipe import Recipe, from_values
 from tests import models
-from tests.conftest import QUICK, Run
+from tests.conftest import QUICK, Run, watch
 
 # By layer and stage (qkv, attention output, gate and up, down).
 EVERY_BITS = {(0, 0): 2, (0, 1): 3, (0, 2): 4, (0, 3): 5, (1, 0): 6, (1, 1): 7, (1, 2): 8, (1, 3): 16}
@@ -234,14 +233,7 @@ def test_a_trial_rounds_as_the_run_does(
 ) -> None:
     """To the same codes in the first stage, whose inputs no rounding has changed; and it is not rounding to nearest."""
     monkeypatch.setenv("R1QUANT_CACHE", str(tmp_path / "cache"))
-    tried: list[QLinear] = []
-    rounded = foresight._rounded
-
-    def watched(*given: Any) -> QLinear:
-        tried.append(rounded(*given))
-        return tried[-1]
-
-    monkeypatch.setattr(foresight, "_rounded", watched)
+    tried: list[QLinear] = watch(monkeypatch, foresight, "_rounded")
     same = Recipe(group_size=32, format="compressed-tensors", samples=4, seq_len=32, calib=str(text_file), guided=True)
     for method in ("gptq", "rtn"):
         job.quantize(model, tmp_path / method, replace(same, method=method, target_bpw=9.5, allowed_bits=(4, 8)))
