@@ -9,14 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from r1quant.archs import architecture_of, linears
+from r1quant.archs import architecture_of, linears, size
 from r1quant.artifact import Form
 from r1quant.errors import R1QuantError
 from r1quant.hardware import roofline
 from r1quant.hardware.cards import Card, card, cards
 from r1quant.recipe import FLOAT, Recipe
+from r1quant.report import reading
 
 FORTY = "A100 40GB"
+MOST_LAYERS = 10_000  # a config that names more is of no model: nothing is built from it
 CONTEXT, STEPS = 8192, 32  # tokens at which cards are compared; points of the curve of memory
 BASELINE = "16-bit baseline"
 SHOWN = (
@@ -33,6 +35,8 @@ def hardware(config: Mapping[str, Any], made: Mapping[str, Mapping[str, Any]]) -
     """
     try:
         arch = architecture_of(config)
+        if size(config, "num_hidden_layers") > MOST_LAYERS:
+            return None
         sizes = {BASELINE: roofline.sizes(config, arch)}
         for name, record in made.items():
             sizes[name] = roofline.sizes(config, arch, _forms(config, record))
@@ -57,7 +61,7 @@ def _forms(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Fo
     """The form of each quantized linear."""
     recipe = Recipe(**{**record["recipe"], "allowed_bits": tuple(record["recipe"]["allowed_bits"])})
     arch = architecture_of(config)
-    shapes, bits = arch.shapes(config), (record.get("allocation") or {}).get("bits", {})
+    shapes, bits = arch.shapes(config), reading.mapping(record, "allocation.bits")
     found = {}
     for name in linears(config, arch)[:-1]:
         width = bits.get(name, recipe.bits)

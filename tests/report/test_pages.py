@@ -122,6 +122,20 @@ def test_hostile_texts_stay_text(change: Callable[[Any], Any]) -> None:
     assert not re.search(r"(?<!\\)<(?:script|img|/)", text)
 
 
+@pytest.mark.parametrize("allocation", [False, True, [], 1.5, "4", {"bits": True}, {"bits": [4]}])
+def test_an_allocation_that_is_none_counts_as_none(allocation: Any) -> None:
+    """The sizes are then those of the recipe's bits."""
+    (_, run), *_ = records.everything(4)
+    good, junk = run["record"], run["record"] | {"allocation": allocation}
+    sizes = hardware(config("llama"), {"4 bits": good})
+    assert sizes is not None and hardware(config("llama"), {"4 bits": junk}) == sizes
+
+
+def test_a_config_of_a_billion_layers_has_no_sizes() -> None:
+    """Refused by its number, before a name of each of its tensors is made."""
+    assert hardware(config("llama") | {"num_hidden_layers": 10**9}, {}) is None
+
+
 JUNK = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
