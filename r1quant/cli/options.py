@@ -59,7 +59,8 @@ OPTIONS = (
     click.option(
         "--guided-share",
         type=float,
-        help="The part of the calibration windows that the sensitivity pass sees; 0.25 in balanced.  [default: 1.0]",
+        help="The part of the calibration windows that the sensitivity pass sees; 0.25 in balanced without a budget.  "
+        "[default: 1.0]",
     ),
     click.option("--draws", type=int, help="How often the sensitivity pass is made, with other draws.  [default: 1]"),
     click.option(
