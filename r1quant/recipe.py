@@ -258,8 +258,8 @@ def _widths(value: Any) -> Any:
 
 def from_values(values: Mapping[str, Any], preset: str | None = None) -> Recipe:
     """A recipe from named values (those that are None are left at their default), over a preset: the named one, or
-    the default where no method is named either. Under a budget the sensitivity pass goes over all windows unless told
-    otherwise: bits chosen by a part of them suit that part."""
+    the default where no method is named either. Under a budget shares of the windows that a preset states do not hold:
+    bits chosen by a part of the text suit that part, and linears of few bits leave more to be corrected."""
     merged: dict[str, Any] = {}
     method = values.get("method")
     if preset is None and method is None:
@@ -286,8 +286,9 @@ def from_values(values: Mapping[str, Any], preset: str | None = None) -> Recipe:
                 "leave one out; --allowed-bits 4,8 says what to choose from",
             )
         merged.pop("bits", None)
-        if values.get("guided_share") is None:
-            merged.pop("guided_share", None)
+        for share in ("guided_share", "corrected_share"):
+            if values.get(share) is None:
+                merged.pop(share, None)
     for name, read in (("target_size", nbytes), ("allowed_bits", _widths)):
         if name in merged:
             merged[name] = read(merged[name])

@@ -72,8 +72,8 @@ OPTIONS = (
     click.option(
         "--corrected-share",
         type=float,
-        help="The part of the calibration windows that this is learnt from; 0.25 in fast, 0.5 in balanced.  "
-        "[default: 1.0]",
+        help="The part of the calibration windows that this is learnt from; 0.25 in fast, 0.5 in balanced, without a "
+        "budget.  [default: 1.0]",
     ),
     click.option(
         "--awq/--no-awq",

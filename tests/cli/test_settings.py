@@ -55,17 +55,19 @@ def test_flags_over_preset_over_settings_over_defaults(run: Run, llama: Path) ->
     assert given | {"bits": 2, "group_size": -1, "symmetric": False, "scale_search": False, "seed": 1} == given
 
 
-def test_bits_are_chosen_by_all_of_the_text(run: Run, llama: Path) -> None:
-    """A preset that looks back over a part of it does so for rounding alone, unless it is told."""
+def test_under_a_budget_presets_use_all_of_the_text(run: Run, llama: Path) -> None:
+    """The parts of it that they state hold for bits that are stated too; parts that are told hold always."""
 
-    def share(*words: str) -> object:
-        return run("plan", llama, "--json", "--group-size", "32", *words).json["recipe"]["guided_share"]
+    def shares(*words: str) -> tuple[object, object]:
+        recipe = run("plan", llama, "--json", "--group-size", "32", *words).json["recipe"]
+        return recipe["guided_share"], recipe["corrected_share"]
 
     budget = ("--target-bpw", "5.5", "--format", "compressed-tensors")
-    assert share() == 0.25 and share(*budget) == share("--preset", "balanced", *budget) == 1.0
-    assert share("--guided-share", "0.5", *budget) == 0.5
-    Path(TOML).write_text("[quantize]\nguided_share = 0.75\n")
-    assert share(*budget) == 0.75
+    assert shares() == (0.25, 0.5) and shares("--preset", "fast") == (1.0, 0.25)
+    assert shares(*budget) == shares("--preset", "fast", *budget) == (1.0, 1.0)
+    assert shares("--guided-share", "0.5", *budget) == (0.5, 1.0)
+    Path(TOML).write_text("[quantize]\nguided_share = 0.75\ncorrected_share = 0.5\n")
+    assert shares(*budget) == (0.75, 0.5)
 
 
 def test_out_is_where_the_settings_say(run: Run, llama: Path, in_tmp: Path) -> None:
