@@ -7,7 +7,7 @@ number of bits is predicted elsewhere; no weight is read here.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from r1quant.planned import Grids, LinearPlan, Problem
 from r1quant.recipe import FLOAT, Recipe
 
 LayoutOf = Callable[[Grids], Layout]
+MOST_TRIED = 5  # bits: beyond, each more leaves a quarter of the loss (SmolLM2: 0.25, 0.24, 0.25 at 6, 7 and 8)
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,13 @@ def choices(recipe: Recipe, linears: tuple[LinearPlan, ...]) -> tuple[int, ...]:
     held = tuple(bits for bits in named if any(_holds(recipe, linear, bits) for linear in linears))
     loaded = preflight.mixed_bits(recipe.format, recipe.symmetric)
     return held if recipe.allowed_bits or len(loaded) < 2 else tuple(bits for bits in held if bits in loaded)
+
+
+def tried(recipe: Recipe, found: Sequence[int]) -> tuple[int, ...]:
+    """Those of the bits at which rounding is tried out to predict all: where that takes long, the few at which each
+    linear loses much in its own way."""
+    counts = sorted(bits for bits in found if bits != FLOAT)
+    return tuple(b for b in counts if recipe.method != "gptq" or b <= max(MOST_TRIED, counts[0]))
 
 
 def budget_of(

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from r1quant import selfcalib
 from r1quant.archs import size
-from r1quant.budget import choices
+from r1quant.budget import choices, tried
 from r1quant.checkpoint import Checkpoint
 from r1quant.formats.table import CODECS
 from r1quant.layout import Layout
@@ -67,7 +67,7 @@ def estimated(
     if (recipe.guided and METHODS[recipe.method].calibrated) or recipe.budgeted:
         passes.append(_sensitivity(replace(shapes, tokens=recipe.guided_windows * recipe.seq_len), recipe.draws))
     if recipe.budgeted:
-        passes.append(_foresight(shapes, recipe, len(choices(recipe, linears))))
+        passes.append(_foresight(shapes, recipe, len(tried(recipe, choices(recipe, linears)))))
     if recipe.factors is not None:
         passes.append(_factors(shapes))
     memory = PROCESS_BYTES + max(each.memory for each in passes)

@@ -233,17 +233,19 @@ def test_a_trial_rounds_as_the_run_does(
 ) -> None:
     """To the same codes in the first stage, whose inputs no rounding has changed; and it is not rounding to nearest."""
     monkeypatch.setenv("R1QUANT_CACHE", str(tmp_path / "cache"))
-    tried: list[QLinear] = watch(monkeypatch, foresight, "_rounded")
+    rounded: list[QLinear] = watch(monkeypatch, foresight, "_rounded")
     same = Recipe(group_size=32, format="compressed-tensors", samples=4, seq_len=32, calib=str(text_file), guided=True)
     for method in ("gptq", "rtn"):
         job.quantize(model, tmp_path / method, replace(same, method=method, target_bpw=9.5, allowed_bits=(4, 8)))
     trial, nearest = (each.losses for each in foretold)
     for name in ("q_proj", "k_proj", "v_proj"):
         name = f"model.layers.0.self_attn.{name}"
-        assert trial[name].keys() == {4, 8} and trial[name][4] > 4 * trial[name][8] > 0
+        assert trial[name].keys() == nearest[name].keys() == {4, 8}
+        assert trial[name][4] == 256 * trial[name][8] > 0 and nearest[name][4] > 100 * nearest[name][8] > 0
+    assert {q.bits for q in rounded[: len(rounded) // 3]} == {4}  # 8 bits are tried by rounding to nearest alone
     assert sum(loss[4] for loss in trial.values()) < 0.9 * sum(loss[4] for loss in nearest.values())
     job.quantize(model, tmp_path / "all", replace(same, method="gptq", bits=4))
     first = open_artifact(tmp_path / "all")
     names = (f"model.layers.0.self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj"))
     codes = np.concatenate([first.qlinear(name).codes for name in names])
-    assert tried[0].bits == 4 and np.array_equal(tried[0].codes, codes)
+    assert rounded[0].bits == 4 and np.array_equal(rounded[0].codes, codes)
