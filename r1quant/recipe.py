@@ -10,7 +10,7 @@ import math
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from r1quant.registry import DEFAULT_PRESET, FORMATS, METHODS, PRESETS
 FLOAT = 16  # among the bits that a linear may have: it stays as it is
 ROTATIONS = ("r1", "r2", "both")
 TARGETS = ("target_bpw", "target_size", "fit_gpu")
+SHARES = ("guided_share", "corrected_share")
+ENOUGH_TOKENS = 8192  # a share that leaves less saves seconds, and costs a fifth more divergence (docs/log.md)
 UNITS = {"": 1, "b": 1} | {f"{k}{i}b": (1024 if i else 1000) ** n for n, k in enumerate("kmgt", 1) for i in ("", "i")}
 SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([a-z]*)", re.IGNORECASE)
 MOST_CONTINUED = 16
@@ -258,8 +260,9 @@ def _widths(value: Any) -> Any:
 
 def from_values(values: Mapping[str, Any], preset: str | None = None) -> Recipe:
     """A recipe from named values (those that are None are left at their default), over a preset: the named one, or
-    the default where no method is named either. Under a budget shares of the windows that a preset states do not hold:
-    bits chosen by a part of the text suit that part, and linears of few bits leave more to be corrected."""
+    the default where no method is named either. The shares of the windows that a preset states save time on much text:
+    they leave ENOUGH_TOKENS, or all there is. Under a budget they do not hold: bits chosen by a part of the text suit
+    that part, and linears of few bits leave more to be corrected."""
     merged: dict[str, Any] = {}
     method = values.get("method")
     if preset is None and method is None:
@@ -286,13 +289,12 @@ def from_values(values: Mapping[str, Any], preset: str | None = None) -> Recipe:
                 "leave one out; --allowed-bits 4,8 says what to choose from",
             )
         merged.pop("bits", None)
-        for share in ("guided_share", "corrected_share"):
-            if values.get(share) is None:
-                merged.pop(share, None)
     for name, read in (("target_size", nbytes), ("allowed_bits", _widths)):
         if name in merged:
             merged[name] = read(merged[name])
-    return Recipe(**merged)
+    recipe = Recipe(**merged)
+    least = 1.0 if recipe.budgeted else min(1.0, ENOUGH_TOKENS / (recipe.windows * recipe.seq_len))
+    return replace(recipe, **{name: max(getattr(recipe, name), least) for name in SHARES if values.get(name) is None})
 
 
 @dataclass(frozen=True)

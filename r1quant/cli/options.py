@@ -59,8 +59,8 @@ OPTIONS = (
     click.option(
         "--guided-share",
         type=float,
-        help="The part of the calibration windows that the sensitivity pass sees; 0.25 in balanced without a budget.  "
-        "[default: 1.0]",
+        help="The part of the calibration windows that the sensitivity pass sees; 0.25 in balanced, but all under a "
+        "budget and at least 8,192 tokens.  [default: 1.0]",
     ),
     click.option("--draws", type=int, help="How often the sensitivity pass is made, with other draws.  [default: 1]"),
     click.option(
@@ -72,8 +72,8 @@ OPTIONS = (
     click.option(
         "--corrected-share",
         type=float,
-        help="The part of the calibration windows that this is learnt from; 0.25 in fast, 0.5 in balanced, without a "
-        "budget.  [default: 1.0]",
+        help="The part of the calibration windows that this is learnt from; 0.25 in fast, 0.5 in balanced, but all "
+        "under a budget and at least 8,192 tokens.  [default: 1.0]",
     ),
     click.option(
         "--awq/--no-awq",

@@ -70,6 +70,20 @@ def test_under_a_budget_presets_use_all_of_the_text(run: Run, llama: Path) -> No
     assert shares(*budget) == (0.75, 0.5)
 
 
+def test_presets_save_no_time_on_little_text(run: Run, llama: Path) -> None:
+    """A preset's part of the text leaves 8,192 tokens, or all there are; a part that is told holds always."""
+
+    def shares(samples: int, *words: str) -> tuple[object, object]:
+        text = ("--samples", str(samples), "--seq-len", "256")
+        recipe = run("plan", llama, "--json", "--group-size", "32", *text, *words).json["recipe"]
+        return recipe["guided_share"], recipe["corrected_share"]
+
+    assert shares(16) == shares(32) == shares(16, "--preset", "fast") == (1.0, 1.0)
+    assert shares(40) == shares(40, "--corrected-share", "0.8") == (0.8, 0.8)
+    assert shares(80) == (0.4, 0.5) and shares(128) == (0.25, 0.5) and shares(256, "--preset", "fast") == (1.0, 0.25)
+    assert shares(16, "--guided-share", "0.25") == (0.25, 1.0)
+
+
 def test_out_is_where_the_settings_say(run: Run, llama: Path, in_tmp: Path) -> None:
     Path(TOML).write_text('out = "results/x"\n[quantize]\nmethod = "rtn"\ngroup_size = 32\n')
     for command in ("plan", "quantize"):
