@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from r1quant.jobs.calib import Generated
-    from r1quant.jobs.check import Checked
-    from r1quant.jobs.export import Exported
-    from r1quant.jobs.quantize import Quantized
-    from r1quant.jobs.verify import Verified
-    from r1quant.planner import Plan
+    from r1quant.jobs.check.run import Checked
+    from r1quant.jobs.export.run import Exported
+    from r1quant.jobs.generate.run import Generated
+    from r1quant.jobs.quantize.run import Quantized
+    from r1quant.jobs.verify.run import Verified
+    from r1quant.planning.planner import Plan
     from r1quant.progress import Progress
 
 __all__ = ["calib_generate", "check", "export", "inspect", "plan", "quantize", "verify"]
@@ -36,7 +36,7 @@ def plan(
     model: str | Path = "tiny-r1", out: str | Path | None = None, preset: str | None = None, **options: Any
 ) -> Plan:
     """What quantize would do; presets and options as there. Reads headers only."""
-    from r1quant.jobs.quantize import make_plan
+    from r1quant.jobs.quantize.run import make_plan
     from r1quant.recipe import from_values
 
     return make_plan(model, from_values(options, preset), None if out is None else Path(out))
@@ -54,7 +54,7 @@ def quantize(
 
     Raises the errors of r1quant.errors; `out` appears only when it is complete.
     """
-    from r1quant.jobs.quantize import quantize as job
+    from r1quant.jobs.quantize.run import quantize as job
     from r1quant.recipe import from_values
 
     return job(model, None if out is None else Path(out), from_values(options, preset), progress)
@@ -65,8 +65,8 @@ def calib_generate(
 ) -> Generated:
     """Has a model write text to calibrate it on; options are the fields of r1quant.jobs.selftext.Options
     and of r1quant.jobs.runtimes.Setup."""
-    from r1quant.jobs.calib import generate as job
-    from r1quant.jobs.selftext import Options
+    from r1quant.jobs.generate.run import generate as job
+    from r1quant.jobs.generate.selftext import Options
 
     return job(model, out, Options.of(options), progress)
 
@@ -79,8 +79,8 @@ def export(
     **options: Any,
 ) -> Exported:
     """Writes a model in other formats, bit for bit; options are the fields of r1quant.targets.ExportOptions."""
-    from r1quant.jobs.export import export as job
-    from r1quant.targets import ExportOptions
+    from r1quant.jobs.export.run import export as job
+    from r1quant.planning.targets import ExportOptions
 
     formats = [to] if isinstance(to, str) else list(to)
     return job(source, formats, None if out is None else Path(out), ExportOptions(**options), progress)
@@ -88,7 +88,7 @@ def export(
 
 def check(a: str | Path, b: str | Path, progress: Progress | None = None) -> Checked:
     """Whether two artifacts, of any two formats, hold the same weights; see r1quant.jobs.check."""
-    from r1quant.jobs.check import check as job
+    from r1quant.jobs.check.run import check as job
 
     return job(a, b, progress)
 
@@ -101,7 +101,7 @@ def verify(
     **options: Any,
 ) -> Verified:
     """How far a quantized model is from its baseline; options are the fields of r1quant.jobs.pair.Options."""
-    from r1quant.jobs.pair import Options
-    from r1quant.jobs.verify import verify as job
+    from r1quant.jobs.verify.pair import Options
+    from r1quant.jobs.verify.run import verify as job
 
     return job(out, baseline, Options(text=text, **options), progress)

@@ -1,6 +1,6 @@
 """Recipe: everything a user decides about a quantization. Frozen and strict.
 
-It knows which values are possible at all; whether they fit a model is plan.py's question.
+It knows which values are possible at all; whether they fit a model is the planner's question.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from r1quant.core.grid import BITS, GROUP_SIZES, SCALE_DTYPES, Grid, ScaleDtype
 from r1quant.errors import RecipeError
-from r1quant.grid import BITS, GROUP_SIZES, SCALE_DTYPES, Grid, ScaleDtype
 from r1quant.registry import DEFAULT_PRESET, FORMATS, METHODS, PRESETS
 
 FLOAT = 16  # among the bits that a linear may have: it stays as it is

@@ -22,17 +22,18 @@ import smollm2
 from measuring import machine, write_record
 
 import r1quant
-from r1quant import calibration, provenance
-from r1quant.archs import architecture_of
+from r1quant.arch.tables import architecture_of
 from r1quant.backends.llamacpp import LlamaCpp
+from r1quant.checkpoint.gguf.header import read_gguf_header
+from r1quant.checkpoint.resolve import open_model
+from r1quant.checkpoint.tokenizer import Tokenizer
 from r1quant.cli import console
+from r1quant.data import windows
 from r1quant.formats.gguf.kquants import requantize
 from r1quant.formats.gguf.options import GgufOptions
 from r1quant.formats.gguf.write import write
-from r1quant.gguf_header import read_gguf_header
 from r1quant.jobs.artifacts import open_artifact
-from r1quant.sources import open_model
-from r1quant.tokenizer import Tokenizer
+from r1quant.storage import provenance
 
 REPORT = Path(__file__).resolve().parent.parent / "reports" / "gguf-decode.json"
 OURS, THEIRS = "r1quant", "llama.cpp"
@@ -94,7 +95,7 @@ def rounds(
 @click.option("--report", type=click.Path(path_type=Path), default=REPORT, help="Where the record goes.")
 def main(group_size: int, prompt_tokens: int, new_tokens: int, count: int, threads: int, report: Path) -> None:
     checkpoint, before = open_model(smollm2.gguf()), machine()
-    text = calibration.evaluation_text(
+    text = windows.evaluation_text(
         None, Tokenizer.of(checkpoint), 1, prompt_tokens, vocabulary=checkpoint.config["vocab_size"]
     )
     with tempfile.TemporaryDirectory() as folder:

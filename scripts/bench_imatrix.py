@@ -21,7 +21,7 @@ from peers.texts import Text, text
 
 import r1quant
 from r1quant.cli import console
-from r1quant.targets import GUIDED, NONE, PLAIN
+from r1quant.planning.targets import GUIDED, NONE, PLAIN
 
 REPORT = Path(__file__).resolve().parent.parent / "reports" / "imatrix.json"
 Calibration = Mapping[str, int]  # samples, seq_len, seed

@@ -28,16 +28,17 @@ from conformance.foreign import log_softmax
 from measuring import machine, write_record
 
 import r1quant
-from r1quant import calibration, provenance
-from r1quant.archs import architecture_of
+from r1quant.arch.tables import architecture_of
 from r1quant.backends.onnxruntime import OnnxRuntime
 from r1quant.backends.torch import TorchModel
+from r1quant.checkpoint.resolve import open_model
+from r1quant.checkpoint.tokenizer import Tokenizer
 from r1quant.cli import console
+from r1quant.data import windows
 from r1quant.formats.onnx.options import OnnxOptions
 from r1quant.formats.onnx.writer import write
 from r1quant.jobs.artifacts import open_artifact
-from r1quant.sources import open_model
-from r1quant.tokenizer import Tokenizer
+from r1quant.storage import provenance
 
 REPORT = HERE.parent.parent / "reports" / "onnx-decode.json"
 OURS, THEIRS, EXACT = "r1quant", "builder", "r1quant, level 1"
@@ -99,7 +100,7 @@ def speeds(found: Mapping[str, Any], prompt: int, new: int) -> dict[str, dict[st
 @click.option("--report", type=click.Path(path_type=Path), default=REPORT, help="Where the record goes.")
 def main(prompt_tokens: int, new_tokens: int, rounds: int, threads: int, python: Path | None, report: Path) -> None:
     checkpoint, before, place = open_model(smollm2.gguf()), machine(), python or interpreter("genai")
-    text = calibration.evaluation_text(
+    text = windows.evaluation_text(
         None, Tokenizer.of(checkpoint), 1, 256, vocabulary=checkpoint.config["vocab_size"]
     ).tokens[0]
     settings = {"prompt": text[:prompt_tokens].tolist(), "count": new_tokens, "threads": threads, "rounds": rounds}

@@ -18,8 +18,8 @@ import click
 import smollm2
 from measuring import R1QUANT, Cost, machine, run, write_record
 
+from r1quant.checkpoint.resolve import open_model
 from r1quant.cli import console
-from r1quant.sources import open_model
 
 REPORT = Path(__file__).resolve().parent.parent / "reports" / "verify-cost.json"
 ROOM = 10**9  # bytes beside the model

@@ -22,7 +22,7 @@ from peers.tasks import Order, tasks
 from peers.texts import text
 from peers.turns import Workplace, compare, now, rescore
 
-from r1quant import atomic
+from r1quant.storage import atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = ("bundled", "pydoc@12")

@@ -33,13 +33,14 @@ from conformance.runs import REFUSED, VARIANTS, Run, Variant, runs_of
 from measuring import write_record
 
 import r1quant
-from r1quant import calibration, provenance
+from r1quant.checkpoint.resolve import EMBEDDED, open_model
+from r1quant.checkpoint.tokenizer import Tokenizer
 from r1quant.cli import console
+from r1quant.data import windows
 from r1quant.errors import R1QuantError
 from r1quant.jobs.artifacts import open_artifact
-from r1quant.sources import EMBEDDED, open_model
+from r1quant.storage import provenance
 from r1quant.tinyr1 import problems
-from r1quant.tokenizer import Tokenizer
 
 REPORT = HERE.parent.parent / "reports" / "conformance.json"
 HELD_OUT, QUESTIONS = "heldout.jsonl", 4
@@ -141,7 +142,7 @@ def read_peers(maker: Maker, work: Path, count: int, pythons: Mapping[str, str])
 
     def tokens() -> np.ndarray:
         vocabulary = checkpoint.config["vocab_size"]
-        return calibration.evaluation_text(None, Tokenizer.of(checkpoint), *WINDOWS, vocabulary=vocabulary).tokens
+        return windows.evaluation_text(None, Tokenizer.of(checkpoint), *WINDOWS, vocabulary=vocabulary).tokens
 
     console.note(f"making checkpoints with {maker.name}")
     folders = make(maker, python_of(maker.environment, pythons), model, work, tokens)

@@ -21,8 +21,8 @@ import click
 import smollm2
 from measuring import R1QUANT, run, write_record
 
+from r1quant.checkpoint.resolve import open_model
 from r1quant.cli import main as r1quant
-from r1quant.sources import open_model
 
 REPORTS = Path(__file__).resolve().parent.parent / "reports"
 RECORDS = "records"

@@ -18,7 +18,7 @@ import click
 from measuring import R1QUANT, machine, run, write_record
 from synthetic_checkpoint import SHARD_BYTES, make
 
-from r1quant.checkpoint import open_folder
+from r1quant.checkpoint.safetensors import open_folder
 
 REPORT = Path(__file__).resolve().parent.parent / "reports" / "shape-8b.json"
 RUNS = {

@@ -14,9 +14,9 @@ from pathlib import Path
 import click
 import numpy as np
 
-from r1quant import atomic
-from r1quant.checkpoint import Checkpoint, TensorInfo
-from r1quant.tensorfile import Content, TensorSpec, write
+from r1quant.checkpoint.safetensors import Checkpoint, TensorInfo
+from r1quant.checkpoint.tensorfile import Content, TensorSpec, write
+from r1quant.storage import atomic
 
 WEIGHTS = "model.safetensors"
 

@@ -18,10 +18,10 @@ import click
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from r1quant import atomic
-from r1quant.archs import architecture_of
-from r1quant.floats import round_to
-from r1quant.tensorfile import Content, TensorSpec, write
+from r1quant.arch.tables import architecture_of
+from r1quant.checkpoint.tensorfile import Content, TensorSpec, write
+from r1quant.core.floats import round_to
+from r1quant.storage import atomic
 
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 DEVIATION = 0.02

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 import transformers
 
-from r1quant import rope
-from r1quant.forward import Weights
+from r1quant.arch import rope
+from r1quant.engine.forward import Weights
 
 
 def whole_model(weights: Weights) -> Any:

@@ -19,11 +19,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from r1quant.archs import Architecture, head_dim, size
+from r1quant.arch.tables import Architecture, head_dim, size
 from r1quant.backends import Completion, Prompt, Sampling
 from r1quant.backends.memory import free_bytes
 from r1quant.backends.sampling import check_finite, choose, completion, room
-from r1quant.forward import Weights, head_name, layer_state, skeleton, sliding_windows
+from r1quant.engine.forward import Weights, head_name, layer_state, skeleton, sliding_windows
 
 SLOTS = 64
 TOKENS_PER_CALL = 2048  # of prompts

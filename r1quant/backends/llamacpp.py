@@ -25,7 +25,7 @@ import numpy.typing as npt
 from r1quant.backends import Completion, Prompt, Sampling
 from r1quant.errors import CheckpointError, RecipeError
 from r1quant.extras import missing
-from r1quant.provenance import processors
+from r1quant.storage.provenance import processors
 
 TOKENS_PER_CALL = 256
 F32, FLASH_OFF, CPU = 0, 0, 0  # of ggml_type, llama_flash_attn_type and ggml_backend_dev_type

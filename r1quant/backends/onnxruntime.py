@@ -17,7 +17,7 @@ import numpy.typing as npt
 from r1quant.backends import Completion, Prompt, Sampling
 from r1quant.errors import CheckpointError, NumericError
 from r1quant.extras import missing
-from r1quant.provenance import processors
+from r1quant.storage.provenance import processors
 
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 QUIET = 3  # errors only

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from r1quant.backends import Completion, Prompt, Sampling
+from r1quant.backends.openai_client import NO_KEY, PLAIN, Client, Refused, Reply, TooLong, Wire, complete
 from r1quant.backends.pool import Again, Pool
-from r1quant.backends.wire import NO_KEY, PLAIN, Client, Refused, Reply, TooLong, Wire, complete
 from r1quant.errors import RecipeError
 
 SAME = 0.1  # nats: how far two log-probabilities of one token may be apart in bfloat16

@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from r1quant.archs import Architecture
+from r1quant.arch.tables import Architecture
 from r1quant.backends import Completion, Prompt, Sampling
 from r1quant.backends.distance import Projected
 from r1quant.backends.generation import SLOTS, Engine
-from r1quant.forward import Decoder, Weights, chunked
+from r1quant.engine.forward import Decoder, Weights, chunked
 
 CPU = torch.device("cpu")
 TOKENS_PER_CHUNK = 1024  # that go through a layer at a time: their activations stay in a processor's cache

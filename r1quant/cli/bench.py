@@ -48,8 +48,8 @@ def bench(
     What a card of 40 GB would do is modelled where there is none here, and labelled so.
     OUT left out is the quantized checkpoint last written into the current folder.
     """
-    from r1quant.jobs.bench import Protocol
-    from r1quant.jobs.bench import bench as job
+    from r1quant.jobs.bench.run import Protocol
+    from r1quant.jobs.bench.run import bench as job
     from r1quant.jobs.runtimes import Setup
 
     protocol = Protocol(

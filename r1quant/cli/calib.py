@@ -42,8 +42,8 @@ def generate(model: str | None, out: Path | None, as_json: bool, debug: bool, **
     Answers are kept in $R1QUANT_CACHE (~/.cache/r1quant) as they arrive: interrupted, the same command goes on, and
     ends in the same file. Its first line says how the others were drawn.
     """
-    from r1quant.jobs.calib import generate as job
-    from r1quant.jobs.selftext import Options, told
+    from r1quant.jobs.generate.run import generate as job
+    from r1quant.jobs.generate.selftext import Options, told
 
     chosen = {key: value for key, value in given.items() if value not in (None, ())}
     if "base_urls" in chosen:
@@ -72,7 +72,7 @@ def show_text(text: str | None, model: str | None, as_json: bool, debug: bool) -
 
     TEXT left out is the bundled calibration text.
     """
-    from r1quant.jobs.calib import show as job
+    from r1quant.jobs.generate.run import show as job
 
     found = job(text, console.pick_model(model)).as_dict()
 

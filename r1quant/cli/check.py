@@ -19,8 +19,8 @@ def check(a: str, b: str, logits: bool | None, tokens: int, as_json: bool, debug
     Names the first tensor that differs, and exits with 1 where one does. Where both runtimes are installed, both
     models are run on the same text, and the distance of their log-probabilities is shown beside.
     """
-    from r1quant.jobs.agree import agree
-    from r1quant.jobs.check import check as job
+    from r1quant.jobs.check.compare_logits import agree
+    from r1quant.jobs.check.run import check as job
 
     with console.watching() as progress:
         checked = job(a, b, progress)

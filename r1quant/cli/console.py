@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 import click
 
-from r1quant.atomic import write_bytes
 from r1quant.errors import R1QuantError, RecipeError
+from r1quant.storage.atomic import write_bytes
 
 F = TypeVar("F", bound=Callable[..., Any])
 INTERRUPTED = 130

@@ -47,8 +47,8 @@ def export(source: str | None, to: str, out: Path | None, kind: str, as_json: bo
     a format cannot hold exactly is refused; K-quants and rounded embeddings are named as such.
     """
     from r1quant.jobs.artifacts import newest_output
-    from r1quant.jobs.export import export as job
-    from r1quant.targets import ExportOptions
+    from r1quant.jobs.export.run import export as job
+    from r1quant.planning.targets import ExportOptions
 
     name = source if source is not None else newest_output(Path())
     formats = [word.strip() for word in to.split(",") if word.strip()]

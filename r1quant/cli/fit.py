@@ -12,7 +12,7 @@ from r1quant.cli import console
 from r1quant.cli.bench import load_of, numbers
 
 if TYPE_CHECKING:
-    from r1quant.jobs.fit import Fit, Row
+    from r1quant.jobs.fit.run import Fit, Row
 
 # What the overview shows of the table, from small to large.
 MACHINES = (
@@ -54,8 +54,8 @@ def fit(
     With --gpu or --detect: what can I run on this? Without: which hardware holds it, and which is the smallest?
     Reads headers only; of a model on the Hub or a folder, config.json is enough.
     """
-    from r1quant.jobs.fit import Wanted
-    from r1quant.jobs.fit import fit as job
+    from r1quant.jobs.fit.run import Wanted
+    from r1quant.jobs.fit.run import fit as job
 
     wanted = Wanted(bits=numbers("bits", bits) if bits else (), **asked)
     found = job(console.pick_model(model), wanted)

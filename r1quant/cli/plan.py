@@ -11,8 +11,8 @@ from r1quant.cli import console
 from r1quant.cli.options import build_recipe, recipe_options
 
 if TYPE_CHECKING:
-    from r1quant.estimates import Estimate
-    from r1quant.planner import Plan
+    from r1quant.planning.estimates import Estimate
+    from r1quant.planning.planner import Plan
 
 
 @click.command()
@@ -35,7 +35,7 @@ def plan(
 
     Reads headers only, unless --predict asks for what rounding would lose; quantize uses that again.
     """
-    from r1quant.jobs import quantize as job
+    from r1quant.jobs.quantize import run as job
 
     made = job.make_plan(console.pick_model(model), build_recipe(preset, bits, rest), console.pick_out(out), tp)
     if predict:

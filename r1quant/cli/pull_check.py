@@ -16,7 +16,7 @@ def pull_check(dir: str, as_json: bool, debug: bool) -> int:
     Names what is missing, changed or extra, and exits with 1 where anything is. What git and the Hub's tools put beside
     the files (.gitattributes, .cache) is left aside.
     """
-    from r1quant.jobs.pull_check import pull_check as job
+    from r1quant.jobs.publish.pull_check import pull_check as job
 
     with console.watching() as progress:
         done = job(dir, progress)

@@ -41,7 +41,7 @@ def quantize(
         words = {"model": model, "out": out, "preset": preset, "bits": bits, "as_json": as_json, "debug": debug}
         code: int = context.invoke(plan, **words, **rest)
         return code
-    from r1quant.jobs import quantize as job
+    from r1quant.jobs.quantize import run as job
 
     name, recipe, out = console.pick_model(model), build_recipe(preset, bits, rest), console.pick_out(out)
     show_plan(job.make_plan(name, recipe, out), tensors=False)

@@ -28,7 +28,7 @@ def report(records: tuple[Path, ...], out: Path, png: bool, check: bool, as_json
     RECORDS are files that quantize, verify and bench wrote with --record, outputs of quantize, or folders that hold
     such.  [default: the current folder]
     """
-    from r1quant.jobs.report import report as job
+    from r1quant.jobs.report.run import report as job
 
     done = job(records, out, png, check)
 

@@ -64,9 +64,9 @@ def verify(
     are kept in $R1QUANT_CACHE (~/.cache/r1quant), so that a run goes on where it was interrupted.
     """
     from r1quant.errors import RecipeError
-    from r1quant.jobs.pair import Options
-    from r1quant.jobs.verify import applicable_gates, repeat
-    from r1quant.jobs.verify import verify as job
+    from r1quant.jobs.verify.pair import Options
+    from r1quant.jobs.verify.run import applicable_gates, repeat
+    from r1quant.jobs.verify.run import verify as job
     from r1quant.recipe import read_settings
 
     chosen = {key: value for key, value in given.items() if value not in (None, ())}
@@ -74,7 +74,7 @@ def verify(
         if source is not None:
             if chosen or out or baseline:
                 raise RecipeError("--from repeats a run as it was", "leave out all other options, or leave out --from")
-            from r1quant.checkpoint import read_json
+            from r1quant.checkpoint.safetensors import read_json
 
             done = repeat(read_json(source), progress)
         else:

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from r1quant import bits as packing
-from r1quant.artifact import Form
+from r1quant.checkpoint.artifact import Form
+from r1quant.checkpoint.tensorfile import TensorSpec
+from r1quant.core import bits as packing
+from r1quant.core.qlinear import QLinear
 from r1quant.errors import RecipeError
 from r1quant.formats.codec import HEAD, Arrays, group_sizes, packed_shape, refuse, runs, shipped, tensor, whole
 from r1quant.formats.names import with_fused
-from r1quant.qlinear import QLinear
-from r1quant.tensorfile import TensorSpec
 
 BITS, PER_WORD = 4, 8
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # nibble i of a word, from the lowest, holds column ORDER[i] of its eight

@@ -12,11 +12,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from r1quant.artifact import CheckpointArtifact, Form
+from r1quant.checkpoint.artifact import CheckpointArtifact, Form
+from r1quant.checkpoint.tensorfile import TensorSpec
+from r1quant.core.floats import fits_float16
+from r1quant.core.qlinear import QLinear
 from r1quant.errors import CheckpointError, RecipeError
-from r1quant.floats import fits_float16
-from r1quant.qlinear import QLinear
-from r1quant.tensorfile import TensorSpec
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 HEAD = "lm_head"  # of which configurations speak by name

@@ -19,12 +19,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from r1quant import bits as packing
-from r1quant.artifact import Form
+from r1quant.checkpoint.artifact import Form
+from r1quant.checkpoint.tensorfile import TensorSpec
+from r1quant.core import bits as packing
+from r1quant.core.qlinear import QLinear
 from r1quant.formats.codec import HEAD, Arrays, group_sizes, matches, packed_shape, refuse, runs, shipped, tensor, whole
 from r1quant.formats.names import patterns
-from r1quant.qlinear import QLinear
-from r1quant.tensorfile import TensorSpec
 
 BITS = (2, 3, 4, 8)
 END = r"(?:\.|$)"  # some readers match rules with modules, some with tensors

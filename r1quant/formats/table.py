@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from r1quant.checkpoint import Checkpoint, read_json
+from r1quant.checkpoint.safetensors import Checkpoint, read_json
 from r1quant.errors import CheckpointError
 from r1quant.formats.awq import Awq
 from r1quant.formats.codec import Codec, CodecArtifact

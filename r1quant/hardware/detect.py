@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from r1quant.hardware.cards import Card, driven
-from r1quant.provenance import processors
+from r1quant.storage.provenance import processors
 
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 QUERY = ("--query-gpu=name,memory.total", "--format=csv,noheader,nounits")

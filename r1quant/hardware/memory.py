@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from r1quant.archs import size
+from r1quant.arch.tables import size
 from r1quant.errors import RecipeError
 from r1quant.hardware.cards import Card
 

@@ -14,14 +14,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from r1quant.archs import Architecture, head_dim, size
-from r1quant.artifact import Form
+from r1quant.arch.kvcache import Cache, cache_of
+from r1quant.arch.tables import Architecture, head_dim, size
+from r1quant.checkpoint.artifact import Form
 from r1quant.errors import RecipeError
 from r1quant.hardware import memory
 from r1quant.hardware.cards import Card
+from r1quant.hardware.inventory import Inventory, of_config
 from r1quant.hardware.memory import NO_ACTIVATIONS, Activations
-from r1quant.inventory import Inventory, of_config
-from r1quant.kvcache import Cache, cache_of
 
 SOURCE = "modelled"
 BANDWIDTH_SHARE = 0.75  # of the promised bandwidth, which streaming reads reach

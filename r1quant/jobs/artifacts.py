@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from r1quant.archs import Architecture, architecture_of, layer_count
-from r1quant.artifact import Artifact
-from r1quant.checkpoint import read_json
+from r1quant.arch.tables import Architecture, architecture_of, layer_count
+from r1quant.checkpoint.artifact import Artifact
+from r1quant.checkpoint.resolve import open_model
+from r1quant.checkpoint.safetensors import read_json
 from r1quant.errors import CheckpointError
 from r1quant.formats import table
-from r1quant.jobs.folder import RECORD
-from r1quant.sources import open_model
+from r1quant.jobs.checkpoint_writer import RECORD
 
 ONNX_FILE = "model.onnx"
 

@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from r1quant.artifact import has_chat_template
-from r1quant.cache import cache_folder
+from r1quant.arch.yarn import yarn
+from r1quant.checkpoint.artifact import has_chat_template
+from r1quant.checkpoint.resolve import open_model
 from r1quant.extras import EXTRAS, missing
 from r1quant.hardware.detect import gpus, host
-from r1quant.provenance import version
-from r1quant.sources import open_model
-from r1quant.yarn import yarn
+from r1quant.storage.cache import cache_folder
+from r1quant.storage.provenance import version
 
 REQUIRED = ("torch", "transformers", "safetensors", "tokenizers", "onnx", "gguf", "numba", "numpy")
 EXTENSIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from r1quant import atomic, provenance
-from r1quant.artifact import Artifact
+from r1quant.checkpoint.artifact import Artifact
 from r1quant.errors import CheckpointError
 from r1quant.progress import Progress
+from r1quant.storage import atomic, provenance
 
 WEIGHTS = (".safetensors", ".gguf", ".onnx", ".data")
 STATING = ("config.json", "quantize_config.json", "quant_config.json", "genai_config.json")

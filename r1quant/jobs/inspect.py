@@ -7,14 +7,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from r1quant import preflight
-from r1quant.archs import architecture_of, linears
-from r1quant.artifact import Artifact, Form, has_chat_template, quantized
-from r1quant.checkpoint import Checkpoint
+from r1quant.arch.tables import architecture_of, linears
+from r1quant.arch.yarn import yarn
+from r1quant.checkpoint.artifact import Artifact, Form, has_chat_template, quantized
+from r1quant.checkpoint.safetensors import Checkpoint
 from r1quant.formats.codec import CodecArtifact
 from r1quant.jobs.artifacts import open_artifact
-from r1quant.planner import check_tensors
-from r1quant.yarn import yarn
+from r1quant.planning import preflight
+from r1quant.planning.planner import check_tensors
 
 WEIGHTS = ("*.safetensors", "*.gguf", "model.onnx", "model.onnx.data")
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from r1quant.archs import architecture_of
-from r1quant.artifact import Artifact
+from r1quant.arch.tables import architecture_of
 from r1quant.backends import Runtime
+from r1quant.checkpoint.artifact import Artifact
+from r1quant.checkpoint.tokenizer import Tokenizer
 from r1quant.errors import RecipeError
 from r1quant.extras import need
-from r1quant.tokenizer import Tokenizer
 
 LOCAL = ("torch", "onnxruntime", "llamacpp")
 SERVER = "openai"
@@ -126,8 +126,8 @@ def open_runtime(
         from r1quant.backends.llamacpp import LlamaCpp
 
         return LlamaCpp(file_of(artifact), context)
-    from r1quant import forward
     from r1quant.backends.torch import TorchModel
+    from r1quant.engine import forward
 
     device = forward.pick_device(setup.device)
     dtype = forward.pick_dtype(setup.dtype, device)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from r1quant.provenance import sha256
+from r1quant.storage.provenance import sha256
 
 SUMS, STATEMENT = "SHA256SUMS", "provenance.json"
 SCHEMA = "r1quant.provenance/1"

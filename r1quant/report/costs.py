@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from r1quant.report.document import Chart, Section, Series, Table
+from r1quant.report.formatting import NONE, figure, nbytes, percent, seconds, tokens
 from r1quant.report.quality import looks
-from r1quant.report.words import NONE, figure, nbytes, percent, seconds, tokens
 
 Told = Mapping[str, Any]
 LAYERS = (("weights", "weights_bytes"), ("cache", "kv_bytes"), ("activations", "activations_bytes"),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from importlib import resources
 
-from r1quant.provenance import VERSION
 from r1quant.report import plots
 from r1quant.report.document import Document
+from r1quant.storage.provenance import VERSION
 
 
 def page(document: Document) -> str:

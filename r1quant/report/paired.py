@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from r1quant.report import reading
+from r1quant.report import untrusted
 
 BINS = 12
 KEPT = 60  # problems that a report names
@@ -47,30 +47,30 @@ def problems(record: Mapping[str, Any]) -> dict[str, Any] | None:
 
     A problem counts as solved where more than half of its samples are right.
     """
-    aime, samples = reading.mapping(record, "aime"), reading.count(record, "aime.samples")
+    aime, samples = untrusted.mapping(record, "aime"), untrusted.count(record, "aime.samples")
     if not aime or not samples:
         return None
     rows: list[dict[str, Any]] = [
         {
-            "key": reading.text(row, "key") or "",
-            "baseline": reading.count(row, "baseline") or 0,
-            "quantized": reading.count(row, "quantized") or 0,
+            "key": untrusted.text(row, "key") or "",
+            "baseline": untrusted.count(row, "baseline") or 0,
+            "quantized": untrusted.count(row, "quantized") or 0,
         }
-        for row in reading.rows(aime, "table")
+        for row in untrusted.rows(aime, "table")
     ]
     solved = [(2 * row["baseline"] > samples, 2 * row["quantized"] > samples) for row in rows]
     sides = {
-        side: {"accuracy": reading.number(aime, f"{side}.accuracy"), "ci95": reading.bounds(aime, f"{side}.ci95")}
+        side: {"accuracy": untrusted.number(aime, f"{side}.accuracy"), "ci95": untrusted.bounds(aime, f"{side}.ci95")}
         for side in ("baseline", "quantized")
     }
     changed = [row for row, (a, b) in zip(rows, solved, strict=True) if row["baseline"] != row["quantized"] or a != b]
     return {
-        "set": reading.text(aime, "set") or "problems",
-        "problems": reading.count(aime, "problems") or len(rows),
+        "set": untrusted.text(aime, "set") or "problems",
+        "problems": untrusted.count(aime, "problems") or len(rows),
         "samples": samples,
         **sides,
-        **{key: reading.number(aime, key) for key in ("delta", "p_value", "smallest_detectable")},
-        "delta_ci95": reading.bounds(aime, "delta_ci95"),
+        **{key: untrusted.number(aime, key) for key in ("delta", "p_value", "smallest_detectable")},
+        "delta_ci95": untrusted.bounds(aime, "delta_ci95"),
         "paired": asdict(table(solved)) if rows else None,
         "changed": changed[:KEPT],
         "changed_in_all": len(changed),
@@ -80,16 +80,16 @@ def problems(record: Mapping[str, Any]) -> dict[str, Any] | None:
 def lengths(record: Mapping[str, Any]) -> dict[str, Any] | None:
     """Tokens of answers: a histogram of each side where the record has every length, and what it says in short."""
     sides = ("baseline", "quantized")
-    told = {side: reading.mapping(record, f"health.{side}.length") for side in sides}
-    short = {side: {key: reading.number(told[side], key) for key in ("mean", "median", "max")} for side in sides}
+    told = {side: untrusted.mapping(record, f"health.{side}.length") for side in sides}
+    short = {side: {key: untrusted.number(told[side], key) for key in ("mean", "median", "max")} for side in sides}
     if any(short[side]["mean"] is None for side in sides):
         return None
-    tokens = [reading.mapping(row, "tokens") for row in reading.rows(record, "aime.table")]
-    every = {side: [n for row in tokens for n in reading.numbers(row, side) if n >= 0] for side in sides}
+    tokens = [untrusted.mapping(row, "tokens") for row in untrusted.rows(record, "aime.table")]
+    every = {side: [n for row in tokens for n in untrusted.numbers(row, side) if n >= 0] for side in sides}
     return {
         **short,
-        "ratio": reading.number(record, "health.length_ratio"),
-        "ratio_ci95": reading.bounds(record, "health.length_ratio_ci95"),
+        "ratio": untrusted.number(record, "health.length_ratio"),
+        "ratio_ci95": untrusted.bounds(record, "health.length_ratio_ci95"),
         "histogram": histogram(every) if all(every.values()) else None,
     }
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from r1quant.report import costs, quality
 from r1quant.report.document import Document, Section, Table
-from r1quant.report.words import NONE, figure, nbytes, percent
+from r1quant.report.formatting import NONE, figure, nbytes, percent
 
 Told = Mapping[str, Any]
 

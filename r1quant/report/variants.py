@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from r1quant.report import paired, reading
+from r1quant.report import paired, untrusted
 
 QUANTIZATION, RUN = "r1quant.quantization/1", "r1quant.quantize/1"
 VERIFICATION, BENCH = "r1quant.verification/2", "r1quant.bench/1"
@@ -32,9 +32,9 @@ class Variant:
     @property
     def model(self) -> str | None:
         """What it was made from."""
-        named = [reading.text(self.made, "model"), *(reading.text(each, "model") for each in self.verified)]
-        named += [reading.text(each, "model") for each in self.benched]
-        return next((reading.short(name) for name in named if name), None)
+        named = [untrusted.text(self.made, "model"), *(untrusted.text(each, "model") for each in self.verified)]
+        named += [untrusted.text(each, "model") for each in self.benched]
+        return next((untrusted.short(name) for name in named if name), None)
 
 
 def gathered(records: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Variant]:
@@ -42,15 +42,15 @@ def gathered(records: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Variant]:
     found: dict[str, Variant] = {}
     for folder, record in records:
         schema = record.get("schema")
-        stated = folder if schema == QUANTIZATION else reading.text(record, "out") or folder
-        name = reading.short(stated).rpartition("/")[2] or "artifact"
+        stated = folder if schema == QUANTIZATION else untrusted.text(record, "out") or folder
+        name = untrusted.short(stated).rpartition("/")[2] or "artifact"
         variant = found.setdefault(name, Variant(name))
         if schema == QUANTIZATION:
             variant.made = variant.made or record
         elif schema == RUN:
             fuller = "predicted" in record and "predicted" not in variant.run
             variant.run = record if fuller or not variant.run else variant.run
-            variant.made = variant.made or reading.mapping(record, "record")
+            variant.made = variant.made or untrusted.mapping(record, "record")
         elif record not in (kept := variant.verified if schema == VERIFICATION else variant.benched):
             kept.append(record)
     return sorted(found.values(), key=lambda variant: (-(bits_of(variant) or 0), variant.name))
@@ -58,29 +58,32 @@ def gathered(records: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Variant]:
 
 def bits_of(variant: Variant) -> float | None:
     """Stored bits of a quantized weight, with its share of scales and zero points."""
-    return reading.number(variant.made, "bits_per_weight")
+    return untrusted.number(variant.made, "bits_per_weight")
 
 
 def quality(variant: Variant) -> dict[str, Any] | None:
     """What a text said of the model: the first verification that has one."""
-    record = next((each for each in variant.verified if reading.mapping(each, "perplexity")), None)
+    record = next((each for each in variant.verified if untrusted.mapping(each, "perplexity")), None)
     if record is None:
         return None
-    ppl, kl = reading.mapping(record, "perplexity"), reading.mapping(record, "kl")
+    ppl, kl = untrusted.mapping(record, "perplexity"), untrusted.mapping(record, "kl")
     sides = ("baseline", "quantized", "ratio")
     return {
-        "tokens": reading.count(record, "tokens"),
-        "text": reading.text(record, "text.source"),
-        "windows": reading.count(record, "text.windows"),
-        "seq_len": reading.count(record, "text.seq_len"),
-        "perplexity": {key: reading.number(ppl, key) for key in sides}
-        | {f"{key}_ci95": reading.bounds(ppl, f"{key}_ci95") for key in sides},
-        "kl": None if reading.number(kl, "mean") is None else _divergence(kl),
-        "top1": reading.number(record, "top1"),
-        "top1_ci95": reading.bounds(record, "top1_ci95"),
+        "tokens": untrusted.count(record, "tokens"),
+        "text": untrusted.text(record, "text.source"),
+        "windows": untrusted.count(record, "text.windows"),
+        "seq_len": untrusted.count(record, "text.seq_len"),
+        "perplexity": {key: untrusted.number(ppl, key) for key in sides}
+        | {f"{key}_ci95": untrusted.bounds(ppl, f"{key}_ci95") for key in sides},
+        "kl": None if untrusted.number(kl, "mean") is None else _divergence(kl),
+        "top1": untrusted.number(record, "top1"),
+        "top1_ci95": untrusted.bounds(record, "top1_ci95"),
         "by_class": {
-            name: {"tokens": reading.count(part, "tokens"), "kl": _at_least_nothing(reading.number(part, "kl.mean"))}
-            for name, part in reading.mapping(record, "by_class").items()
+            name: {
+                "tokens": untrusted.count(part, "tokens"),
+                "kl": _at_least_nothing(untrusted.number(part, "kl.mean")),
+            }
+            for name, part in untrusted.mapping(record, "by_class").items()
         },
     }
 
@@ -92,11 +95,12 @@ def _at_least_nothing(value: float | None) -> float | None:
 
 def _divergence(kl: Mapping[str, Any]) -> dict[str, Any]:
     places = [
-        {key: reading.number(place, key) for key in ("from", "to", "mean")} for place in reading.rows(kl, "by_position")
+        {key: untrusted.number(place, key) for key in ("from", "to", "mean")}
+        for place in untrusted.rows(kl, "by_position")
     ]
     return {
-        **{key: reading.number(kl, key) for key in ("mean", "median", "p99", "max", "predicted")},
-        "mean_ci95": reading.bounds(kl, "mean_ci95"),
+        **{key: untrusted.number(kl, key) for key in ("mean", "median", "p99", "max", "predicted")},
+        "mean_ci95": untrusted.bounds(kl, "mean_ci95"),
         "by_position": [place for place in places if None not in place.values()],
     }
 
@@ -104,8 +108,8 @@ def _divergence(kl: Mapping[str, Any]) -> dict[str, Any]:
 def linears(variant: Variant) -> list[dict[str, Any]]:
     """How each linear fared: its layer, what it is, its relative loss and the KL that it is predicted to cost."""
     found = []
-    for row in reading.rows(variant.made, "linears"):
-        name, loss = reading.text(row, "name") or "", reading.number(row, "relative_loss")
+    for row in untrusted.rows(variant.made, "linears"):
+        name, loss = untrusted.text(row, "name") or "", untrusted.number(row, "relative_loss")
         place = LAYER.search(name)
         if loss is not None:
             found.append(
@@ -114,7 +118,7 @@ def linears(variant: Variant) -> list[dict[str, Any]]:
                     "layer": int(place[1]) if place else None,
                     "kind": place[2].rpartition(".")[2] if place else name.rpartition(".")[2],
                     "relative_loss": loss,
-                    "predicted_kl": reading.number(row, "predicted_kl"),
+                    "predicted_kl": untrusted.number(row, "predicted_kl"),
                 }
             )
     return found
@@ -124,19 +128,19 @@ def gates(variant: Variant) -> list[dict[str, Any]]:
     """Every gate that was set, the last verdict on each."""
     found = {}
     for record in variant.verified:
-        for gate in reading.rows(record, "gates"):
-            name = reading.text(gate, "gate")
+        for gate in untrusted.rows(record, "gates"):
+            name = untrusted.text(gate, "gate")
             if name:
                 passed = gate.get("passed") is True
-                found[name] = {"gate": name, "value": reading.number(gate, "value"), "passed": passed}
+                found[name] = {"gate": name, "value": untrusted.number(gate, "value"), "passed": passed}
     return list(found.values())
 
 
 def answers(variant: Variant) -> dict[str, Any]:
     """The problems and lengths of the first verification that asked any."""
-    record = next((each for each in variant.verified if reading.mapping(each, "aime")), {})
+    record = next((each for each in variant.verified if untrusted.mapping(each, "aime")), {})
     health = {
-        side: {key: reading.number(record, f"health.{side}.{key}") for key in paired_signs()}
+        side: {key: untrusted.number(record, f"health.{side}.{key}") for key in paired_signs()}
         for side in ("baseline", "quantized")
     }
     known = any(value is not None for side in health.values() for value in side.values())
@@ -149,22 +153,24 @@ def paired_signs() -> tuple[str, ...]:
 
 def speed(variant: Variant) -> list[dict[str, Any]]:
     """A row for every load that was timed."""
-    return [_load(record, row, at) for record in variant.benched for at, row in enumerate(reading.rows(record, "rows"))]
+    return [
+        _load(record, row, at) for record in variant.benched for at, row in enumerate(untrusted.rows(record, "rows"))
+    ]
 
 
 def _load(record: Mapping[str, Any], row: Mapping[str, Any], index: int) -> dict[str, Any]:
-    modelled = reading.rows(record, "reference.rows")
+    modelled = untrusted.rows(record, "reference.rows")
     beside = modelled[index] if index < len(modelled) else {}
-    found: dict[str, Any] = {key: reading.count(row, key) for key in ("prompt_tokens", "new_tokens", "batch")}
+    found: dict[str, Any] = {key: untrusted.count(row, key) for key in ("prompt_tokens", "new_tokens", "batch")}
     for side in ("baseline", "quantized"):
-        part = reading.mapping(row, side)
+        part = untrusted.mapping(row, side)
         found[side] = _timed(part) if part else None
-    found["ratio"] = reading.number(row, "ratio.decode_tokens_per_second.median")
+    found["ratio"] = untrusted.number(row, "ratio.decode_tokens_per_second.median")
     found["reference"] = {
-        "card": reading.text(record, "reference.card"),
-        "source": reading.text(record, "reference.source"),
+        "card": untrusted.text(record, "reference.card"),
+        "source": untrusted.text(record, "reference.source"),
         **{
-            side: {key: reading.number(beside, f"{side}.{key}") for key in (*SPEEDS, "total_bytes")}
+            side: {key: untrusted.number(beside, f"{side}.{key}") for key in (*SPEEDS, "total_bytes")}
             for side in ("baseline", "quantized")
         },
     }
@@ -172,11 +178,11 @@ def _load(record: Mapping[str, Any], row: Mapping[str, Any], index: int) -> dict
 
 
 def _timed(part: Mapping[str, Any]) -> dict[str, Any]:
-    spreads = {key: {end: reading.number(part, f"{key}.{end}") for end in ("median", "min", "max")} for key in SPEEDS}
-    where = [reading.text(part, key) for key in ("backend", "device", "dtype")]
+    spreads = {key: {end: untrusted.number(part, f"{key}.{end}") for end in ("median", "min", "max")} for key in SPEEDS}
+    where = [untrusted.text(part, key) for key in ("backend", "device", "dtype")]
     return {
         **{key: spread if None not in spread.values() else None for key, spread in spreads.items()},
-        "peak_memory_bytes": reading.count(part, "peak_memory_bytes"),
-        "memory": reading.text(part, "memory"),
+        "peak_memory_bytes": untrusted.count(part, "peak_memory_bytes"),
+        "memory": untrusted.text(part, "memory"),
         "where": ", ".join(filter(None, where)),
     }

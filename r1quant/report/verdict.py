@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from r1quant.report import reading
-from r1quant.report.words import figure, nbytes, percent, plural
+from r1quant.report import untrusted
+from r1quant.report.formatting import figure, nbytes, percent, plural
 
 Told = Mapping[str, Any]
 
@@ -57,7 +57,7 @@ def evidence(each: Told) -> str:
     size, bits = each["bytes"], each["bits_per_weight"]
     if size is not None or bits is not None:
         parts.append(" at ".join(filter(None, (size and nbytes(size), bits and f"{figure(bits)} bits a weight"))))
-    kl = reading.mapping(each, "quality.kl")
+    kl = untrusted.mapping(each, "quality.kl")
     if kl:
         parts.append(f"KL divergence {figure(kl['mean'])} nats a token")
     asked = each["problems"]
@@ -73,5 +73,5 @@ def _size(each: Told) -> float:
 
 
 def _distance(each: Told) -> float:
-    mean = reading.number(each, "quality.kl.mean")
+    mean = untrusted.number(each, "quality.kl.mean")
     return float("inf") if mean is None else mean

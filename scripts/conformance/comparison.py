@@ -11,12 +11,12 @@ import numpy as np
 
 from conformance.foreign import digest, log_softmax
 from conformance.readers import Answer, Limit, Shortfall
-from r1quant import calibration
-from r1quant.archs import architecture_of
-from r1quant.artifact import Artifact
+from r1quant.arch.tables import architecture_of
 from r1quant.backends.torch import TorchModel
+from r1quant.checkpoint.artifact import Artifact
+from r1quant.checkpoint.tokenizer import Tokenizer
+from r1quant.data import windows
 from r1quant.tinyr1.problems import INSTRUCTION
-from r1quant.tokenizer import Tokenizer
 
 NEW_TOKENS = 32
 
@@ -42,7 +42,7 @@ class Expected:
 def expect(artifact: Artifact, work: Path, name: str, count: int, questions: Sequence[str]) -> Expected:
     """Reads and runs an artifact in float32. questions: of which the model's answers are compared."""
     tokenizer = Tokenizer.from_files(artifact.carried, artifact.source)
-    text = calibration.evaluation_text(None, tokenizer, 1, count, vocabulary=artifact.config["vocab_size"])
+    text = windows.evaluation_text(None, tokenizer, 1, count, vocabulary=artifact.config["vocab_size"])
     path = work / f"{name}.npy"
     np.save(path, text.tokens[0])
     model = TorchModel(artifact, architecture_of(artifact.config))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from r1quant import atomic
+from r1quant.storage import atomic
 
 SCHEMA = "r1quant.peers/2"
 Entry = Mapping[str, Any]

@@ -12,8 +12,8 @@ from typing import Any
 from measuring import R1QUANT, run
 
 from peers.texts import Text
-from r1quant.checkpoint import TensorInfo
-from r1quant.sources import open_model
+from r1quant.checkpoint.resolve import open_model
+from r1quant.checkpoint.safetensors import TensorInfo
 
 FLOATS = {"F64", "F32", "F16", "BF16"}
 KL = ("mean", "mean_ci95", "median", "p99", "max")

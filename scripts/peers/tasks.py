@@ -12,10 +12,10 @@ import smollm2
 
 from peers.rows import Given, Row
 from peers.texts import Text
-from r1quant import calibration
-from r1quant.checkpoint import Checkpoint
-from r1quant.sources import open_model
-from r1quant.tokenizer import Tokenizer
+from r1quant.checkpoint.resolve import open_model
+from r1quant.checkpoint.safetensors import Checkpoint
+from r1quant.checkpoint.tokenizer import Tokenizer
+from r1quant.data import windows as calibration
 
 TITLES = {"smollm2": "SmolLM2-135M-Instruct"}
 

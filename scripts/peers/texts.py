@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from r1quant.texts import CHAINS
+from r1quant.data.texts import CHAINS
 
 BUNDLED, PYDOC = "bundled", "pydoc"
 OURS = {BUNDLED: None, "chains": CHAINS}

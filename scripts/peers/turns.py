@@ -21,9 +21,9 @@ from peers import record, scoring
 from peers.rows import OURS, PEERS, Given, Row, command
 from peers.scoring import Measure
 from peers.tasks import Task
-from r1quant import provenance
 from r1quant.cli import console
 from r1quant.errors import R1QuantError
+from r1quant.storage import provenance
 
 FAILURES = (click.ClickException, R1QuantError)
 

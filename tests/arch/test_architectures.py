@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import r1quant
-from r1quant.archs import architecture_of, architectures
-from r1quant.artifact import quantized
-from r1quant.checkpoint import open_folder
+from r1quant.arch.tables import architecture_of, architectures
+from r1quant.checkpoint.artifact import quantized
+from r1quant.checkpoint.safetensors import open_folder
+from r1quant.engine.forward import Decoder
 from r1quant.errors import CheckpointError
 from r1quant.formats import table
-from r1quant.forward import Decoder
 from tests import independent, models
 
 CPU = torch.device("cpu")
@@ -89,10 +89,10 @@ def test_quantize_and_verify(model: Path, tmp_path: Path, text_file: Path) -> No
         else:
             assert before.equal(after)
     record = r1quant.verify(out, model, str(text_file), windows=3, seq_len=48).record
-    from r1quant import calibration
-    from r1quant.tokenizer import Tokenizer
+    from r1quant.checkpoint.tokenizer import Tokenizer
+    from r1quant.data import windows
 
-    tokens = calibration.evaluation_text(str(text_file), Tokenizer.of(source), 3, 48).tokens
+    tokens = windows.evaluation_text(str(text_file), Tokenizer.of(source), 3, 48).tokens
     expected = independent.summary(source, weights, tokens)
     assert record["kl"]["mean"] == pytest.approx(expected["kl"], rel=1e-4)
     assert record["perplexity"]["quantized"] == pytest.approx(expected["quantized"], rel=1e-4)
@@ -142,13 +142,13 @@ def test_the_plan_predicts_every_byte_of_the_weights(tmp_path: Path, llama: Path
 
 
 def test_large_models_are_written_in_shards(tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("r1quant.layout.SHARD_LIMIT", 60_000)
+    monkeypatch.setattr("r1quant.planning.layout.SHARD_LIMIT", 60_000)
     out = tmp_path / "out"
     r1quant.quantize(llama, out, method="rtn", group_size=32)
     shards = sorted(path.name for path in out.glob("*.safetensors"))
     assert len(shards) > 2
     assert shards[0] == f"model-00001-of-{len(shards):05d}.safetensors"
-    monkeypatch.setattr("r1quant.layout.SHARD_LIMIT", 10**9)
+    monkeypatch.setattr("r1quant.planning.layout.SHARD_LIMIT", 10**9)
     whole = tmp_path / "whole"
     r1quant.quantize(llama, whole, method="rtn", group_size=32)
     one, many = open_folder(whole), open_folder(out)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 from r1quant.backends import Prompt
-from r1quant.sources import embedded_folder, open_model
+from r1quant.checkpoint.resolve import embedded_folder, open_model
+from r1quant.checkpoint.tokenizer import Tokenizer
 from r1quant.tinyr1.problems import INSTRUCTION
-from r1quant.tokenizer import Tokenizer
 
 STOP = frozenset([1])
 

@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 import torch
 
-from r1quant.archs import architecture_of
-from r1quant.artifact import Artifact
+from r1quant.arch.tables import architecture_of
 from r1quant.backends import Completion, Prompt, Runtime, Sampling, onnxruntime
 from r1quant.backends.generation import Engine
 from r1quant.backends.llamacpp import LlamaCpp
 from r1quant.backends.onnxruntime import OnnxRuntime
+from r1quant.checkpoint.artifact import Artifact
+from r1quant.checkpoint.resolve import open_model
 from r1quant.errors import RecipeError
 from r1quant.formats.gguf.options import GgufOptions
 from r1quant.formats.gguf.write import write as write_gguf
 from r1quant.formats.onnx.options import OnnxOptions
 from r1quant.formats.onnx.writer import write as write_onnx
 from r1quant.formats.table import artifact
-from r1quant.sources import open_model
 from tests.backends.questions import STOP, questions
 
 GREEDY = Sampling(0.0, max_tokens=120)

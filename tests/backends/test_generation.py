@@ -14,14 +14,14 @@ import pytest
 import torch
 from transformers.initialization import no_init_weights
 
-from r1quant.archs import architecture_of
+from r1quant.arch.tables import architecture_of
 from r1quant.backends import Completion, Prompt, Sampling, generation
 from r1quant.backends.generation import Engine, SlotCache, token_bytes, weight_bytes
-from r1quant.checkpoint import Checkpoint, open_folder
+from r1quant.checkpoint.resolve import open_model
+from r1quant.checkpoint.safetensors import Checkpoint, open_folder
+from r1quant.checkpoint.tokenizer import Tokenizer
+from r1quant.engine.forward import Weights
 from r1quant.errors import NumericError, RecipeError
-from r1quant.forward import Weights
-from r1quant.sources import open_model
-from r1quant.tokenizer import Tokenizer
 from tests import independent, models
 from tests.backends.questions import STOP, questions
 

@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from r1quant import checkpoint, planner
-from r1quant.checkpoint import Checkpoint, open_folder, read_header
+from r1quant.checkpoint import safetensors
+from r1quant.checkpoint.safetensors import Checkpoint, open_folder, read_header
 from r1quant.errors import CheckpointError, NumericError, R1QuantError
+from r1quant.planning import planner
 from r1quant.recipe import Recipe
 from tests import models
 
@@ -137,7 +138,7 @@ NUMBERS = st.integers(-3, 30) | st.integers(-(2**70), 2**70)
 ENTRIES = st.fixed_dictionaries(
     {},
     optional={
-        "dtype": st.sampled_from([*checkpoint.ITEM_SIZE, "F12"]) | JSON,
+        "dtype": st.sampled_from([*safetensors.ITEM_SIZE, "F12"]) | JSON,
         "shape": st.lists(NUMBERS, max_size=4) | JSON,
         "data_offsets": st.lists(NUMBERS, min_size=2, max_size=2) | JSON,
         "more": JSON,
@@ -177,7 +178,7 @@ def test_whatever_the_file_holds(scratch: Path, content: bytes) -> None:
         return
     covered = bytearray(len(content))
     for name, info in infos.items():
-        assert info.name == name and info.nbytes == math.prod(info.shape) * checkpoint.ITEM_SIZE[info.dtype]
+        assert info.name == name and info.nbytes == math.prod(info.shape) * safetensors.ITEM_SIZE[info.dtype]
         assert info.offset >= 8 and info.offset + info.nbytes <= len(content)
         for i in range(info.offset, info.offset + info.nbytes):
             covered[i] += 1
@@ -224,7 +225,7 @@ def test_the_survey_hashes_what_lies_between_tensors(file: Path) -> None:
 def test_the_survey_names_what_is_not_a_number(
     file: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, value: float
 ) -> None:
-    monkeypatch.setattr(checkpoint, "CHUNK", 64)
+    monkeypatch.setattr(safetensors, "CHUNK", 64)
     largest = torch.full((100,), torch.finfo(dtype).max, dtype=dtype)
     wrong = largest.clone()
     wrong[77] = value
@@ -251,7 +252,7 @@ def test_a_file_that_shrinks_while_it_is_read(file: Path) -> None:
 @pytest.mark.parametrize("value", [0, 1, 10])
 def test_side_files_have_a_limit(copied: Path, monkeypatch: pytest.MonkeyPatch, value: int) -> None:
     assert set(open_folder(copied).carried) == {"generation_config.json", "tokenizer.json", "tokenizer_config.json"}
-    monkeypatch.setattr(checkpoint, "SIDE_FILE_LIMIT", value)
+    monkeypatch.setattr(safetensors, "SIDE_FILE_LIMIT", value)
     with pytest.raises(CheckpointError, match="larger than any such file"):
         open_folder(copied)
 

@@ -9,9 +9,9 @@ import gguf
 import numpy as np
 import pytest
 
+from r1quant.checkpoint.gguf.header import read_gguf_header
+from r1quant.checkpoint.gguf.source import open_gguf
 from r1quant.errors import CheckpointError
-from r1quant.gguf_header import read_gguf_header
-from r1quant.gguf_source import open_gguf
 
 from .gguf_files import HIDDEN, TOKENS, metadata, tensors, write
 

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 import torch
 
-from r1quant import gguf_source
-from r1quant.archs import architectures
-from r1quant.checkpoint import Checkpoint
+from r1quant.arch.rope import llama3_factors
+from r1quant.arch.tables import architectures
+from r1quant.checkpoint.gguf import source
+from r1quant.checkpoint.gguf.header import read_gguf_header
+from r1quant.checkpoint.gguf.source import gguf_names, open_gguf
+from r1quant.checkpoint.safetensors import Checkpoint
+from r1quant.core.floats import round_to
 from r1quant.errors import CheckpointError, NumericError
-from r1quant.floats import round_to
-from r1quant.gguf_header import read_gguf_header
-from r1quant.gguf_source import gguf_names, open_gguf
-from r1quant.rope import llama3_factors
 
 from .gguf_files import HEADS, HIDDEN, KV_HEADS, LAYERS, metadata, smollm_path, tensors, write
 
@@ -216,7 +216,7 @@ def test_chunks_are_the_bytes_in_pieces(tmp_path: Path, monkeypatch: pytest.Monk
     arrays = tensors("llama", biases=(*QKV, "attn_output"))
     checkpoint = open_gguf(write(tmp_path / "m.gguf", "llama", metadata("llama"), arrays))
     whole = {name: checkpoint.read_bytes(info) for name, info in checkpoint.tensors.items()}
-    monkeypatch.setattr(gguf_source, "CHUNK", chunk)
+    monkeypatch.setattr(source, "CHUNK", chunk)
     for name, info in checkpoint.tensors.items():
         pieces = list(checkpoint.chunks(info))
         assert np.array_equal(np.concatenate(pieces), whole[name]) and whole[name].size == info.nbytes

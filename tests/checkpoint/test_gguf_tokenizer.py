@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
+from r1quant.checkpoint.gguf.header import GgufHeader, read_gguf_header
+from r1quant.checkpoint.gguf.source import open_gguf
+from r1quant.checkpoint.gguf.tokenizer import PRE_TOKENIZERS, tokenizer_files
 from r1quant.errors import CheckpointError
-from r1quant.gguf_header import GgufHeader, read_gguf_header
-from r1quant.gguf_source import open_gguf
-from r1quant.gguf_tokenizer import PRE_TOKENIZERS, tokenizer_files
 
 from .gguf_files import TOKENS, metadata, smollm_path, tensors, write
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from r1quant import hub, sources
-from r1quant.checkpoint import open_folder
+from r1quant.checkpoint import hub, resolve
+from r1quant.checkpoint.gguf.source import GgufCheckpoint
+from r1quant.checkpoint.resolve import open_model
+from r1quant.checkpoint.safetensors import open_folder
 from r1quant.errors import CheckpointError
-from r1quant.gguf_source import GgufCheckpoint
-from r1quant.sources import open_model
 
 from .gguf_files import metadata, tensors, write
 
@@ -62,8 +62,8 @@ def test_a_gguf_file(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_hub")
 def test_tiny_r1_is_embedded_unless_a_folder_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert sources.embedded_folder().parts[-3:] == ("r1quant", "tinyr1", "model")
-    monkeypatch.setattr(sources, "embedded_folder", lambda: folder_at(tmp_path / "package"))
+    assert resolve.embedded_folder().parts[-3:] == ("r1quant", "tinyr1", "model")
+    monkeypatch.setattr(resolve, "embedded_folder", lambda: folder_at(tmp_path / "package"))
     monkeypatch.chdir(tmp_path)
     checkpoint = open_model("tiny-r1")
     assert checkpoint.folder == tmp_path / "package" and checkpoint.source == checkpoint.name == "tiny-r1"

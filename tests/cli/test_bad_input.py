@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from r1quant import planner
-from r1quant.checkpoint import Checkpoint
-from r1quant.jobs import calibrated
+from r1quant.checkpoint.safetensors import Checkpoint
+from r1quant.jobs.quantize import calibrated
+from r1quant.planning import planner
 from tests.conftest import QUICK, Run
 
 Refused = Callable[..., list[str]]
@@ -277,7 +277,7 @@ def test_no_disk_space_left_when_it_begins(
 @pytest.mark.parametrize("bits", [0x7FC0, 0x7F80, 0xFF80])
 @pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "model.norm.weight"])
 def test_a_weight_that_is_not_a_number(refused: Refused, copied: Path, name: str, bits: int) -> None:
-    from r1quant.checkpoint import read_header
+    from r1quant.checkpoint.safetensors import read_header
 
     path = copied / "model.safetensors"
     info, content = read_header(path)[name], bytearray(path.read_bytes())

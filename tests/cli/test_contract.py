@@ -194,7 +194,7 @@ def test_an_error_of_the_file_system_names_the_path(run: Run, monkeypatch: pytes
 @pytest.mark.parametrize(("words", "kept"), [(["inspect", "a b"], False), (["quantize", "m", "--bits", "4"], True)])
 def test_interrupted(run: Run, monkeypatch: pytest.MonkeyPatch, words: list[str], kept: bool) -> None:
     raising(monkeypatch, KeyboardInterrupt())
-    monkeypatch.setattr("r1quant.jobs.quantize.make_plan", lambda *_: inspect_job.inspect("m"))
+    monkeypatch.setattr("r1quant.jobs.quantize.run.make_plan", lambda *_: inspect_job.inspect("m"))
     ran = run(*words)
     again = {"inspect": "r1quant inspect 'a b'", "quantize": "r1quant quantize m --bits 4"}[words[0]]
     assert ran.code == 130 and ran.out == "" and ran.err.splitlines()[-1] == again

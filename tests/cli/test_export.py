@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from r1quant import targets
+from r1quant.planning import targets
 from r1quant.registry import FORMATS
 from tests import models
 from tests.conftest import Run
@@ -90,7 +90,7 @@ def test_nothing_is_left_of_an_export_that_fails(
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
-    for name in ("r1quant.formats.onnx.writer.write", "r1quant.jobs.export_folder.write_side_files"):
+    for name in ("r1quant.formats.onnx.writer.write", "r1quant.jobs.export.safetensors.write_side_files"):
         monkeypatch.setattr(name, fail)
     for format in ("onnx", "awq"):
         ran = run("export", out, "--to", format)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from r1quant import sources
+from r1quant.checkpoint import resolve
 from tests.conftest import Run
 
 TOML = "r1quant.toml"
@@ -18,7 +18,7 @@ def test_the_order_in_which_a_model_is_looked_for(
 ) -> None:
     for name in ("argument", "environment", "toml", "embedded"):
         shutil.copytree(llama, in_tmp / name)
-    monkeypatch.setattr(sources, "embedded_folder", lambda: in_tmp / "embedded")
+    monkeypatch.setattr(resolve, "embedded_folder", lambda: in_tmp / "embedded")
     Path(TOML).write_text('model = "toml"\n[quantize]\ngroup_size = 32\n')
     monkeypatch.setenv("R1QUANT_MODEL", "environment")
     for command in ("inspect", "plan", "quantize"):

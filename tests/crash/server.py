@@ -23,20 +23,20 @@ def warm_up() -> None:
     import torch
     import transformers
 
+    import r1quant.checkpoint.tokenizer
     import r1quant.cli
-    import r1quant.jobs.calibrated
-    import r1quant.jobs.nearest
-    import r1quant.jobs.quantize
-    import r1quant.methods.kernels
-    import r1quant.tokenizer
+    import r1quant.engine.methods.kernels
+    import r1quant.jobs.quantize.calibrated
+    import r1quant.jobs.quantize.rtn_loop
+    import r1quant.jobs.quantize.run
 
     torch.set_num_threads(1)
     assert r1quant.cli and r1quant.jobs and transformers.AutoConfig and transformers.LlamaForCausalLM
 
 
 def child(request: dict[str, Any], out: str, err: str) -> NoReturn:
-    from r1quant import layout
     from r1quant.cli import main
+    from r1quant.planning import layout
     from tests.crash import points
 
     signal.alarm(SECONDS)

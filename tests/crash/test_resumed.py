@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from r1quant.rundir import RunDir
+from r1quant.storage.rundir import RunDir
 from tests import models
 from tests.crash.conftest import Place, contents
 from tests.crash.points import POINTS, Point

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from r1quant import atomic, rundir
 from r1quant.errors import ResumeError
-from r1quant.rundir import RunDir, folder_for
+from r1quant.storage import atomic, rundir
+from r1quant.storage.rundir import RunDir, folder_for
 
 
 def test_it_lies_beside_the_output() -> None:

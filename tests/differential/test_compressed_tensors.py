@@ -23,11 +23,11 @@ from compressed_tensors.quantization.utils import calculate_qparams
 from safetensors.torch import load_file, save_file
 
 import r1quant
-from r1quant.artifact import Form
-from r1quant.checkpoint import open_folder
+from r1quant.checkpoint.artifact import Form
+from r1quant.checkpoint.safetensors import open_folder
+from r1quant.core.qlinear import QLinear
 from r1quant.formats.codec import CodecArtifact
 from r1quant.formats.table import CODECS, artifact
-from r1quant.qlinear import QLinear
 from tests.models import write_model
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from r1quant.jobs.artifacts import open_artifact
-from r1quant.jobs.check import check
-from r1quant.jobs.export import export
+from r1quant.jobs.check.run import check
+from r1quant.jobs.export.run import export
 
 DATA = Path(__file__).parent / "data"
 MADE = {

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import save_file
 
-from r1quant.checkpoint import open_folder
+from r1quant.checkpoint.safetensors import open_folder
 from r1quant.formats.codec import CodecArtifact
 from r1quant.formats.table import artifact
 from tests.models import config
@@ -117,7 +117,7 @@ def folder_of(folder: Path, tensors: Mapping[str, Any], stated: Any, **files: An
 
 def reads(ours: CodecArtifact, linear: str, expected: npt.NDArray[np.float32]) -> bool:
     """Whether a linear comes out as expected, and its form is known without its codes."""
-    from r1quant.artifact import Form
+    from r1quant.checkpoint.artifact import Form
 
     q = ours.qlinear(linear)
     agree = ours.forms[linear] == Form.of(q) and ours.tensors[f"{linear}.weight"].shape == expected.shape

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1quant.artifact import Form
+from r1quant.checkpoint.artifact import Form
 from r1quant.formats.names import patterns, with_fused
 from r1quant.formats.table import CODECS
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from r1quant.checkpoint import open_folder
+from r1quant.checkpoint.safetensors import open_folder
 from r1quant.errors import CheckpointError
 from r1quant.formats.codec import CodecArtifact
 from r1quant.formats.table import artifact

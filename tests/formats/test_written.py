@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import r1quant
-from r1quant import artifact as artifacts
-from r1quant import layout
-from r1quant.artifact import Form, quantized, rows
-from r1quant.checkpoint import open_folder
-from r1quant.floats import widen
+from r1quant.checkpoint import artifact as artifacts
+from r1quant.checkpoint.artifact import Form, quantized, rows
+from r1quant.checkpoint.safetensors import open_folder
+from r1quant.core.floats import widen
 from r1quant.formats.codec import CodecArtifact
 from r1quant.formats.table import CODECS, artifact
+from r1quant.planning import layout
 from tests.models import write_model
 
 KINDS = (

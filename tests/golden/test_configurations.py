@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from r1quant.artifact import Form
+from r1quant.checkpoint.artifact import Form
 from r1quant.errors import RecipeError
 from r1quant.formats.table import CODECS, codec_of
 

@@ -6,10 +6,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from r1quant.core.grid import Grid
+from r1quant.core.qlinear import QLinear
 from r1quant.errors import RecipeError
 from r1quant.formats.table import CODECS
-from r1quant.grid import Grid
-from r1quant.qlinear import QLinear
 
 
 def symmetric(bits: int, codes: npt.NDArray[np.uint8], scale: float = 1.0) -> QLinear:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 import r1quant
-from r1quant.archs import architecture_of
-from r1quant.artifact import Form
+from r1quant.arch.kvcache import Cache
+from r1quant.arch.tables import architecture_of
+from r1quant.checkpoint.artifact import Form
 from r1quant.errors import RecipeError
 from r1quant.hardware.cards import Card, card
 from r1quant.hardware.memory import MEMORY_SHARE, RUNTIME_BYTES
@@ -24,7 +25,6 @@ from r1quant.hardware.roofline import (
     stored_bits,
 )
 from r1quant.jobs.artifacts import open_artifact
-from r1quant.kvcache import Cache
 
 LLAMA_8B: dict[str, Any] = {
     "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
-from r1quant.qlinear import QLinear
+from r1quant.core.qlinear import QLinear
 
 ALL_BITS = (2, 3, 4, 5, 6, 7, 8)
 HALVES = ("bfloat16", "float16", "subnormal")

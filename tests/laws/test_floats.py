@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1quant.floats import FLOAT_DTYPES, fits_float16, round_to, significant_bits, widen
+from r1quant.core.floats import FLOAT_DTYPES, fits_float16, round_to, significant_bits, widen
 
 TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 words = st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=64)

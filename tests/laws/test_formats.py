@@ -11,12 +11,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from r1quant import bits as packing
-from r1quant.artifact import Form
+from r1quant.checkpoint.artifact import Form
+from r1quant.checkpoint.tensorfile import TensorSpec
+from r1quant.core import bits as packing
+from r1quant.core.qlinear import QLinear
 from r1quant.errors import RecipeError
 from r1quant.formats.table import CODECS
-from r1quant.qlinear import QLinear
-from r1quant.tensorfile import TensorSpec
 from tests.laws.linears import ALL_BITS, HALVES, linears, same, stream
 
 PACKED = "compressed-tensors"

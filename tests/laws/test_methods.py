@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1quant.grid import LARGEST_SCALE, SMALLEST_SCALE, Grid, round_scale
-from r1quant.methods import gptq, rtn, scales
-from r1quant.stats import Stats, gather
+from r1quant.core.grid import LARGEST_SCALE, SMALLEST_SCALE, Grid, round_scale
+from r1quant.engine.methods import gptq, rtn, scales
+from r1quant.engine.stats import Stats, gather
 
 CPU = torch.device("cpu")
 GRIDS = [

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from r1quant.data.problemsets import health_prompts
 from r1quant.metrics.health import (
     TYPES,
     Signs,
@@ -22,7 +23,6 @@ from r1quant.metrics.health import (
     valid_call,
     valid_json,
 )
-from r1quant.problemsets import health_prompts
 from r1quant.tinyr1.problems import problems
 
 WAIT = "Wait, let me check that again. "

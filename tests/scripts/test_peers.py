@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import r1quant
-from r1quant.sources import embedded_folder, open_model
+from r1quant.checkpoint.resolve import embedded_folder, open_model
 
 ROOT = Path(__file__).resolve().parents[2]
 

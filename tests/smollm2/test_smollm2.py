@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 import r1quant
-from r1quant import calibration
-from r1quant.checkpoint import open_folder
+from r1quant.checkpoint.resolve import open_model
+from r1quant.checkpoint.safetensors import open_folder
+from r1quant.checkpoint.tokenizer import Tokenizer
+from r1quant.data import windows
 from r1quant.formats import table
-from r1quant.jobs.verify import Verified
-from r1quant.sources import open_model
-from r1quant.tokenizer import Tokenizer
+from r1quant.jobs.verify.run import Verified
 from tests import independent
 
 WINDOWS, SEQ_LEN = 2, 256
@@ -48,7 +48,7 @@ def test_four_bits_stay_near(verified: Verified) -> None:
 
 def test_verify_agrees_with_an_independent_computation(gguf: Path, out: Path, verified: Verified) -> None:
     base = open_model(gguf)
-    text = calibration.evaluation_text(None, Tokenizer.of(base), WINDOWS, SEQ_LEN)
+    text = windows.evaluation_text(None, Tokenizer.of(base), WINDOWS, SEQ_LEN)
     assert text.sha256 == verified.record["text"]["sha256"]
     expected = independent.summary(base, table.artifact(open_folder(out)), text.tokens)
     record = verified.record

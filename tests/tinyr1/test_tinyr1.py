@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import r1quant
+from r1quant.checkpoint.resolve import embedded_folder, open_model
 from r1quant.jobs.artifacts import open_artifact
-from r1quant.sources import embedded_folder, open_model
 from r1quant.tinyr1.problems import problems
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"

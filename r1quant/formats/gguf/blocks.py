@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from r1quant.artifact import Form
+from r1quant.checkpoint.artifact import Form
+from r1quant.core.qlinear import QLinear
 from r1quant.errors import RecipeError
 from r1quant.formats.gguf.options import BLOCK, RANGES, problem
-from r1quant.qlinear import QLinear
 
 Bytes = npt.NDArray[np.uint8]
 

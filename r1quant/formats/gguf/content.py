@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from r1quant.artifact import Artifact, rows
+from r1quant.checkpoint.artifact import Artifact, rows
+from r1quant.core.floats import round_to, widen
 from r1quant.errors import NumericError, RecipeError
-from r1quant.floats import round_to, widen
 from r1quant.formats.gguf import blocks
 from r1quant.formats.gguf.options import BLOCK_TYPES
 from r1quant.formats.gguf.targets import Target

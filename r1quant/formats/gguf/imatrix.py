@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from r1quant import atomic
+from r1quant.checkpoint.gguf.header import GgufHeader, StoredTensor, read_gguf_header
 from r1quant.errors import CheckpointError
 from r1quant.formats.gguf.container import Entry, header
-from r1quant.gguf_header import GgufHeader, StoredTensor, read_gguf_header
+from r1quant.storage import atomic
 
 KIND = "imatrix"
 SUMS, COUNTS = ".in_sum2", ".counts"

@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from r1quant import atomic
+from r1quant.checkpoint.gguf.header import GgufHeader, read_gguf_header
 from r1quant.errors import CheckpointError, MissingDependency, NumericError, OutOfSpaceError, R1QuantError, RecipeError
 from r1quant.extras import missing, need
 from r1quant.formats.gguf import imatrix
 from r1quant.formats.gguf.options import FILE_TYPES
-from r1quant.gguf_header import GgufHeader, read_gguf_header
+from r1quant.storage import atomic
 
 TENSOR_TYPES: Mapping[str, int] = {  # ggml_type
     "F32": 0, "F16": 1, "BF16": 30, "Q4_0": 2, "Q5_0": 6, "Q8_0": 8, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14,

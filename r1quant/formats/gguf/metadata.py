@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from r1quant import rope
-from r1quant.archs import Architecture, head_dim, rms_epsilon, size
-from r1quant.artifact import generation_config
+from r1quant.arch import rope
+from r1quant.arch.tables import Architecture, head_dim, rms_epsilon, size
+from r1quant.checkpoint.artifact import generation_config
+from r1quant.checkpoint.gguf.config import SAMPLING
 from r1quant.errors import CheckpointError
-from r1quant.gguf_config import SAMPLING
 
 QUANTIZATION_VERSION = 2
 # llama_ftype by the type that most weights have. It tells people; programs read each tensor's own type.

@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from r1quant.artifact import generation_config
+from r1quant.checkpoint.artifact import generation_config
+from r1quant.checkpoint.tokenizer import Tokenizer
 from r1quant.errors import R1QuantError
 from r1quant.formats.gguf.vocabulary import puts_around
-from r1quant.tokenizer import Tokenizer
 
 REASONING = "<think>"
 CONTEXT = {True: 32768, False: 8192}  # tokens, for a model that reasons and for one that does not

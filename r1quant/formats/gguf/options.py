@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from r1quant.artifact import Form
+from r1quant.checkpoint.artifact import Form
 from r1quant.errors import RecipeError
 
 BLOCK = 32

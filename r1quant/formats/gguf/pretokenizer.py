@@ -1,8 +1,8 @@
 """The name that llama.cpp has for the rule by which a tokenizer.json cuts text into words.
 
-The rule is compared as a structure with the table that GGUF files are read by (gguf_tokenizer.py), so a file that is
-written can be read again. A rule that is not in the table is refused: under a wrong name a model gets wrong tokens
-and nobody notices. It does not know vocabularies.
+The rule is compared as a structure with the table that GGUF files are read by (checkpoint/gguf/tokenizer.py), so a
+file that is written can be read again. A rule that is not in the table is refused: under a wrong name a model gets
+wrong tokens and nobody notices. It does not know vocabularies.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from r1quant.checkpoint.gguf.tokenizer import GPT2, PRE_TOKENIZERS
 from r1quant.errors import CheckpointError, RecipeError
-from r1quant.gguf_tokenizer import GPT2, PRE_TOKENIZERS
 
 R1_BOS = "<｜begin▁of▁sentence｜>"
 PREFERRED = ("gpt-2", "smollm", "qwen2", "llama-bpe", "tekken")

@@ -15,16 +15,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from r1quant.archs import architecture_of
-from r1quant.artifact import CheckpointArtifact, Form
-from r1quant.checkpoint import CHUNK, TensorInfo, fill
+from r1quant.arch.tables import architecture_of
+from r1quant.checkpoint.artifact import CheckpointArtifact, Form
+from r1quant.checkpoint.gguf.header import StoredTensor
+from r1quant.checkpoint.gguf.source import FLOAT_KINDS, GgufCheckpoint, neox_order, open_gguf, presented
+from r1quant.checkpoint.safetensors import CHUNK, TensorInfo, fill
+from r1quant.checkpoint.tensorfile import TensorSpec
+from r1quant.core.qlinear import QLinear
 from r1quant.errors import CheckpointError
 from r1quant.formats.gguf.blocks import BITS, BLOCK_BYTES, decode, zeros_of
 from r1quant.formats.gguf.options import BLOCK, HALF_BITS, RANGES
-from r1quant.gguf_header import StoredTensor
-from r1quant.gguf_source import FLOAT_KINDS, GgufCheckpoint, neox_order, open_gguf, presented
-from r1quant.qlinear import QLinear
-from r1quant.tensorfile import TensorSpec
 
 GRIDS = {2: "q4_0", 3: "q4_1", 6: "q5_0", 8: "q8_0"}  # by the number of the ggml type
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from r1quant.checkpoint.gguf.tokenizer import BYTE, NORMAL, UNKNOWN, UNUSED
 from r1quant.errors import CheckpointError
-from r1quant.gguf_tokenizer import BYTE, NORMAL, UNKNOWN, UNUSED
 
 SPACE = "▁"
 PADDING_SCORE = -10000.0

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from r1quant.archs import Architecture
-from r1quant.artifact import Artifact, quantized
+from r1quant.arch.tables import Architecture
+from r1quant.checkpoint.artifact import Artifact, quantized
+from r1quant.checkpoint.gguf.source import gguf_names, heads_of
+from r1quant.checkpoint.tensorfile import TensorSpec
+from r1quant.core.floats import FLOAT_DTYPES
 from r1quant.errors import CheckpointError, RecipeError
-from r1quant.floats import FLOAT_DTYPES
 from r1quant.formats.gguf.blocks import BLOCK_BYTES
 from r1quant.formats.gguf.container import Entry
 from r1quant.formats.gguf.options import BLOCK, BLOCK_TYPES, FLOAT_TYPES, GgufOptions, problem, smallest
-from r1quant.gguf_source import gguf_names, heads_of
-from r1quant.tensorfile import TensorSpec
 
 KINDS = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q8_0": 8, "bf16": 30}
 ITEM_BYTES = {"f32": 4, "f16": 2, "bf16": 2}

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from r1quant.archs import size
-from r1quant.artifact import generation_config
+from r1quant.arch.tables import size
+from r1quant.checkpoint.artifact import generation_config
+from r1quant.checkpoint.gguf.config import TOKENS
+from r1quant.checkpoint.gguf.tokenizer import CONTROL, NORMAL, PRE_TOKENIZERS, UNUSED, USER_DEFINED, WHOLE
+from r1quant.checkpoint.tokenizer import Tokenizer
 from r1quant.errors import CheckpointError
 from r1quant.formats.gguf import sentencepiece
 from r1quant.formats.gguf.pretokenizer import rule_of
-from r1quant.gguf_config import TOKENS
-from r1quant.gguf_tokenizer import CONTROL, NORMAL, PRE_TOKENIZERS, UNUSED, USER_DEFINED, WHOLE
-from r1quant.tokenizer import Tokenizer
 
 # How a token that ends a turn is spelled, where generation_config.json names several that end a text.
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<|end_of_turn|>", "<end_of_turn>")

@@ -16,15 +16,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from r1quant.archs import Architecture
-from r1quant.artifact import Artifact
-from r1quant.atomic import replacing
+from r1quant.arch.tables import Architecture
+from r1quant.checkpoint.artifact import Artifact
+from r1quant.checkpoint.gguf.config import ROPE_FREQS
 from r1quant.formats.gguf import container, metadata, vocabulary
 from r1quant.formats.gguf.container import Entry
 from r1quant.formats.gguf.content import pieces
 from r1quant.formats.gguf.options import GgufOptions
 from r1quant.formats.gguf.targets import KINDS, Target, main_type, parts, plan
-from r1quant.gguf_config import ROPE_FREQS
+from r1quant.storage.atomic import replacing
 
 Item = TypeVar("Item")
 

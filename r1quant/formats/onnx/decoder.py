@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from onnx import TensorProto, helper
 
-from r1quant import rope
-from r1quant.archs import Architecture
+from r1quant.arch import rope
+from r1quant.arch.tables import Architecture
 from r1quant.formats.onnx.dimensions import Dimensions
 from r1quant.formats.onnx.graph import Graph, Piece
 from r1quant.formats.onnx.weights import Weights

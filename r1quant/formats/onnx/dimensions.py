@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from r1quant.archs import head_dim, rms_epsilon, size
+from r1quant.arch.kvcache import windows
+from r1quant.arch.tables import head_dim, rms_epsilon, size
 from r1quant.errors import CheckpointError
-from r1quant.kvcache import windows
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from r1quant.artifact import Artifact, generation_config
+from r1quant.checkpoint.artifact import Artifact, generation_config
 from r1quant.formats.onnx.dimensions import Dimensions
 from r1quant.formats.onnx.options import OnnxOptions
 

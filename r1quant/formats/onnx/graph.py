@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from r1quant import atomic
+from r1quant.storage import atomic
 
 ALIGNMENT = 4096
 CONTRIB = "com.microsoft"

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from r1quant import bits as packing
-from r1quant.artifact import Form
+from r1quant.checkpoint.artifact import Form
+from r1quant.core import bits as packing
+from r1quant.core.qlinear import QLinear
 from r1quant.formats.onnx.options import OnnxOptions, Style, block_size, stored_bits
-from r1quant.qlinear import QLinear
 
 Bytes = npt.NDArray[np.uint8]
 Arrays = dict[str, npt.NDArray[Any]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_type_hints
 
-from r1quant.artifact import Form
+from r1quant.checkpoint.artifact import Form
 from r1quant.errors import RecipeError
 
 Style = Literal["matmulnbits", "qdq"]

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from r1quant.archs import layer_count
-from r1quant.artifact import Form
-from r1quant.checkpoint import CARRIED, CHUNK, fill, read_json, read_side_file
+from r1quant.arch.tables import layer_count
+from r1quant.checkpoint.artifact import Form
+from r1quant.checkpoint.safetensors import CARRIED, CHUNK, fill, read_json, read_side_file
+from r1quant.checkpoint.tensorfile import TensorSpec
+from r1quant.core.qlinear import QLinear
 from r1quant.errors import CheckpointError
 from r1quant.formats.codec import shipped
 from r1quant.formats.onnx.graph import Outside
@@ -25,8 +27,6 @@ from r1quant.formats.onnx.layout import decode, decode_grid
 from r1quant.formats.onnx.places import AGAIN, FLOATS, Places, Stored, read_places
 from r1quant.formats.onnx.weights import Q8_BLOCK
 from r1quant.formats.onnx.writer import DATA, MODEL
-from r1quant.qlinear import QLinear
-from r1quant.tensorfile import TensorSpec
 
 if TYPE_CHECKING:
     import torch

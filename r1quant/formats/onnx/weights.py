@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto
 
-from r1quant.artifact import Artifact, Form, rows
+from r1quant.checkpoint.artifact import Artifact, Form, rows
 from r1quant.errors import CheckpointError, NumericError, RecipeError
 from r1quant.formats.onnx.graph import Content, Graph, Piece
 from r1quant.formats.onnx.layout import Layout, encode

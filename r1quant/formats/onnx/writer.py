@@ -10,9 +10,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from r1quant import atomic, provenance
-from r1quant.archs import Architecture
-from r1quant.artifact import Artifact
+from r1quant.arch.tables import Architecture
+from r1quant.checkpoint.artifact import Artifact
 from r1quant.errors import CheckpointError
 from r1quant.formats.onnx import genai
 from r1quant.formats.onnx.contrib import Contrib
@@ -22,6 +21,7 @@ from r1quant.formats.onnx.graph import Graph
 from r1quant.formats.onnx.options import OnnxOptions
 from r1quant.formats.onnx.standard import Standard
 from r1quant.formats.onnx.weights import Weights
+from r1quant.storage import atomic, provenance
 
 MODEL, DATA, GENAI = "model.onnx", "model.onnx.data", "genai_config.json"
 PROPERTY = "r1quant"

@@ -1,0 +1,1 @@
+"""Tensors without files: one layer at a time, its statistics, and the rounding of its linears."""

@@ -1,0 +1,61 @@
+"""Rotations that fold away: the same model in a basis where no channel of a weight stands out.
+
+QuaRot (Ashkboos et al. 2024, arXiv 2404.00456) and SpinQuant (Liu et al. 2024, arXiv 2405.16406), as far as runtimes
+need not know. R1 turns the residual stream: an RMSNorm commutes with it once its own weight has gone into the linears
+that read it. R2 turns each head between v and o. What remains is a plain model of the same family whose norms are 1; a
+head tied to the embedding becomes a tensor of its own, since only one of the two takes up the last norm.
+It does not know how weights are rounded afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+from r1quant.arch.tables import Architecture, architecture_of, head_dim, layer_count, size
+from r1quant.checkpoint.safetensors import Checkpoint
+from r1quant.engine.transforms.orthogonal import Rotation, rotation
+from r1quant.engine.transforms.view import Turn, View, view
+
+
+def rotated(checkpoint: Checkpoint, *, residual: bool = True, heads: bool = True, seed: int = 0) -> View:
+    """The checkpoint with its residual stream (R1), its heads between v and o (R2), or both, rotated at random.
+
+    Raises CheckpointError where the architecture is not known, config.json lacks a size, or a tensor is missing.
+    """
+    config, text, arch = checkpoint.config, checkpoint.config_text, architecture_of(checkpoint.config)
+    names, tensors = arch.tensors, dict(checkpoint.tensors)
+    stream = rotation(size(config, "hidden_size"), seed) if residual else None
+    head_source = names.head
+    if residual and (config.get("tie_word_embeddings") or names.head not in tensors):
+        head_source = names.embedding
+        tensors[names.head] = replace(checkpoint.info(names.embedding), name=names.head)
+        config = {**config, "tie_word_embeddings": False}
+        text = json.dumps(config, indent=2) + "\n"
+    turns: dict[str, Turn] = {}
+    if residual:
+        turns[names.embedding] = Turn(names.embedding, columns=stream)
+        turns[names.head] = Turn(head_source, names.final_norm, stream)
+        turns[names.final_norm] = Turn(names.final_norm, ones=True)
+    for index in range(layer_count(config, len(tensors))):
+        head = rotation(head_dim(config), seed, index) if heads else None
+        turns |= _layer_turns(arch, arch.layer_prefix(index), stream, head)
+    known = {name: turn for name, turn in turns.items() if name in tensors}
+    return view(checkpoint, known, config=config, config_text=text, tensors=tensors)
+
+
+def _layer_turns(arch: Architecture, prefix: str, stream: Rotation | None, head: Rotation | None) -> dict[str, Turn]:
+    """Those of a decoder layer, biases as if present."""
+    layer = arch.layer
+    found = []
+    for norm, linears in ((layer.attention_norm, layer.qkv), (layer.mlp_norm, layer.gate_up)):
+        gamma = f"{prefix}{norm}.weight"
+        found.append(Turn(gamma, ones=stream is not None))
+        for linear in linears:
+            rows = head if linear == arch.folds.attention_out else None
+            found.append(Turn(f"{prefix}{linear}.weight", gamma if stream else None, stream, rows))
+            found.append(Turn(f"{prefix}{linear}.bias", rows=rows))
+    for linear, columns in ((layer.attention_out, head), (layer.down, None)):
+        found.append(Turn(f"{prefix}{linear}.weight", columns=columns, rows=stream))
+        found.append(Turn(f"{prefix}{linear}.bias", rows=stream))
+    return {turn.source: turn for turn in found}

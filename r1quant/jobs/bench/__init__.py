@@ -1,0 +1,1 @@
+"""bench: speed and memory, side by side with the baseline."""

@@ -1,0 +1,177 @@
+"""The process in which one model is timed: `python -m r1quant.jobs.bench.child SETTINGS`. See jobs/bench/process.py.
+
+It opens the model, says so in one line of JSON, then answers each line of its input (a batch of prompts) with one line
+(when their tokens came, and the largest memory so far). It has one model and nothing else in it, so that its memory is
+that model's; it does not know what is compared with what.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from r1quant.backends import Prompt, Runtime, Sampling
+from r1quant.checkpoint.artifact import Artifact
+from r1quant.errors import R1QuantError
+from r1quant.jobs.artifacts import open_artifact
+from r1quant.jobs.bench.process import Settings
+from r1quant.jobs.runtimes import SERVER, backend_of, open_runtime
+from r1quant.storage.provenance import environment, peak_rss_bytes
+
+STATUS = Path("/proc/self/status")
+
+
+def main(settings: Settings) -> None:
+    """Answers until the input ends. What libraries print on stdout goes to stderr."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def answer(found: Mapping[str, Any]) -> None:
+        answers.write(json.dumps(found) + "\n")
+        answers.flush()
+
+    try:
+        runtime, opened = _open(settings)
+        answer({**opened, "environment": environment()})
+        for line in sys.stdin:
+            answer(_run(runtime, json.loads(line)))
+    except KeyboardInterrupt:
+        return
+    except Exception as error:
+        if settings.debug:
+            traceback.print_exc()
+        answer({"error": _told(error)})
+
+
+def _told(error: Exception) -> dict[str, str]:
+    """An error as the other end raises it again."""
+    if isinstance(error, R1QuantError):
+        return {"kind": error.kind, "message": error.message, "hint": error.hint}
+    reason = " ".join(str(error).split()) or "no reason given"
+    hint = "run again with --debug and report the traceback"
+    return {"kind": "R1QuantError", "message": f"unexpected: {type(error).__name__}: {reason}", "hint": hint}
+
+
+def _open(settings: Settings) -> tuple[Runtime, dict[str, Any]]:
+    artifact, setup = open_artifact(settings.model), replace(settings.setup, slots=settings.slots)
+    if setup.backend == SERVER:
+        return _served(artifact, settings)
+    opened: dict[str, Any] = {"device": None, "dtype": None, "card": None}
+    if backend_of(artifact, setup.backend) == "torch":
+        import torch
+
+        from r1quant.engine.forward import pick_device, pick_dtype
+
+        device = pick_device(setup.device)
+        opened |= {"device": str(device), "dtype": str(pick_dtype(setup.dtype, device)).removeprefix("torch.")}
+        if device.type == "cuda":
+            card = torch.cuda.get_device_properties(device)
+            opened["card"] = {"name": card.name, "memory_bytes": card.total_memory}
+    empty = peak_memory()["rss"]
+    runtime = open_runtime(artifact, settings.context, setup)
+    first = Prompt("", ({"role": "user", "content": ""},), (0,))
+    for _ in runtime.complete([first], Sampling(temperature=0.0, max_tokens=2), frozenset()):
+        pass  # some runtimes load the weights only now
+    holds = getattr(runtime, "holds", None)
+    return runtime, {
+        **opened,
+        "backend": runtime.name,
+        "empty_rss_bytes": empty,
+        "elsewhere": False,
+        "resident": getattr(runtime, "resident", None),
+        "holds": None if holds is None else holds(settings.context),
+    }
+
+
+def _served(artifact: Artifact, settings: Settings) -> tuple[Runtime, dict[str, Any]]:
+    """A model on a server, which is sent the very tokens where it takes them. Its memory is not this process's."""
+    from r1quant.backends.openai import OpenAI
+    from r1quant.checkpoint.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.from_files(artifact.carried, artifact.source)
+    runtime = OpenAI(
+        settings.setup.base_urls,
+        settings.setup.served,
+        concurrency=settings.slots,
+        raw=True,
+        moments=True,
+        text_of=tokenizer.decode,
+        bos=tokenizer.bos_id,
+    )
+    unknown: dict[str, Any] = dict.fromkeys(("device", "dtype", "card", "empty_rss_bytes", "resident", "holds"))
+    return runtime, {**unknown, "backend": runtime.name, "elsewhere": True}
+
+
+def _run(runtime: Runtime, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Completes one batch. request: prompts (key, text, tokens of each), new_tokens."""
+    prompts = [
+        Prompt(entry["key"], ({"role": "user", "content": entry["text"]},), tuple(entry["tokens"]))
+        for entry in request["prompts"]
+    ]
+    given = {prompt.key: len(prompt.tokens) for prompt in prompts}
+    sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=request["new_tokens"])
+    texts = []
+    gc.collect()
+    begun = time.perf_counter()
+    for done in runtime.complete(prompts, sampling, frozenset()):
+        ended = time.perf_counter() - begun
+        texts.append({"prompt_tokens": given[done.key], "count": done.count, "moments": done.moments, "ended": ended})
+    return {"texts": texts, "memory": peak_memory(), "at_once": getattr(runtime, "at_once", None)}
+
+
+def peak_memory() -> dict[str, int | None]:
+    """Largest memory of this process so far, in bytes: rss (files mapped into it included), what torch held on a GPU,
+    and what the GPU's driver says that this process holds now. None where there is none, or nobody to ask."""
+    return {"rss": _peak_rss(), "torch": _torch_bytes(), "nvml": _nvml_bytes()}
+
+
+def _peak_rss() -> int:
+    """The kernel's own high-water mark: what getrusage gives can be that of the process that started this one."""
+    try:
+        lines = STATUS.read_text("ascii", "replace").splitlines()
+    except OSError:
+        return peak_rss_bytes()
+    found = next((line.split()[1] for line in lines if line.startswith("VmHWM:")), None)
+    return peak_rss_bytes() if found is None else int(found) * 1024
+
+
+def _torch_bytes() -> int | None:
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    return sum(int(torch.cuda.max_memory_allocated(device)) for device in range(torch.cuda.device_count()))
+
+
+def _nvml_bytes() -> int | None:
+    """None also where the driver does not list this process, as in most containers."""
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        try:
+            found: list[int | None] = [
+                process.usedGpuMemory
+                for index in range(pynvml.nvmlDeviceGetCount())
+                for process in pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(index))
+                if process.pid == os.getpid()
+            ]
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError:
+        return None
+    known = [value for value in found if value is not None]
+    return sum(known) if known and len(known) == len(found) else None
+
+
+if __name__ == "__main__":
+    main(Settings.restored(json.loads(sys.argv[1])))

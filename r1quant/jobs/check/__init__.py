@@ -1,0 +1,1 @@
+"""check: whether two artifacts hold the same weights."""

@@ -1,0 +1,1 @@
+"""export: the same weights in another format."""

@@ -1,0 +1,130 @@
+"""Exports an artifact as a GGUF file with an Ollama Modelfile: exact blocks, floats, or llama.cpp's own K-quants.
+
+A K-quant is a requantization: the floats are written to a temporary file first, and llama.cpp rounds them, weighing
+errors by how large each input is on calibration text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from r1quant.arch.tables import size
+from r1quant.checkpoint.gguf.source import gguf_names
+from r1quant.checkpoint.tokenizer import Tokenizer
+from r1quant.data import windows
+from r1quant.formats.gguf.modelfile import modelfile
+from r1quant.formats.gguf.options import GgufOptions
+from r1quant.formats.gguf.write import write
+from r1quant.jobs.export.task import ExportTask, name_of
+from r1quant.jobs.quantize.run import default_text
+from r1quant.planning.targets import GUIDED, MATRICES, NONE
+from r1quant.storage import atomic
+from r1quant.storage.cache import cache_folder
+
+if TYPE_CHECKING:
+    from r1quant.jobs.export.importance import Importance
+
+FLOATS = {"BF16": "bf16", "F16": "f16"}  # what a K-quant is made from, by the dtype of the model; else f32
+K_QUANT_TABLES = {"f16": "F16", "q8_0": "Q8_0"}  # else llama.cpp chooses
+
+
+def write_gguf(task: ExportTask, folder: Path, stem: str | None = None) -> tuple[dict[str, str], dict[str, Any]]:
+    """Writes everything but the record. Returns the tensors that were rounded, with the reason, and what to record."""
+    name = stem or name_of(task.artifact)
+    make = _requantized if task.options.k_quant else _exact
+    path, rounded, details = make(task, folder, name, stem)
+    text = modelfile(task.artifact.carried, task.artifact.config, path.name)
+    atomic.write_bytes(folder / (f"{stem}.Modelfile" if stem else "Modelfile"), text.encode())
+    return rounded, details
+
+
+def _exact(task: ExportTask, folder: Path, name: str, stem: str | None) -> tuple[Path, dict[str, str], dict[str, Any]]:
+    task.progress.begin("writing gguf", sum(spec.nbytes for spec in task.artifact.tensors.values()))
+    options = replace(task.options.gguf, name=name)
+    done = write(task.artifact, task.arch, folder / f"{name}.gguf", options, task.progress.advance)
+    for note in done.notes:
+        task.progress.note(note)
+    label = max(done.types, key=lambda kind: (kind != "f32", done.types[kind])).upper()
+    paths = done.paths
+    if stem is None:  # the type of most tensors is part of the name, as is usual for GGUF files
+        paths = tuple(path.rename(path.with_name(path.name.replace(name, f"{name}-{label}", 1))) for path in paths)
+    return paths[0], dict(done.rounded), {"type": label, "types": dict(done.types)}
+
+
+def _requantized(
+    task: ExportTask, folder: Path, name: str, stem: str | None
+) -> tuple[Path, dict[str, str], dict[str, Any]]:
+    from r1quant.formats.gguf.kquants import requantize
+
+    kind = task.options.k_quant
+    assert kind is not None
+    means, origin = _importance(task, folder, name)
+    floats = folder / "floats.gguf"
+    dtype = "f32" if task.forms else FLOATS.get(task.artifact.tensors[task.arch.tensors.embedding].dtype, "f32")
+    task.progress.begin("writing floats", sum(spec.nbytes for spec in task.artifact.tensors.values()))
+    write(task.artifact, task.arch, floats, GgufOptions(dtype, name=name, pre=task.options.pre), task.progress.advance)
+    path = folder / f"{stem or f'{name}-{kind}'}.gguf"
+    embedding, head = (K_QUANT_TABLES.get(table or "") for table in (task.options.embedding, task.options.head))
+    task.progress.begin(f"requantizing to {kind}", len(task.artifact.tensors))
+    done = requantize(floats, path, kind, means, embedding, head, step=lambda tensor: task.progress.advance(1, tensor))
+    floats.unlink()
+    names = {stored: name for name, stored in _names(task).items()}
+    rounded = {
+        names[stored]: f"requantized to {type} by llama.cpp"
+        for stored, type in done.tensors.items()
+        if type not in ("F32", "F16", "BF16") and stored in names
+    }
+    details = {"type": kind, "types": done.types, "fallbacks": dict(done.fallbacks), "imatrix": origin}
+    return path, rounded, {"requantized": True, **details}
+
+
+def _importance(
+    task: ExportTask, folder: Path, name: str
+) -> tuple[Mapping[str, npt.NDArray[np.float32]] | None, dict[str, Any] | None]:
+    """The mean of x**2 of every input, by the GGUF name of the weight, and where it is from."""
+    from r1quant.formats.gguf import imatrix
+
+    options = task.options
+    if options.imatrix == NONE:
+        return None, None
+    if options.imatrix not in MATRICES:
+        return imatrix.read(Path(options.imatrix)).means(), {"file": Path(options.imatrix).name}
+    artifact = task.artifact
+    tokenizer = Tokenizer.from_files(artifact.carried, artifact.source)
+    spec, vocabulary = options.calib or default_text(artifact), size(artifact.config, "vocab_size")
+    text = windows.load(spec, tokenizer, options.samples, options.seq_len, options.seed, vocabulary)
+    found = _measured(task, text)
+    names = _names(task)
+    sums = {names[f"{linear}.weight"]: sums for linear, sums in found.sums.items()}
+    path = folder / f"{name}.imatrix.gguf"
+    imatrix.write(path, sums, dict.fromkeys(sums, found.tokens), [text.source], *text.tokens.shape)
+    origin = {"file": path.name, "tokens": options.imatrix, "source": text.source, "sha256": text.sha256}
+    return imatrix.read(path).means(), {**origin, "samples": len(text.tokens), "seq_len": options.seq_len}
+
+
+def _measured(task: ExportTask, text: windows.Calibration) -> Importance:
+    from r1quant.engine.forward import DTYPES, Decoder, pick_device
+    from r1quant.jobs.export.importance import importance
+    from r1quant.jobs.quantize.fingerprint import deciding, precision
+    from r1quant.jobs.quantize.sensitivity import measured
+
+    where = precision("auto", "auto")
+    decoder = Decoder(
+        task.artifact, task.arch, pick_device(where["device"]), DTYPES[where["dtype"]], text.tokens.shape[1]
+    )
+    guidance = None
+    if task.options.imatrix == GUIDED:
+        seen = deciding(task.artifact, text, where, task.progress)
+        guidance = measured(decoder, text.tokens, cache_folder(), seen, task.progress)
+    return importance(decoder, text.tokens, guidance, task.progress)
+
+
+def _names(task: ExportTask) -> dict[str, str]:
+    """GGUF's name of every tensor."""
+    return gguf_names(task.arch, size(task.artifact.config, "num_hidden_layers"))

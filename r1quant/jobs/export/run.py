@@ -1,0 +1,163 @@
+"""export: an artifact in, the same weights in other formats out. Nothing is rounded unless it is asked for, and said.
+
+The result is written under another name beside its place and renamed when it is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from r1quant.arch.tables import architecture_of
+from r1quant.checkpoint.artifact import Artifact
+from r1quant.errors import CheckpointError, RecipeError
+from r1quant.jobs.artifacts import open_artifact
+from r1quant.jobs.checkpoint_writer import RECORD, record_bytes
+from r1quant.jobs.export.gguf import write_gguf
+from r1quant.jobs.export.safetensors import write_folder
+from r1quant.jobs.export.task import ExportTask, name_of
+from r1quant.planning.targets import ExportOptions
+from r1quant.progress import Progress, Silent
+from r1quant.registry import FORMATS
+from r1quant.storage import atomic, provenance
+
+
+@dataclass(frozen=True)
+class Written:
+    """One export. inexact: tensors that were rounded, with the reason."""
+
+    path: Path
+    format: str
+    files: tuple[Path, ...]
+    inexact: Mapping[str, str] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(path.stat().st_size for path in self.files)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "path": str(self.path),
+            "format": self.format,
+            "bytes": self.nbytes,
+            "exact": not self.inexact,
+            "inexact": dict(self.inexact),
+            "files": [str(path) for path in self.files],
+            **self.details,
+        }
+
+
+@dataclass(frozen=True)
+class Exported:
+    written: tuple[Written, ...]
+    source: str
+    seconds: float
+    peak_rss_bytes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        files = [written.as_dict() for written in self.written]
+        return {"source": self.source, "files": files, "seconds": self.seconds, "peak_rss_bytes": self.peak_rss_bytes}
+
+
+def export(
+    source: str | Path,
+    to: Sequence[str],
+    out: Path | None = None,
+    options: ExportOptions | None = None,
+    progress: Progress | None = None,
+) -> Exported:
+    """Writes an artifact in other formats.
+
+    out   the folder to write (or NAME.gguf), where there is one format; for several, the folder that theirs go into;
+          where it is left out they go into the current folder, each named after its format
+
+    Raises RecipeError where a format cannot hold the weights, CheckpointError where they cannot be read, ResumeError
+    where the place is taken; nothing is left there then.
+    """
+    begun, options, progress = time.monotonic(), options or ExportOptions(), progress or Silent()
+    unknown = [name for name in to if name not in FORMATS]
+    if unknown or not to:
+        raise RecipeError(f"there is no format {', '.join(unknown) or 'named'}", f"choose from {', '.join(FORMATS)}")
+    options.require(to)
+    artifact = open_artifact(source)
+    arch = architecture_of(artifact.config)
+    tasks = [
+        ExportTask(artifact, arch, name, _place(artifact, name, out, len(to)), options, progress)
+        for name in dict.fromkeys(to)
+    ]
+    for task in tasks:
+        task.require()
+    written = tuple(_written(task) for task in tasks)
+    return Exported(written, artifact.source, time.monotonic() - begun, provenance.peak_rss_bytes())
+
+
+def _written(task: ExportTask) -> Written:
+    """Runs one task."""
+    task.place.parent.mkdir(exist_ok=True)
+    if task.format == "gguf" and task.place.suffix == ".gguf":
+        with atomic.whole_files(task.place) as folder:
+            inexact, details = write_gguf(task, folder, task.place.stem)
+            names = [path.name for path in folder.iterdir()]
+        files = tuple(sorted(task.place.with_name(name) for name in names))
+        return Written(task.place, task.format, files, inexact, details)
+    write = {"gguf": write_gguf, "onnx": _write_onnx}.get(task.format, write_folder)
+    with atomic.whole_folder(task.place) as folder:
+        inexact, details = write(task, folder)
+        _record(task, folder, inexact, details)
+    files = tuple(sorted(path for path in task.place.iterdir() if path.is_file()))
+    return Written(task.place, task.format, files, inexact, details)
+
+
+def _write_onnx(task: ExportTask, folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    from r1quant.formats.onnx.writer import data_bytes, write
+
+    chosen = task.options.onnx
+    task.progress.begin("writing onnx", data_bytes(task.artifact, task.arch, chosen))
+    done = write(task.artifact, task.arch, folder, chosen, task.progress.advance)
+    return dict(done.inexact), {"options": asdict(chosen)}
+
+
+def _record(task: ExportTask, folder: Path, inexact: Mapping[str, str], details: Mapping[str, Any]) -> None:
+    """What the result says about itself. `source` is the float model, where that is known."""
+    before = _record_of(task.artifact.folder) if task.artifact.forms else {}
+    made = {"source": _located(task.artifact, before, task.place)} if before or not task.artifact.forms else {}
+    record = {
+        "schema": "r1quant.export/1",
+        "format": task.format,
+        "exported_from": {"name": name_of(task.artifact), "format": task.artifact.format},
+        "exact": not inexact,
+        "inexact": dict(inexact),
+        **details,
+        **made,
+        "quantization": {key: before[key] for key in ("model", "recipe", "calibration") if key in before},
+    }
+    atomic.write_bytes(folder / RECORD, record_bytes(record))
+
+
+def _place(artifact: Artifact, format: str, out: Path | None, count: int) -> Path:
+    if out is not None and count == 1:
+        return out.absolute()
+    return (out or Path()).absolute() / f"{name_of(artifact)}-{format}"
+
+
+def _record_of(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / RECORD).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _located(artifact: Artifact, before: Mapping[str, Any], place: Path) -> str:
+    """The float model as seen from the new place."""
+    base, stated = (artifact.folder, before.get("source")) if artifact.forms else (Path(), artifact.source)
+    if not isinstance(stated, str):
+        raise CheckpointError(f"the {RECORD} of {artifact.source} is damaged", "delete that file")
+    local = (base / stated).resolve()
+    return os.path.relpath(local, place.resolve()) if local.exists() else stated

@@ -1,0 +1,55 @@
+"""One artifact into one format: what is asked for, and whether it can be done. It writes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from r1quant.arch.tables import Architecture, linears
+from r1quant.checkpoint.artifact import Artifact, Form
+from r1quant.errors import RecipeError, ResumeError
+from r1quant.formats.table import CODECS
+from r1quant.planning.targets import ExportOptions, fitting, problem
+from r1quant.progress import Progress
+
+
+@dataclass(frozen=True)
+class ExportTask:
+    """One artifact into one format, at one place."""
+
+    artifact: Artifact
+    arch: Architecture
+    format: str
+    place: Path
+    options: ExportOptions
+    progress: Progress
+
+    @property
+    def forms(self) -> dict[str, Form]:
+        """The quantized linears. What is quantized beside them, an embedding in GGUF, is taken as floats."""
+        known = frozenset(linears(self.artifact.config, self.arch))
+        return {name: form for name, form in self.artifact.forms.items() if name in known}
+
+    def require(self) -> None:
+        """Raises what would stop the run, before anything is written."""
+        place, source = self.place, self.artifact.source
+        if place.exists() and not (place.is_dir() and not any(place.iterdir())):
+            raise ResumeError(f"{place} exists already", "choose another --out, or delete it first")
+        if not place.parent.is_dir() and not place.parent.parent.is_dir():
+            raise RecipeError(f"the folder {place.parent} does not exist", "create it, or choose another --out")
+        if self.format in CODECS and not self.forms:
+            hint = f"quantize it first: r1quant quantize {source} --format {self.format}"
+            raise RecipeError(f"{source} holds floats, and {self.format} holds quantized weights", hint)
+        for name, form in self.forms.items():
+            reason = problem(self.format, form, self.options)
+            if reason:
+                others = fitting(self.forms.values(), self.options)
+                hint = f"export it --to {', '.join(others)}" if others else "quantize with other options"
+                raise RecipeError(f"{self.format} cannot hold {name}: {reason}", hint)
+
+
+def name_of(artifact: Artifact) -> str:
+    """A short name for files, without the format that the artifact has now."""
+    path = Path(artifact.source.rstrip("/"))
+    name = (path.resolve().name if path.name in ("", ".", "..") else path.name).removesuffix(".gguf")
+    return name.replace(f"-{artifact.format}-", "-").removesuffix(f"-{artifact.format}")

@@ -1,0 +1,1 @@
+"""fit: which hardware holds a model in which format."""

@@ -1,0 +1,1 @@
+"""calib generate: text that a model writes to be calibrated on."""

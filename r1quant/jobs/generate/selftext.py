@@ -1,0 +1,240 @@
+"""A model writes text to calibrate it on: its answers to prompts, with their reasoning, drawn as they would be in use.
+
+Each answer is stored as it arrives, under the hash of all that decides it, so an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from r1quant.backends import Prompt, Runtime, Sampling
+from r1quant.backends.openai_client import shown
+from r1quant.checkpoint.artifact import Artifact, stop_tokens
+from r1quant.checkpoint.resolve import is_embedded
+from r1quant.checkpoint.safetensors import Checkpoint
+from r1quant.checkpoint.tokenizer import Tokenizer
+from r1quant.data import prompts, selfcalib, windows
+from r1quant.data.prompts import Messages
+from r1quant.data.windows import Calibration
+from r1quant.errors import CalibrationError, RecipeError
+from r1quant.formats import table
+from r1quant.jobs.generate.samples import Sample, Samples, collect, prompt_for, token_prompt
+from r1quant.jobs.identity import identity
+from r1quant.jobs.runtimes import Setup, backend_of, installed, open_runtime
+from r1quant.progress import Progress
+from r1quant.recipe import Recipe
+from r1quant.storage.cache import cache_folder
+
+CLOSING = "</think>"
+TOKENS_GUESSED = 256  # of a text, as long as there is none to go by
+Asked = tuple[str, Messages, int]  # a prompt's name, what it says, and for which time it is asked
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a model is asked, and how its answers are drawn.
+
+    prompts             a JSONL file, or None for the bundled prompts; limit: only the first so many
+    samples_per_prompt  answers to each, with the seeds that follow from `seed`
+    setup               how the model is run
+    """
+
+    prompts: str | None = None
+    limit: int | None = None
+    samples_per_prompt: int = 1
+    max_tokens: int = 4096
+    temperature: float = selfcalib.TEMPERATURE
+    top_p: float = selfcalib.TOP_P
+    seed: int = 0
+    setup: Setup = field(default_factory=Setup)
+
+    def __post_init__(self) -> None:
+        """Raises RecipeError naming the first value that is not possible."""
+        for name in ("limit", "samples_per_prompt", "max_tokens"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise RecipeError(f"{name.replace('_', '-')} is {value}", "give a whole number of at least 1")
+        if not (0 <= self.temperature < math.inf and 0 < self.top_p <= 1 and self.seed >= 0):
+            raise RecipeError(
+                f"temperature {self.temperature}, top-p {self.top_p}, seed {self.seed} cannot be drawn with",
+                "give a temperature from 0 up, a top-p above 0 and up to 1, and a seed from 0 up",
+            )
+
+    @staticmethod
+    def of(values: Mapping[str, Any]) -> Options:
+        """From options and those of the setup in one. Raises TypeError for a name that neither has."""
+        names = {each.name for each in fields(Setup)} & set(values)
+        rest = {name: value for name, value in values.items() if name not in names}
+        return Options(**rest, setup=Setup(**{name: values[name] for name in names}))
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.temperature, self.top_p, self.max_tokens)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A prompt and its answer.
+
+    text      both, as the model saw and wrote them
+    tokens    the same; empty where the runtime gives text only
+    answer    the answer alone, new: its tokens
+    finished  whether it ended by itself
+    """
+
+    key: str
+    text: str
+    tokens: tuple[int, ...]
+    answer: str
+    new: int
+    finished: bool
+
+
+class Author:
+    """A model that is asked. It is opened only where answers are missing."""
+
+    def __init__(self, model: Artifact, options: Options, progress: Progress, endless: bool = False) -> None:
+        """endless: it goes on where a text would end. Raises RecipeError for a backend that cannot run this model,
+        MissingDependency where it is not installed."""
+        self.model, self.options, self.progress = model, options, progress
+        self.tokenizer = Tokenizer.from_files(model.carried, model.source)
+        self.stop = frozenset[int]() if endless else stop_tokens(model, self.tokenizer.eos_id)
+        self.backend = backend_of(model, options.setup.backend)
+        installed(self.backend)
+        self._device, self._dtype = self._place()
+        self.identity = self._identity()
+
+    def write(self, asked: Iterable[Asked]) -> list[Text]:
+        """The answers, in the order of the prompts; those that did not fit the context are left out.
+
+        Raises CalibrationError where the model has no chat template, and what the runtime raises.
+        """
+        prompted = [prompt_for(self.tokenizer, *each, self.options.seed) for each in asked]
+        found = zip(prompted, self.complete(prompted), strict=True)
+        return [self._text(prompt, sample) for prompt, sample in found if sample.count or sample.text]
+
+    def complete(self, prompted: Sequence[Prompt]) -> list[Sample]:
+        """What follows each of the prompts, in their order."""
+        have = Samples.peek(cache_folder(), self.identity)
+        if any(prompt.key not in have for prompt in prompted):
+            with Samples.open(cache_folder(), self.identity) as store:
+                runtime, sampling, decode = self._runtime(prompted), self.options.sampling, self.tokenizer.decode
+                collect(runtime, prompted, sampling, self.stop, store, decode, self.progress, keep_ids=True)
+                have = store.have
+            if changed := getattr(runtime, "retemplated", 0):
+                self.progress.note(f"the server's chat template or tokenizer makes other tokens of {changed} prompts")
+        return [have[prompt.key] for prompt in prompted]
+
+    def _text(self, prompt: Prompt, sample: Sample) -> Text:
+        if sample.ids:
+            tokens = prompt.tokens + sample.ids
+            whole = self.tokenizer.decode(tokens)
+        else:
+            answered = [*prompt.messages, {"role": "assistant", "content": sample.text}]
+            tokens, whole = (), self.tokenizer.render_trace(answered, sample.finished)
+        return Text(prompt.key, whole, tokens, sample.text, sample.count, sample.finished)
+
+    def _place(self) -> tuple[str, str]:
+        """Where and in what precision torch computes; empty for other runtimes."""
+        if self.backend != "torch":
+            return "", ""
+        from r1quant.engine.forward import pick_device, pick_dtype
+
+        device = pick_device(self.options.setup.device)
+        return device.type, str(pick_dtype(self.options.setup.dtype, device)).removeprefix("torch.")
+
+    def _identity(self) -> Mapping[str, str]:
+        """All that decides an answer but for the prompt, which its key tells."""
+        options, setup = self.options, self.options.setup
+        return {
+            "purpose": "calibration",
+            "model": identity(self.model, cache_folder(), self.progress),
+            "backend": setup.backend if self.backend == "mock" else self.backend,
+            "server": " ".join(map(shown, setup.base_urls)),
+            "served": setup.served or "",
+            "device": self._device,
+            "dtype": self._dtype,
+            "sampling": json.dumps([options.temperature, options.top_p, options.max_tokens, options.seed]),
+            "stop": json.dumps(sorted(self.stop)),
+        }
+
+    def _runtime(self, prompted: Sequence[Prompt]) -> Runtime:
+        longest = max(len(prompt.tokens) for prompt in prompted) + self.options.max_tokens
+        context = min(longest, int(self.model.config.get("max_position_embeddings", 1 << 20)))
+        return open_runtime(self.model, context, self.options.setup, tokenizer=self.tokenizer, note=self.progress.note)
+
+
+def summary(texts: Sequence[Text]) -> dict[str, int]:
+    """What to say of texts: how many there are, ended by themselves, and closed their reasoning; and their tokens."""
+    return {
+        "texts": len(texts),
+        "finished": sum(text.finished for text in texts),
+        "closed_think": sum(CLOSING in text.answer for text in texts),
+        "new_tokens": sum(text.new for text in texts),
+    }
+
+
+def told(found: Mapping[str, int]) -> str:
+    """A summary in one line."""
+    cut = found["texts"] - found["finished"]
+    return (
+        f"{found['texts']} texts, {found['new_tokens']} new tokens, {found['closed_think']} close their reasoning, "
+        + (f"{cut} were cut off at the most tokens and are kept" if cut else "all ended by themselves")
+    )
+
+
+def own_text(checkpoint: Checkpoint, recipe: Recipe, progress: Progress) -> Calibration:
+    """What `--calib self` means: the model's answers to as many prompts as fill the windows, each prompt again with
+    other luck where all have been asked.
+
+    Raises CalibrationError where it writes nothing.
+    """
+    asked = prompts.load(embedded=is_embedded(checkpoint.source, checkpoint.folder))
+    setup = Setup("torch", recipe.device, recipe.dtype)
+    options = Options(max_tokens=selfcalib.MAX_TOKENS, seed=recipe.seed, setup=setup)
+    author = Author(table.artifact(checkpoint), options, progress)
+    endless = ((name, messages, n) for n in itertools.count() for name, messages in asked.prompts.items())
+    need, texts, have = recipe.samples * recipe.seq_len, list[Text](), 0
+    while have < need:
+        mean = have / len(texts) if texts else TOKENS_GUESSED
+        fresh = author.write(itertools.islice(endless, min(math.ceil((need - have) / mean), len(asked.prompts))))
+        if not fresh:
+            raise CalibrationError(
+                f"{checkpoint.source} wrote nothing: its context is too short for the prompts",
+                "give a text with --calib FILE",
+            )
+        texts, have = texts + fresh, have + sum(len(text.tokens) for text in fresh)
+    texts = texts[: _enough(texts, need)]
+    progress.note(f"calibrating on {told(summary(texts))}")
+    label = f"the model's own answers to {asked.source}"
+    vocabulary = int(checkpoint.config["vocab_size"])
+    documents = [text.tokens for text in texts]
+    return windows.of_documents(documents, label, author.tokenizer, recipe.samples, recipe.seq_len, vocabulary)
+
+
+def continued(checkpoint: Checkpoint, recipe: Recipe, text: Calibration, progress: Progress) -> Calibration:
+    """The text, and after it windows in which the model writes on from the ends of the text's, in its own words: drawn
+    from its whole distribution, whose divergence is what counts."""
+    keep = selfcalib.kept(recipe.seq_len)
+    setup = Setup("torch", recipe.device, recipe.dtype)
+    options = Options(max_tokens=recipe.seq_len - keep, temperature=1.0, top_p=1.0, seed=recipe.seed, setup=setup)
+    author = Author(table.artifact(checkpoint), options, progress, endless=True)
+    prompted = []
+    for count in range(math.ceil(recipe.continued * text.windows)):
+        number, window = divmod(count, text.windows)
+        prompted.append(token_prompt(f"window-{window}", text.tokens[window, -keep:].tolist(), number, recipe.seed))
+    written = [[*p.tokens, *sample.ids] for p, sample in zip(prompted, author.complete(prompted), strict=True)]
+    label = f"{text.source}, and {len(written)} windows that the model wrote on"
+    return text.followed_by(np.array(written, np.int64), label)
+
+
+def _enough(texts: Sequence[Text], need: int) -> int:
+    """How many of the texts, from the first, hold so many tokens."""
+    totals = itertools.accumulate(len(text.tokens) for text in texts)
+    return next(count for count, total in enumerate(totals, 1) if total >= need)

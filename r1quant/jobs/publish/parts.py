@@ -1,0 +1,177 @@
+"""What lies in a folder that is to be published: which files, which models they are, how each is run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from r1quant.arch.tables import architecture_of, layer_count
+from r1quant.checkpoint.artifact import Artifact, generation_config
+from r1quant.checkpoint.resolve import open_model, pickle_refused
+from r1quant.checkpoint.safetensors import PICKLES
+from r1quant.checkpoint.tokenizer import Tokenizer
+from r1quant.errors import CheckpointError
+from r1quant.formats import table
+from r1quant.jobs.artifacts import ONNX_FILE, open_artifact
+from r1quant.jobs.check.run import check
+from r1quant.jobs.checkpoint_writer import RECORD
+from r1quant.jobs.identity import WEIGHTS, combined, weight_files
+from r1quant.planning import preflight
+from r1quant.progress import Progress
+from r1quant.publish.evidence import VERIFICATION, Part, Record
+from r1quant.publish.usage import Model
+
+FLOATS = "safetensors"
+LATER = ("onnx", "gguf")  # after what transformers loads, which names the library of a card
+THINK, R1_TURN = "<think>", "<｜Assistant｜>"
+SAMPLING = ("temperature", "top_p", "top_k")
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A part, and the model that it is."""
+
+    part: Part
+    artifact: Artifact
+    path: Path
+
+
+def files_of(out: Path) -> dict[str, Path]:
+    """Every file by its path with slashes, hidden and unfinished ones aside. Raises CheckpointError for a pickle."""
+    if not out.is_dir():
+        raise CheckpointError(f"there is no folder {out}", "name the folder that quantize or export has written")
+    found: dict[str, Path] = {}
+    for folder, names, files in os.walk(out):
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        for name in sorted(files):
+            path = Path(folder) / name
+            if name.startswith(".") or name.endswith(".partial"):
+                continue
+            if any(PurePosixPath(name.lower()).match(pattern) for pattern in PICKLES):
+                raise pickle_refused(path)
+            found[path.relative_to(out).as_posix()] = path
+    return found
+
+
+def parts_of(out: Path, hashes: Mapping[str, str]) -> list[Opened]:
+    """The models in the folder and in the folders in it, safetensors first. hashes: of every file, by path.
+
+    Raises CheckpointError where there is none, or one is damaged.
+    """
+    folders = [out, *sorted(path for path in out.iterdir() if path.is_dir() and not path.name.startswith("."))]
+    found = [opened for folder in folders for opened in _in_folder(out, folder, hashes)]
+    if not found:
+        raise CheckpointError(f"{out} holds no quantized model", "make one first: r1quant quantize, or r1quant export")
+    return sorted(found, key=lambda opened: opened.part.format in LATER)
+
+
+def with_equals(parts: list[Opened], records: list[Record], progress: Progress) -> list[Opened]:
+    """The parts, each that was not measured itself with the measured one whose weights it holds bit for bit."""
+    measured = {record.identity for record in records if record.of_kind(VERIFICATION)}
+    known = [opened for opened in parts if opened.part.identity in measured]
+    return [opened if opened in known else _equal(opened, known, progress) for opened in parts]
+
+
+def model_of(parts: list[Opened], name: str, repo: str | None) -> Model:
+    """How they are run, by the files of the first part that has a tokenizer."""
+    carried, config = parts[0].artifact.carried, parts[0].artifact.config
+    tokenizer = Tokenizer.from_files(carried, parts[0].artifact.source)
+    stated = generation_config(carried)
+    return Model(
+        repo,
+        name,
+        reasons=tokenizer.backend.token_to_id(THINK) is not None,
+        r1=R1_TURN in (tokenizer.template or ""),
+        context=int(config.get("max_position_embeddings") or 4096),
+        sampling={key: stated[key] for key in SAMPLING if _number(stated.get(key))},
+    )
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _in_folder(out: Path, folder: Path, hashes: Mapping[str, str]) -> Iterator[Opened]:
+    record = _record(folder)
+    if (folder / ONNX_FILE).is_file():
+        yield _opened(out, folder, open_artifact(folder), record, hashes)
+    if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+        checkpoint = open_model(folder)
+        layer_count(checkpoint.config, len(checkpoint.tensors))
+        artifact = table.artifact(checkpoint)
+        if artifact.format != FLOATS:
+            yield _opened(out, folder, artifact, record, hashes)
+    for path in sorted(folder.glob("*.gguf")):
+        later = "-of-" in path.name and "-00001-of-" not in path.name
+        if not later and not path.name.endswith(".imatrix.gguf"):
+            yield _opened(out, path, open_artifact(path), record, hashes)
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / RECORD).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _opened(out: Path, path: Path, artifact: Artifact, record: Mapping[str, Any], hashes: Mapping[str, str]) -> Opened:
+    files = weight_files(artifact)
+    own = record.get("format", (record.get("recipe") or {}).get("format"))
+    mine = isinstance(own, str) and own.removesuffix("-int") == artifact.format.removesuffix("-int")
+    name = "" if path == out else path.relative_to(out).as_posix()
+    part = Part(
+        name,
+        frozenset({path.resolve().name, *([path.parent.resolve().name] if path.is_file() else [])}),
+        artifact.format,
+        _grid(artifact, record if mine else {}),
+        combined(artifact, {file.name: hashes[file.relative_to(out).as_posix()] for file in files}),
+        sum(file.stat().st_size for file in files if file.suffix.lower() in WEIGHTS),
+        dict(record) if mine else {},
+        runtimes=_runtimes(artifact, path),
+        modelfile=_modelfile(path),
+    )
+    return Opened(part, artifact, path)
+
+
+def _grid(artifact: Artifact, record: Mapping[str, Any]) -> str:
+    """Bits and group sizes in words; of a GGUF file its type where that is known."""
+    if isinstance(record.get("type"), str):
+        return str(record["type"])
+    bits = sorted({form.bits for form in artifact.forms.values()})
+    groups = Counter(form.group_size for form in artifact.forms.values()).most_common(1)
+    if not bits:
+        return ""
+    widths = f"{bits[0]} bits" if len(bits) == 1 else f"{bits[0]} to {bits[-1]} bits"
+    size = groups[0][0]
+    grouped = "a scale for each row" if size == -1 else f"groups of {size}" if size else "groups as of act-order"
+    return f"{widths}, {grouped}"
+
+
+def _runtimes(artifact: Artifact, path: Path) -> tuple[str, ...]:
+    """Those that load it. Some need a file beside the weights."""
+    verdicts = preflight.runtimes(architecture_of(artifact.config), artifact.config, artifact.forms)
+    lacks = {"Ollama": not _modelfile(path), "onnxruntime-genai": not (path / "genai_config.json").is_file()}
+    able = (verdict.runtime for verdict in verdicts if artifact.format in verdict.loads)
+    return tuple(name for name in able if not lacks.get(name, False))
+
+
+def _modelfile(path: Path) -> str:
+    """The name of the Modelfile of a GGUF file."""
+    beside = (path.with_name(name) for name in ("Modelfile", f"{path.stem}.Modelfile"))
+    return next((file.name for file in beside if file.is_file() and path.name in file.read_text("utf-8")), "")
+
+
+def _equal(opened: Opened, known: list[Opened], progress: Progress) -> Opened:
+    if opened.part.record.get("exact") is False:
+        return opened
+    for other in known:
+        progress.note(f"comparing the weights of {opened.path.name} with those of {other.path.name}")
+        if check(opened.path, other.path, progress).identical:
+            return replace(opened, part=replace(opened.part, same_as=other.part.name))
+    return opened

@@ -1,0 +1,74 @@
+"""pull-check: whether a folder holds what was published, file by file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from r1quant.errors import CheckpointError
+from r1quant.progress import Progress, Silent
+from r1quant.publish.checksums import STATEMENT, SUMS, faults
+from r1quant.storage.provenance import sha256
+
+PIECE = 1 << 22
+
+
+@dataclass(frozen=True)
+class PullChecked:
+    """files: path -> (bytes, sha256) of what is there; faults: missing, changed or extra, by path; digest: of
+    SHA256SUMS, to be compared with what the publisher says."""
+
+    files: Mapping[str, tuple[int, str]]
+    faults: Mapping[str, str]
+    digest: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        kinds = {
+            kind: [path for path, why in self.faults.items() if why == kind] for kind in ("missing", "changed", "extra")
+        }
+        return {
+            "files": [{"path": path, "bytes": size, "sha256": digest} for path, (size, digest) in self.files.items()],
+            "failed": list(self.faults),
+            **kinds,
+            "digest": self.digest,
+        }
+
+
+def pull_check(folder: str | Path, progress: Progress | None = None) -> PullChecked:
+    """Raises CheckpointError where it is no folder that publish has written."""
+    root, progress = Path(folder), progress or Silent()
+    if not root.is_dir():
+        raise CheckpointError(f"there is no folder {root}", "name the folder that was downloaded")
+    sums, statement = (_content(root / name) for name in (SUMS, STATEMENT))
+    if sums is None and statement is None:
+        raise CheckpointError(
+            f"{root} has no {SUMS} and no {STATEMENT}", "only what r1quant publish wrote can be checked"
+        )
+    paths = {path.relative_to(root).as_posix(): path for path in _walked(root)}
+    progress.begin("checking", sum(path.stat().st_size for path in paths.values()))
+    found = {name: (path.stat().st_size, _hash(path, progress)) for name, path in sorted(paths.items())}
+    wrong = faults({name: digest for name, (_, digest) in found.items()}, sums, statement)
+    return PullChecked(found, wrong, None if sums is None else sha256(sums))
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def _walked(root: Path) -> list[Path]:
+    """Every file; a link to a file, as caches have them, is that file."""
+    paths = [Path(folder) / name for folder, _, names in os.walk(root) for name in names]
+    return [path for path in paths if path.is_file()]
+
+
+def _hash(path: Path, progress: Progress) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            digest.update(piece)
+            progress.advance(len(piece), path.name)
+    return digest.hexdigest()

@@ -1,0 +1,59 @@
+"""Finds the records of verify and bench that may belong to a folder: those named, those in it, and those beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from r1quant.errors import RecipeError
+from r1quant.jobs.checkpoint_writer import record_bytes
+from r1quant.publish.evidence import BENCH, VERIFICATION, Record
+from r1quant.storage.provenance import sha256
+
+RECORDS = "records"
+SMALL = 1 << 24  # bytes of a file that may be a record
+
+
+def found_records(out: Path, inside: Iterable[Path], named: Iterable[Path]) -> list[Record]:
+    """Each record once, under a name of its own. named: files, or folders of them.
+
+    Raises RecipeError where one of them is not there, or is a file that is no record.
+    """
+    given = [path for name in named for path in _listed(name)]
+    nearby = [place for base in (out.absolute().parent, Path.cwd()) for place in (base, base / RECORDS)]
+    beside = [path for place in nearby for path in sorted(place.glob("*.json"))]
+    found: dict[str, Record] = {}
+    for path in (*given, *(path for path in inside if path.suffix == ".json"), *beside):
+        content = _record(path)
+        if content is not None:
+            digest = sha256(record_bytes(content))
+            taken = {record.name for key, record in found.items() if key != digest}
+            name = f"{digest[:8]}-{path.name}" if path.name in taken else path.name
+            found.setdefault(digest, Record(name, content, path in given))
+    return list(found.values())
+
+
+def json_object(path: Path) -> dict[str, Any] | None:
+    """None where a file is large, or none."""
+    try:
+        content = json.loads(path.read_bytes()) if path.stat().st_size <= SMALL else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _listed(named: Path) -> list[Path]:
+    if named.is_dir():
+        return sorted(named.glob("*.json"))
+    if _record(named) is None:
+        what = "is no record of verify or bench" if named.exists() else "is not there"
+        raise RecipeError(f"the record {named} {what}", "name a file that r1quant verify or bench --record has written")
+    return [named]
+
+
+def _record(path: Path) -> dict[str, Any] | None:
+    content = json_object(path)
+    known = content is not None and content.get("schema") in (VERIFICATION, BENCH)
+    return content if known else None

@@ -1,0 +1,322 @@
+"""publish: a quantized model with its card, checksums, provenance and licence, into a folder or onto the Hub.
+
+What speaks against it is all found first, and said; nothing is written then unless it is forced, which the card tells.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from r1quant.arch.tables import architecture_of
+from r1quant.checkpoint.resolve import HUB_ID
+from r1quant.checkpoint.safetensors import short_name
+from r1quant.errors import CheckpointError, OutOfSpaceError, RecipeError, ResumeError
+from r1quant.jobs.artifacts import newest_output
+from r1quant.jobs.checkpoint_writer import RECORD, record_bytes
+from r1quant.jobs.publish.origin import Origin, origin
+from r1quant.jobs.publish.parts import Opened, files_of, model_of, parts_of, with_equals
+from r1quant.jobs.publish.records import RECORDS, found_records, json_object
+from r1quant.jobs.publish.scan import scan
+from r1quant.jobs.publish.upload import Outgoing, Sent, upload
+from r1quant.progress import Progress, Silent
+from r1quant.publish import licence as licences
+from r1quant.publish.card import Card
+from r1quant.publish.checksums import STATEMENT, SUMS, statement, sums
+from r1quant.publish.evidence import Evidence, Record, weigh
+from r1quant.publish.paths import public
+from r1quant.publish.quality import readable
+from r1quant.storage import atomic, provenance
+
+CARD, LICENCE = "README.md", "LICENSE"
+MADE = {CARD, SUMS, STATEMENT}  # what is written anew, whatever OUT has under these names
+PIECE = 1 << 22
+
+
+@dataclass(frozen=True)
+class Options:
+    """to: a folder, or owner/name on the Hub; records: files or folders, beside those that are found; base_model and
+    licence: what cannot be found out; revision: a branch; force: although something speaks against it."""
+
+    to: str
+    records: tuple[Path, ...] = ()
+    base_model: str | None = None
+    licence: str | None = None
+    force: bool = False
+    dry_run: bool = False
+    private: bool = False
+    revision: str | None = None
+    message: str | None = None
+
+    @property
+    def repo(self) -> str | None:
+        """Where it is one on the Hub: what lies on the local disk, or begins with a dot or slash, is a folder."""
+        path = Path(self.to)
+        named = HUB_ID.fullmatch(self.to) and not (path.exists() or path.parent.exists())
+        return self.to if named else None
+
+
+@dataclass(frozen=True)
+class Published:
+    """refused: what speaks against it; files: what was written or sent, or would be; folder: where it was written."""
+
+    options: Options
+    refused: tuple[str, ...]
+    files: tuple[Outgoing, ...] = ()
+    folder: Path | None = None
+    sent: Sent | None = None
+
+    @property
+    def done(self) -> bool:
+        return not self.refused or self.options.force
+
+    def as_dict(self) -> dict[str, Any]:
+        listed = [{"path": file.path, "bytes": file.nbytes, "sha256": file.sha256} for file in self.files]
+        digest = next((file.sha256 for file in self.files if file.path == SUMS), None)
+        return {
+            "to": self.options.to,
+            "repo": self.options.repo,
+            "folder": None if self.folder is None else str(self.folder),
+            "files": listed,
+            "bytes": sum(file.nbytes for file in self.files),
+            "digest": digest,
+            "refused": list(self.refused),
+            "forced": bool(self.refused) and self.options.force,
+            "dry_run": self.options.dry_run,
+            "commit": self.sent.commit if self.sent else None,
+            "sent": list(self.sent.sent) if self.sent else [],
+            "extra": list(self.sent.extra) if self.sent else [],
+        }
+
+
+def publish(out: str | Path | None, options: Options, progress: Progress | None = None) -> Published:
+    """Puts everything together and writes or uploads it, unless something speaks against it.
+
+    Raises RecipeError or ResumeError where the place is not free, CheckpointError where OUT is no quantized model,
+    UploadError, OutOfSpaceError.
+    """
+    progress = progress or Silent()
+    folder = Path(out) if out is not None else newest_output(Path())
+    place = _place(folder, options)
+    files = files_of(folder)
+    hashes = _hashes(files, progress)
+    records = found_records(folder, files.values(), options.records)
+    parts = with_equals(parts_of(folder, hashes), records, progress)
+    evidence = weigh([opened.part for opened in parts], records)
+    for record in evidence.used:
+        if not readable(record.content):
+            raise CheckpointError(f"the record {record.name} is damaged", "measure again")
+    source = _origin(folder, parts, options)
+    payload = _payload(files, hashes, records, source)
+    found = [source.clash] if source.clash else []
+    found += [_unlicensed(source)] if _unlicensed(source) else []
+    reasons = tuple(dict.fromkeys([*evidence.reasons, *found, *scan([*payload, *_kept(evidence)])]))
+    if reasons and not options.force:
+        return Published(options, reasons)
+    whole = _whole(folder, parts, evidence, source, payload, reasons, options)
+    if place is not None:
+        _write(place, whole, progress)
+        return Published(options, reasons, whole, place)
+    assert options.repo is not None
+    message = options.message or f"{short_name(options.to, folder)}, quantized by r1quant {provenance.VERSION}"
+    sent = upload(options.repo, whole, options.private, options.revision, message, progress)
+    return Published(options, reasons, whole, None, sent)
+
+
+def _place(out: Path, options: Options) -> Path | None:
+    """The folder to write; None for an upload. Raises where it cannot be that."""
+    if options.repo is not None and not options.dry_run:
+        return None
+    if options.repo is None and (options.private or options.revision or options.message):
+        raise RecipeError(f"{options.to} is a folder", "leave out --private, --revision and --message")
+    place = (Path(f"{options.repo.split('/')[1]}.publish") if options.repo else Path(options.to)).absolute()
+    if place.exists() and not (place.is_dir() and not any(place.iterdir())):
+        raise ResumeError(f"{place} exists already", "choose another folder, or delete it first")
+    if not place.parent.is_dir():
+        raise RecipeError(f"the folder {place.parent} does not exist", "create it, or choose another --to")
+    if out.resolve() in place.resolve().parents:
+        raise RecipeError(f"{options.to} lies in what is to be published", "choose a folder elsewhere")
+    return place
+
+
+def _hashes(files: Mapping[str, Path], progress: Progress) -> dict[str, str]:
+    """Of every file as it is now, whatever has been remembered of it."""
+    progress.begin("hashing", sum(path.stat().st_size for path in files.values()))
+    return {name: _hash(path, progress) for name, path in files.items()}
+
+
+def _hash(path: Path, progress: Progress) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            digest.update(piece)
+            progress.advance(len(piece), path.name)
+    return digest.hexdigest()
+
+
+def _origin(out: Path, parts: Sequence[Opened], options: Options) -> Origin:
+    """By the record that says most: of quantize, else of an export."""
+    opened = max(parts, key=lambda one: ("recipe" in one.part.record, bool(one.part.record)))
+    folder = opened.path if opened.path.is_dir() else opened.path.parent
+    return origin(out, folder, opened.part.record, options.base_model, options.licence)
+
+
+def _unlicensed(source: Origin) -> str:
+    """Why its licence stands against it; empty where it does not."""
+    if source.licence is None:
+        return f"the licence of {source.name} is not known: state it with --license if you know it"
+    return source.licence.refused or ""
+
+
+def _made(path: str, content: bytes) -> Outgoing:
+    return Outgoing(path, content, provenance.sha256(content), len(content))
+
+
+def _payload(
+    files: Mapping[str, Path], hashes: Mapping[str, str], records: Sequence[Record], source: Origin
+) -> list[Outgoing]:
+    """The files of OUT, but for records, which get a place of their own, and what is written anew."""
+    measured = {provenance.sha256(record_bytes(record.content)) for record in records}
+    payload = []
+    for name, path in files.items():
+        content = json_object(path) if name.endswith(".json") else None
+        if name in MADE or (content is not None and provenance.sha256(record_bytes(content)) in measured):
+            continue
+        if content is not None and path.name == RECORD:
+            shown = public(content)
+            local = isinstance(content.get("source"), str) and (path.parent / content["source"]).exists()
+            payload.append(_made(name, record_bytes({**shown, "source": source.name} if local else shown)))
+        else:
+            payload.append(Outgoing(name, path, hashes[name], path.stat().st_size))
+    return payload
+
+
+def _kept(evidence: Evidence) -> list[Outgoing]:
+    return [_made(f"{RECORDS}/{record.name}", record_bytes(public(record.content))) for record in evidence.used]
+
+
+def _whole(
+    out: Path,
+    parts: Sequence[Opened],
+    evidence: Evidence,
+    source: Origin,
+    payload: Sequence[Outgoing],
+    forced: Sequence[str],
+    options: Options,
+) -> tuple[Outgoing, ...]:
+    """All that is published."""
+    files = [*payload, *_kept(evidence)]
+    if not any(file.path == LICENCE for file in files) and source.licence is not None:
+        files.append(_made(LICENCE, source.text or licences.reference(source.licence).encode()))
+    name = short_name(options.repo or str(out), out)
+    described = [opened.part for opened in parts]
+    shown = Evidence(
+        {n: tuple(replace(r, content=public(r.content)) for r in rs) for n, rs in evidence.records.items()}, ()
+    )
+    card = Card(
+        model_of(list(parts), name, options.repo),
+        described,
+        shown,
+        source.licence,
+        source.name,
+        f"https://huggingface.co/{source.repo}" if source.repo else None,
+        architecture_of(parts[0].artifact.config).model_type,
+        forced,
+        public(_saying_most(parts)),
+        provenance.VERSION,
+    )
+    files.append(_made(CARD, card.text().encode()))
+    files.sort(key=lambda file: file.path)
+    body = {
+        **_told(parts, evidence, source, forced),
+        "files": {file.path: {"sha256": file.sha256, "bytes": file.nbytes} for file in files},
+    }
+    stated = _made(STATEMENT, statement(body))
+    return (*files, stated, _made(SUMS, sums({file.path: file.sha256 for file in files}, stated.source)))  # type: ignore[arg-type]
+
+
+def _saying_most(parts: Sequence[Opened]) -> Mapping[str, Any]:
+    """How it was made: what quantize recorded, else what an export kept of that."""
+    for opened in parts:
+        if "recipe" in opened.part.record:
+            return opened.part.record
+    return next((opened.part.record.get("quantization") or {} for opened in parts if opened.part.record), {})
+
+
+def _told(parts: Sequence[Opened], evidence: Evidence, source: Origin, forced: Sequence[str]) -> dict[str, Any]:
+    """The body of provenance.json without the files."""
+    made = public(_saying_most(parts))
+    return {
+        "r1quant": provenance.VERSION,
+        "source": {
+            "name": source.name,
+            "repo": source.repo,
+            "revision": source.revision,
+            **{key: made.get(key) for key in ("weights", "config", "tokenizer")},
+        },
+        "recipe": made.get("recipe"),
+        "calibration": made.get("calibration"),
+        "environment": made.get("environment"),
+        "licence": None
+        if source.licence is None
+        else {
+            "id": source.licence.id,
+            "name": source.licence.name,
+            "link": source.licence.where,
+            "origin": source.licence.origin,
+        },
+        "parts": [
+            {
+                "name": opened.part.name,
+                "format": opened.part.format,
+                "grid": opened.part.grid,
+                "identity": opened.part.identity,
+                "bytes": opened.part.nbytes,
+                "same_weights_as": opened.part.same_as,
+                "records": [f"{RECORDS}/{record.name}" for record in evidence.records[opened.part.name]],
+            }
+            for opened in parts
+        ],
+        "gates": [
+            {"record": f"{RECORDS}/{record.name}", **gate}
+            for record in evidence.used
+            for gate in record.content.get("gates") or []
+        ],
+        "forced": list(forced),
+    }
+
+
+def _write(place: Path, files: Sequence[Outgoing], progress: Progress) -> None:
+    """The folder, whole or not at all. Raises CheckpointError where a file changes meanwhile."""
+    progress.begin(f"writing {place.name}", sum(file.nbytes for file in files))
+    try:
+        with atomic.whole_folder(place) as folder:
+            for file in files:
+                target = folder / file.path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if isinstance(file.source, bytes):
+                    atomic.write_bytes(target, file.source)
+                    progress.advance(file.nbytes, file.path)
+                else:
+                    _copy(file.source, target, file.sha256, progress)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OutOfSpaceError(
+            f"the disk of {place.parent} is full", "free some space, or choose another --to"
+        ) from None
+
+
+def _copy(source: Path, target: Path, expected: str, progress: Progress) -> None:
+    digest = hashlib.sha256()
+    with source.open("rb") as file, atomic.replacing(target) as copy:
+        while piece := file.read(PIECE):
+            digest.update(piece)
+            copy.write(piece)
+            progress.advance(len(piece), source.name)
+    if digest.hexdigest() != expected:
+        raise CheckpointError(f"{source} changed while it was published", "run the same command again")

@@ -1,0 +1,1 @@
+"""quantize: a checkpoint in, a servable quantized checkpoint out."""

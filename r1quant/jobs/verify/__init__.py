@@ -1,0 +1,1 @@
+"""verify: how far a quantized model is from its baseline."""

@@ -1,0 +1,1 @@
+"""What will be done, known from headers alone. No torch, no weights."""

@@ -1,0 +1,187 @@
+"""Estimates: what a quantization will take in bytes and seconds. Output bytes are exact, the others a cost model."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from r1quant.arch.tables import size
+from r1quant.checkpoint.safetensors import Checkpoint
+from r1quant.core.grid import Grids
+from r1quant.core.limits import BACKWARD_TOKENS, BLOCK, BOUNDARY_BYTES, HEAD_TOKENS, KEPT_LIMIT
+from r1quant.data import selfcalib
+from r1quant.formats.table import CODECS
+from r1quant.planning.budget import choices, tried
+from r1quant.planning.layout import Layout
+from r1quant.planning.linears import LinearPlan
+from r1quant.recipe import Recipe
+from r1quant.registry import METHODS
+
+PROCESS_BYTES = 700_000_000  # interpreter, torch, transformers and compiled kernels
+TRIED = 40 * 1024  # rows that AWQ rounds for each stage, all candidates together
+RATE = 1.2e11  # operations a second and core
+TRIAL = 5e4  # of them, for the time that rounding a weight on trial takes beside products of matrices
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Predictions, in bytes and seconds. Output bytes are exact; the others come from a cost model.
+
+    run_bytes    of the run directory at its largest
+    cache_bytes  what a sensitivity pass and the choice of factors add to the cache at the most, where it does not have
+                 them yet; kept_bytes, of these, stay there
+    """
+
+    output_bytes: int
+    run_bytes: int
+    peak_rss_bytes: int
+    seconds: float
+    cache_bytes: int = 0
+    kept_bytes: int = 0
+
+
+def estimated(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    linears: tuple[LinearPlan, ...],
+    grids: Grids,
+    layout: Layout,
+) -> Estimate:
+    """grids: of every linear; layout: of the files that are written."""
+    output = layout.nbytes + sum(map(len, checkpoint.carried.values())) + len(checkpoint.config_text)
+    rounded = [linear for linear in linears if grids[linear.name] is not None]
+    parts = sum(linear.stored(grids[linear.name], CODECS[recipe.format]) for linear in rounded)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    weights = sum(linear.weights for linear in linears)
+    shapes = _Shapes.of(checkpoint, recipe, linears)
+    passes = []
+    if METHODS[recipe.method].calibrated:
+        passes.append(_rounding(shapes, recipe))
+    else:
+        passes.append(_Pass(shapes.largest * 12, 0, weights / 4e6 * RATE))
+    if (recipe.guided and METHODS[recipe.method].calibrated) or recipe.budgeted:
+        passes.append(_sensitivity(replace(shapes, tokens=recipe.guided_windows * recipe.seq_len), recipe.draws))
+    if recipe.budgeted:
+        passes.append(_foresight(shapes, recipe, len(tried(recipe, choices(recipe, linears)))))
+    if recipe.factors is not None:
+        passes.append(_factors(shapes))
+    memory = PROCESS_BYTES + max(each.memory for each in passes)
+    seconds = (20 if recipe.calibrated else 10) + sum(each.work for each in passes) / (RATE * cores)
+    if selfcalib.writes(recipe):
+        writing = selfcalib.predict(checkpoint, recipe, weights)
+        memory, seconds = max(memory, PROCESS_BYTES + writing.memory_bytes), seconds + writing.seconds
+    run, kept = parts + sum(each.disk for each in passes), sum(each.kept for each in passes)
+    return Estimate(output, run, memory, seconds, kept + max(each.cache for each in passes), kept)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """memory and disk (of the run directory) in bytes, work in floating-point operations; cache while it runs, and
+    what it leaves there"""
+
+    memory: int
+    disk: int
+    work: float
+    cache: int = 0
+    kept: int = 0
+
+
+@dataclass(frozen=True)
+class _Shapes:
+    """What the cost of a pass follows from; weights, rows and squares are of one decoder layer.
+
+    stages   for each, its weights, its input channels and how many linears it has
+    item     bytes of an activation on the disk: where the dtype is automatic, those of float32
+    """
+
+    tokens: int
+    hidden: int
+    vocabulary: int
+    depth: int
+    weights: int
+    largest: int
+    linears: tuple[tuple[int, int], ...]
+    stages: tuple[tuple[int, int, int], ...]
+    item: int
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, recipe: Recipe, linears: tuple[LinearPlan, ...]) -> _Shapes:
+        first = [linear for linear in linears if linear.layer == 0]
+        stages = [found for stage in range(4) if (found := [x for x in first if x.stage == stage])]
+        return cls(
+            recipe.windows * recipe.seq_len,
+            size(checkpoint.config, "hidden_size"),
+            size(checkpoint.config, "vocab_size"),
+            1 + max((linear.layer for linear in linears), default=0),
+            sum(linear.weights for linear in first),
+            max((linear.weights for linear in first), default=0),
+            tuple(linear.shape for linear in first),
+            tuple((sum(x.weights for x in stage), stage[0].shape[1], len(stage)) for stage in stages),
+            2 if recipe.dtype in ("bfloat16", "float16") else 4,
+        )
+
+    @property
+    def forward(self) -> float:
+        return 2.0 * self.tokens * self.weights * self.depth
+
+    @property
+    def hessians(self) -> float:
+        return 2.0 * self.tokens * self.depth * sum(columns**2 for _, columns, _ in self.stages)
+
+    @property
+    def solving(self) -> float:
+        """All linears once, by GPTQ."""
+        return 4.0 * self.depth * sum(rows * columns**2 for rows, columns in self.linears)
+
+    @property
+    def boundary(self) -> int:
+        """The activations between two layers, in bfloat16."""
+        return self.tokens * self.hidden * 2
+
+
+def _rounding(shapes: _Shapes, recipe: Recipe) -> _Pass:
+    """Layer by layer; where the float model runs beside, its layer and what belongs to its part of the text are there
+    as well."""
+    layers = 2 if recipe.corrected else 1
+    streams = 1 + recipe.corrected_windows / recipe.windows
+    solve = max((weights * 20 + 12 * layers * columns**2 for weights, columns, _ in shapes.stages), default=0)
+    read = [shapes.tokens * columns * 2 for _, columns, _ in shapes.stages]
+    held = [nbytes if nbytes <= KEPT_LIMIT else 0 for nbytes in read]
+    kept = max(map(sum, pairwise([0, *held])), default=0)  # of a stage and the one before
+    layer = max(shapes.vocabulary * shapes.hidden * 2, layers * shapes.weights * 2 + solve)
+    memory = layer + streams * (2 * shapes.boundary + kept)
+    disk = 2 * streams * shapes.tokens * shapes.hidden * shapes.item  # two boundaries
+    return _Pass(int(memory), int(disk), streams * (shapes.forward + shapes.hessians) + shapes.solving)
+
+
+def _sensitivity(shapes: _Shapes, draws: int) -> _Pass:
+    """Forward and backward for each draw, with what is kept of every layer."""
+    covariances = sum(rows**2 // math.ceil(rows / BLOCK) for rows, _ in shapes.linears)
+    outputs = sum(rows for rows, _ in shapes.linears)
+    head = 4 * shapes.vocabulary * 4 * HEAD_TOKENS + 2 * shapes.vocabulary * shapes.hidden
+    layer = shapes.weights * 2 + 4 * covariances + BACKWARD_TOKENS * outputs * 12
+    boundaries = min(BOUNDARY_BYTES, shapes.depth * shapes.tokens * shapes.hidden * shapes.item)
+    found = shapes.depth * 4 * (covariances + shapes.tokens * len(shapes.linears))
+    scoring = 4.0 * shapes.tokens * shapes.vocabulary * shapes.hidden
+    work = 4 * shapes.forward + 2.0 * shapes.tokens * shapes.depth * covariances + scoring
+    return _Pass(max(head, layer) + 4 * shapes.boundary, 0, draws * work, boundaries, draws * found)
+
+
+def _foresight(shapes: _Shapes, recipe: Recipe, trials: int) -> _Pass:
+    """Forward, with a Hessian for each linear, and a trial at each number of bits, for GPTQ by that of its stage."""
+    solve = max((weights * 24 + (12 + 4 * n) * columns**2 for weights, columns, n in shapes.stages), default=0)
+    memory = max(shapes.vocabulary * shapes.hidden * 2, shapes.weights * 2 + solve) + 2 * shapes.boundary
+    linears = 2.0 * shapes.tokens * shapes.depth * sum(columns**2 for _, columns in shapes.linears)
+    solving, hessians = (shapes.solving, shapes.hessians) if recipe.method == "gptq" else (0.0, 0.0)
+    each = solving + TRIAL * shapes.depth * shapes.weights
+    return _Pass(memory, 0, shapes.forward + hessians + linears + trials * each)
+
+
+def _factors(shapes: _Shapes) -> _Pass:
+    """Forward, and for each stage the candidates of AWQ."""
+    solve = max((weights * 8 + 8 * columns**2 for weights, columns, _ in shapes.stages), default=0)
+    memory = max(shapes.vocabulary * shapes.hidden * 2, shapes.weights * 2 + solve) + 2 * shapes.boundary
+    tried = 2.0 * TRIED * shapes.depth * sum(columns**2 for _, columns, _ in shapes.stages)
+    return _Pass(memory, 0, shapes.forward + shapes.hessians + tried, 2 * shapes.boundary)

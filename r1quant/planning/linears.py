@@ -1,0 +1,72 @@
+"""What a plan is made of: the linears that may be quantized, and what stops it. No weight is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from r1quant.arch.tables import Architecture
+from r1quant.checkpoint.artifact import Form
+from r1quant.checkpoint.safetensors import Checkpoint
+from r1quant.core.grid import Grid, Grids
+from r1quant.errors import R1QuantError, RecipeError
+from r1quant.formats.codec import Codec
+
+
+@dataclass(frozen=True)
+class LinearPlan:
+    """One linear that may be quantized.
+
+    name    without `.weight`
+    shape   (out, in)
+    stage   0 qkv .. 3 down: linears of one layer and stage share an input, and runtimes fuse them
+    dtype   as it is stored now
+    nbytes  that it takes now
+    """
+
+    name: str
+    shape: tuple[int, int]
+    layer: int
+    stage: int
+    dtype: str
+    nbytes: int
+
+    @property
+    def weights(self) -> int:
+        return math.prod(self.shape)
+
+    def stored(self, grid: Grid | None, codec: Codec) -> int:
+        """The bytes that it will take, with scales, zero points and group maps."""
+        if grid is None:
+            return self.nbytes
+        return sum(spec.nbytes for spec in codec.specs(self.name, Form.planned(self.shape, grid)))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that stops the run."""
+
+    message: str
+    hint: str
+    kind: type[R1QuantError] = RecipeError
+
+
+def linears_of(checkpoint: Checkpoint, arch: Architecture, layers: int) -> tuple[LinearPlan, ...]:
+    """The linears of the decoder layers, in the order of computation."""
+    found = []
+    for layer in range(layers):
+        for stage, names in enumerate(arch.layer.stages):
+            for name in names:
+                full = arch.layer_prefix(layer) + name
+                info = checkpoint.tensors.get(f"{full}.weight")
+                if info is not None and len(info.shape) == 2:
+                    shape = info.shape[0], info.shape[1]
+                    found.append(LinearPlan(full, shape, layer, stage, info.dtype, info.nbytes))
+    return tuple(found)
+
+
+def forms_of(linears: Iterable[LinearPlan], grids: Grids) -> dict[str, Form]:
+    """What each linear that is quantized will be, by name."""
+    chosen = ((linear, grids[linear.name]) for linear in linears)
+    return {linear.name: Form.planned(linear.shape, grid) for linear, grid in chosen if grid is not None}

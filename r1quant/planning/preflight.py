@@ -1,0 +1,189 @@
+"""Preflight: which formats a quantization can be exported to, and which runtimes will load them. Nothing is read.
+
+The demands are those of the runtimes' own loaders (vLLM 0.33, SGLang 0.5, transformers 5, onnxruntime 1.3x,
+llama.cpp). It does not know methods or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from r1quant.arch.tables import Architecture, linears, size
+from r1quant.checkpoint.artifact import Form
+from r1quant.core.grid import BITS
+from r1quant.planning.targets import ExportOptions, problem
+from r1quant.registry import FORMATS
+
+KERNEL_GROUPS = (32, 64, 128, -1)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a runtime takes of a format beyond what the format holds.
+
+    symmetric, asymmetric  the bits of grids of either kind
+    mixed                  whether linears of the layers may differ in bits, or stay in float: where all grids are
+                           symmetric, and where not
+    careful                what goes wrong, in some other way of loading it, where linears differ
+    """
+
+    symmetric: tuple[int, ...] = BITS
+    asymmetric: tuple[int, ...] = BITS
+    group_sizes: tuple[int, ...] | None = None
+    mixed: tuple[bool, bool] = (True, True)
+    careful: str = ""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """shards: whether it splits a model over devices, layers fused (q/k/v, gate/up)."""
+
+    name: str
+    rules: Mapping[str, Rule]
+    shards: bool = False
+
+
+_SERVERS = {
+    "gptq": Rule((4, 8), (), KERNEL_GROUPS),
+    "awq": Rule((4,), (4,), KERNEL_GROUPS),
+    "compressed-tensors": Rule((4, 8), (4,), KERNEL_GROUPS),
+}
+RUNTIMES: Sequence[Runtime] = (
+    Runtime("vLLM", _SERVERS, shards=True),
+    Runtime("SGLang", _SERVERS, shards=True),
+    Runtime(
+        "transformers",
+        {
+            **dict.fromkeys(("gptq", "gptq-v2"), Rule(mixed=(False, False))),
+            "awq": Rule(),
+            "compressed-tensors": Rule(
+                mixed=(True, False),  # zero points it reads only with one scheme for all
+                careful="load it without CompressedTensorsConfig(dequantize=True), which takes the bits of one config "
+                "group for all, without a word",
+            ),
+        },
+    ),
+    Runtime("onnxruntime", {"onnx": Rule()}),
+    Runtime("onnxruntime-genai", {"onnx": Rule()}),
+    Runtime("llama.cpp", {"gguf": Rule()}),
+    Runtime("Ollama", {"gguf": Rule()}),
+)
+SERVING = tuple(runtime.name for runtime in RUNTIMES if runtime.shards)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """loads: the formats that a runtime takes; refuses: the others that it knows, with the reason."""
+
+    runtime: str
+    loads: tuple[str, ...]
+    refuses: Mapping[str, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"runtime": self.runtime, "loads": list(self.loads), "refuses": dict(self.refuses)}
+
+
+def mixed_bits(format: str, symmetric: bool, name: str | None = None) -> frozenset[int]:
+    """The bits at which a runtime, any or the named one, loads a format where linears differ; none where none does."""
+    rules = [runtime.rules[format] for runtime in RUNTIMES if format in runtime.rules and name in (None, runtime.name)]
+    able = (rule for rule in rules if rule.mixed[not symmetric])
+    return frozenset(b for rule in able for b in (rule.symmetric if symmetric else rule.asymmetric))
+
+
+def formats(forms: Mapping[str, Form], options: ExportOptions | None = None) -> dict[str, str | None]:
+    """For every format None, or why it cannot hold all linears exactly."""
+    options, kinds = options or ExportOptions(), dict.fromkeys(forms.values())
+    found: dict[str, str | None] = {}
+    for name in FORMATS:
+        reasons = (problem(name, form, options) for form in kinds)
+        found[name] = next((reason for reason in reasons if reason), None)
+    return found
+
+
+def runtimes(
+    arch: Architecture, config: Mapping[str, Any], forms: Mapping[str, Form], devices: int = 1
+) -> list[Verdict]:
+    """What each runtime makes of the linears; devices: over how many a serving runtime is to split them."""
+    held = formats(forms)
+    verdicts = []
+    for runtime in RUNTIMES:
+        loads, refuses = [], {}
+        for name, rule in runtime.rules.items():
+            reason = held[name] or _kernels(rule, forms)
+            symmetric = all(form.symmetric for form in forms.values())
+            if reason is None and not rule.mixed[not symmetric] and _differ(arch, config, forms):
+                reason = "linears differ in their bits, which it does not read from this format"
+            if reason is None and runtime.shards:
+                reason = _fused(arch, config, forms) or _sharded(arch, config, forms, devices)
+            if reason is None:
+                loads.append(name)
+            else:
+                refuses[name] = reason
+        verdicts.append(Verdict(runtime.name, tuple(loads), refuses))
+    return verdicts
+
+
+def cautions(
+    arch: Architecture, config: Mapping[str, Any], forms: Mapping[str, Form], format: str
+) -> Mapping[str, str]:
+    """By runtime, what to mind where it loads linears that differ from a format."""
+    if not _differ(arch, config, forms):
+        return {}
+    found = {runtime.name: runtime.rules[format].careful for runtime in RUNTIMES if format in runtime.rules}
+    loads = {verdict.runtime for verdict in runtimes(arch, config, forms) if format in verdict.loads}
+    return {name: text for name, text in found.items() if text and name in loads}
+
+
+def _kernels(rule: Rule, forms: Mapping[str, Form]) -> str | None:
+    for form in dict.fromkeys(forms.values()):
+        allowed = rule.symmetric if form.symmetric else rule.asymmetric
+        if not allowed:
+            return "only symmetric grids are loaded"
+        if form.bits not in allowed:
+            kind = "symmetric" if form.symmetric else "asymmetric"
+            return f"{kind} grids need {' or '.join(map(str, allowed))} bits, not {form.bits}"
+        if rule.group_sizes is not None and form.group_size not in rule.group_sizes:
+            return f"kernels take group sizes {', '.join(map(str, rule.group_sizes))}, not {form.group_size}"
+    return None
+
+
+def _differ(arch: Architecture, config: Mapping[str, Any], forms: Mapping[str, Form]) -> bool:
+    """Whether the linears of the layers are not all of the same bits."""
+    found = (forms.get(name) for name in linears(config, arch)[:-1])
+    return len({form and form.bits for form in found}) > 1
+
+
+def _fused(arch: Architecture, config: Mapping[str, Any], forms: Mapping[str, Form]) -> str | None:
+    """Linears that share an input become one layer, so they must be alike."""
+    for index in range(size(config, "num_hidden_layers")):
+        for stage in arch.layer.stages:
+            kinds = set()
+            for name in stage:
+                form = forms.get(arch.layer_prefix(index) + name)
+                kinds.add(form and (form.bits, form.group_size, form.symmetric))
+            if len(kinds) > 1:
+                return f"{', '.join(stage)} of layer {index} are fused, and must be quantized alike"
+    return None
+
+
+def _sharded(arch: Architecture, config: Mapping[str, Any], forms: Mapping[str, Form], devices: int) -> str | None:
+    """Rows of q, k, v, gate and up are split, and columns of the attention output and down, at group borders."""
+    if devices == 1:
+        return None
+    heads, inner = size(config, "num_attention_heads"), size(config, "intermediate_size")
+    kv_heads = size(config, "num_key_value_heads", heads)
+    if heads % devices:
+        return f"{heads} heads cannot be split over {devices} devices"
+    if kv_heads % devices and devices % kv_heads:
+        return f"{kv_heads} heads of k and v cannot be split over {devices} devices"
+    if inner % devices:
+        return f"the {inner} columns inside the MLP cannot be split over {devices} devices"
+    for name in (arch.layer.attention_out, arch.layer.down):
+        found = (forms.get(arch.layer_prefix(index) + name) for index in range(size(config, "num_hidden_layers")))
+        for columns, group in dict.fromkeys((form.shape[1], form.group_size) for form in found if form):
+            if group not in (-1, None) and columns // devices % group:
+                share = columns // devices
+                return f"{name} has {share} columns on each of {devices} devices, no multiple of the group size"
+    return None

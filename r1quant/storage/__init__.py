@@ -1,0 +1,1 @@
+"""The disk: atomic writes, run directories, the cache, hashes of what is there."""

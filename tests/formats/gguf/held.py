@@ -1,0 +1,92 @@
+"""An artifact that is all in memory: quantized linears drawn at random within a tiny checkpoint's float tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from r1quant.checkpoint.artifact import CheckpointArtifact, Form
+from r1quant.checkpoint.resolve import open_model
+from r1quant.checkpoint.tensorfile import TensorSpec
+from r1quant.core.qlinear import QLinear
+
+
+def random_linear(
+    rng: np.random.Generator,
+    shape: tuple[int, int],
+    *,
+    bits: int = 4,
+    group_size: int = 32,
+    symmetric: bool = True,
+    significant: int = 11,
+    signed: bool = True,
+) -> QLinear:
+    """Codes, zero points and scales over their whole ranges; scales have so many significant bits at most."""
+    out, columns = shape
+    groups = 1 if group_size == -1 else columns // group_size
+    levels = 1 << bits
+    zero = np.full((out, groups), levels // 2) if symmetric else rng.integers(0, levels, (out, groups))
+    if not symmetric:
+        zero.reshape(-1)[:1], zero.reshape(-1)[1:2] = 0, levels - 1
+    fraction = rng.integers(1 << (significant - 1), 1 << significant, (out, groups))
+    scale = fraction * 2.0 ** rng.integers(-20, -10, (out, groups)).astype(np.float64)
+    scale *= rng.choice([-1, 1], (out, groups)) if signed else 1
+    codes = rng.integers(0, levels, shape, np.uint8)
+    codes.reshape(-1)[:2] = 0, levels - 1
+    group = (np.arange(columns) // (columns // groups)).astype(np.int32)
+    return QLinear(codes, scale.astype(np.float16), zero.astype(np.uint8), group, bits)
+
+
+@dataclass(frozen=True)
+class Held(CheckpointArtifact):
+    """A checkpoint whose linears in `linears` are quantized instead."""
+
+    linears: Mapping[str, QLinear] = field(repr=False)
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def format(self) -> str:
+        return "held"
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return {**self.checkpoint.config, **self.changes}
+
+    @cached_property
+    def forms(self) -> Mapping[str, Form]:
+        return {name: Form.of(q) for name, q in self.linears.items()}
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorSpec]:
+        found = {}
+        for name, info in self.checkpoint.tensors.items():
+            quantized = name.removesuffix(".weight") in self.linears
+            found[name] = TensorSpec(name, "F32" if quantized else info.dtype, info.shape)
+        return found
+
+    def qlinear(self, linear: str) -> QLinear:
+        return self.linears[linear]
+
+    def chunks(self, name: str) -> Iterator[np.ndarray]:
+        assert name.removesuffix(".weight") not in self.linears
+        return super().chunks(name)
+
+
+def floats(folder: Path) -> Held:
+    return Held(open_model(str(folder)), {})
+
+
+def quantized(folder: Path, seed: int = 0, **grid: Any) -> Held:
+    """Every linear inside the layers is replaced by random integers of that grid."""
+    checkpoint, rng = open_model(str(folder)), np.random.default_rng(seed)
+    linears = {
+        name.removesuffix(".weight"): random_linear(rng, (info.shape[0], info.shape[1]), **grid)
+        for name, info in checkpoint.tensors.items()
+        if name.endswith("_proj.weight")
+    }
+    return Held(checkpoint, linears)
