@@ -66,9 +66,9 @@ def calib_generate(
     """Has a model write text to calibrate it on; options are the fields of r1quant.jobs.selftext.Options
     and of r1quant.jobs.runtimes.Setup."""
     from r1quant.jobs.generate.run import generate as job
-    from r1quant.jobs.generate.selftext import Options
+    from r1quant.jobs.generate.selftext import GenerateOptions
 
-    return job(model, out, Options.of(options), progress)
+    return job(model, out, GenerateOptions.of(options), progress)
 
 
 def export(
@@ -101,7 +101,7 @@ def verify(
     **options: Any,
 ) -> Verified:
     """How far a quantized model is from its baseline; options are the fields of r1quant.jobs.pair.Options."""
-    from r1quant.jobs.verify.pair import Options
+    from r1quant.jobs.verify.pair import VerifyOptions
     from r1quant.jobs.verify.run import verify as job
 
-    return job(out, baseline, Options(text=text, **options), progress)
+    return job(out, baseline, VerifyOptions(text=text, **options), progress)

@@ -40,7 +40,7 @@ def export(checkpoint: Checkpoint, folder: Path, layers: int | None = None) -> P
     infos = [info for info in checkpoint.tensors.values() if layers is None or _layer(info.name) < layers]
     specs = [TensorSpec(info.name, info.dtype, info.shape) for info in infos]
     write(folder / WEIGHTS, specs, {"format": "pt"}, [_content(checkpoint, info) for info in infos])
-    for name, content in checkpoint.carried.items():
+    for name, content in checkpoint.side_files.items():
         atomic.write_bytes(folder / name, content)
     config = dict(checkpoint.config) | ({} if layers is None else {"num_hidden_layers": layers})
     atomic.write_bytes(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())

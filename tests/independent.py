@@ -13,10 +13,10 @@ import torch
 import transformers
 
 from r1quant.arch import rope
-from r1quant.engine.forward import Weights
+from r1quant.engine.forward import TensorSource
 
 
-def whole_model(weights: Weights) -> Any:
+def whole_model(weights: TensorSource) -> Any:
     """transformers' own model class with these weights, in float32."""
     config = rope.explicit({k: v for k, v in weights.config.items() if k != "quantization_config"})
     model = transformers.AutoModelForCausalLM.from_config(
@@ -30,7 +30,7 @@ def whole_model(weights: Weights) -> Any:
     return model
 
 
-def log_probs(weights: Weights, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+def log_probs(weights: TensorSource, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """float64 [windows, seq_len - 1, vocabulary]"""
     with torch.no_grad():
         logits = whole_model(weights)(torch.from_numpy(tokens)).logits[:, :-1].double().numpy()
@@ -38,7 +38,7 @@ def log_probs(weights: Weights, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
-def summary(baseline: Weights, quantized: Weights, tokens: npt.NDArray[np.int64]) -> dict[str, float]:
+def summary(baseline: TensorSource, quantized: TensorSource, tokens: npt.NDArray[np.int64]) -> dict[str, float]:
     p, q = log_probs(baseline, tokens), log_probs(quantized, tokens)
     target = tokens[:, 1:, None]
     kl = (np.exp(p) * (p - q)).sum(-1)

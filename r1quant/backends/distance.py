@@ -101,7 +101,7 @@ class Given:
 
 
 @dataclass(frozen=True, eq=False)
-class Expected:
+class BaselineSummary:
     """All that a divergence needs of p where q is projected by the same head W.
 
     With logits W h, the sum of p b is (W' p) . h for the states h of q, so W' p, once known, stands for all of p:
@@ -120,9 +120,9 @@ class Expected:
     nll: npt.NDArray[np.float64]
 
 
-def expected(p: Projected, coming: npt.NDArray[np.int64]) -> Expected:
+def expected(p: Projected, coming: npt.NDArray[np.int64]) -> BaselineSummary:
     """Of a model on n tokens; coming int64 [n]. Raises NumericError where it gives NaN or Inf."""
-    seen = Running.start(p.shape[0], p.device)
+    seen = OnlineSoftmax.start(p.shape[0], p.device)
     output = torch.zeros(p.hidden.shape, device=p.device)
     with torch.inference_mode():
         for columns, blocks in _tiles(p):
@@ -133,10 +133,12 @@ def expected(p: Projected, coming: npt.NDArray[np.int64]) -> Expected:
         output /= seen.total[:, None].float()
         nll = _nll("baseline", seen, p, coming)
         log_total = _mended(seen, p)
-    return Expected(output.cpu().numpy(), log_total.numpy(), seen.best.cpu().numpy(), nll)
+    return BaselineSummary(output.cpu().numpy(), log_total.numpy(), seen.best.cpu().numpy(), nll)
 
 
-def under_one_head(p: Expected, states: torch.Tensor, q: Projected, coming: npt.NDArray[np.int64]) -> TokenScores:
+def under_one_head(
+    p: BaselineSummary, states: torch.Tensor, q: Projected, coming: npt.NDArray[np.int64]
+) -> TokenScores:
     """As `distance`, for p with the final states [n, hidden] and q under the same head, of which p's logits are not
     made again. What rounding leaves has either sign."""
     seen = _gone_through(q)
@@ -163,7 +165,7 @@ def distance(p: Logits, q: Logits, coming: npt.NDArray[np.int64]) -> TokenScores
 
     Raises NumericError where a model gives NaN or Inf.
     """
-    first, second = (Running.start(p.shape[0], p.device) for _ in "pq")
+    first, second = (OnlineSoftmax.start(p.shape[0], p.device) for _ in "pq")
     product = torch.zeros(p.shape[0], dtype=torch.float64, device=p.device)
     with torch.inference_mode():
         for columns, blocks in _tiles(p):
@@ -182,8 +184,8 @@ def distance(p: Logits, q: Logits, coming: npt.NDArray[np.int64]) -> TokenScores
 
 
 @torch.inference_mode()
-def _gone_through(logits: Logits) -> Running:
-    seen = Running.start(logits.shape[0], logits.device)
+def _gone_through(logits: Logits) -> OnlineSoftmax:
+    seen = OnlineSoftmax.start(logits.shape[0], logits.device)
     for columns, blocks in _tiles(logits):
         logits.turn(columns)
         for rows in blocks:
@@ -198,7 +200,7 @@ def _tiles(logits: Logits) -> Iterator[tuple[slice, Iterator[slice]]]:
         yield columns, spans(n, ROWS * wider)
 
 
-def _nll(name: str, seen: Running, logits: Logits, coming: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+def _nll(name: str, seen: OnlineSoftmax, logits: Logits, coming: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     of_coming = logits.of(torch.from_numpy(coming)).cpu().double()
     nll: npt.NDArray[np.float64] = (seen.log_total.cpu() - of_coming).numpy()
     if not np.isfinite(nll).all():
@@ -210,7 +212,7 @@ def _no_number(name: str) -> NumericError:
     return NumericError(f"the {name} gives NaN or Inf on this text", "use --dtype float32")
 
 
-def _mended(seen: Running, logits: Projected) -> torch.Tensor:
+def _mended(seen: OnlineSoftmax, logits: Projected) -> torch.Tensor:
     """The log of the sum of exponents, float64 [n], its largest term made again in float64.
 
     A rounded logit moves the sum by its share of it, so that of the likeliest token is most of what rounding does. In a
@@ -228,7 +230,7 @@ def _mended(seen: Running, logits: Projected) -> torch.Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Running:
+class OnlineSoftmax:
     """What is known of n distributions from the columns seen so far.
 
     highest  float32 [n]: the largest logit; best int64 [n]: its column
@@ -240,8 +242,8 @@ class Running:
     total: torch.Tensor
 
     @staticmethod
-    def start(n: int, device: torch.device) -> Running:
-        return Running(
+    def start(n: int, device: torch.device) -> OnlineSoftmax:
+        return OnlineSoftmax(
             torch.full((n,), -torch.inf, device=device),
             torch.zeros(n, dtype=torch.int64, device=device),
             torch.zeros(n, dtype=torch.float64, device=device),

@@ -23,7 +23,7 @@ from r1quant.arch.tables import Architecture, head_dim, size
 from r1quant.backends import Completion, Prompt, Sampling
 from r1quant.backends.memory import free_bytes
 from r1quant.backends.sampling import check_finite, choose, completion, room
-from r1quant.engine.forward import Weights, head_name, layer_state, skeleton, sliding_windows
+from r1quant.engine.forward import TensorSource, head_name, layer_state, skeleton, sliding_windows
 
 SLOTS = 64
 TOKENS_PER_CALL = 2048  # of prompts
@@ -46,7 +46,7 @@ class Engine:
 
     def __init__(
         self,
-        weights: Weights,
+        weights: TensorSource,
         arch: Architecture,
         device: torch.device,
         dtype: torch.dtype,
@@ -70,7 +70,7 @@ class Engine:
         batch = Batch(self._network, sampling, stop)
         queue = _Queue(prompts, sampling, self._network.context, self._network.vocabulary)
         while True:
-            fresh: list[Text] = []
+            fresh: list[PendingText] = []
             while (text := queue.next) and self._fits([*batch.texts, *fresh, text]):
                 queue.drop()
                 if text.most:
@@ -89,14 +89,14 @@ class Engine:
         """How many texts of so many tokens, prompts included, may run at once."""
         return max(1, min(self._slots, self._places // tokens))
 
-    def _fits(self, texts: Sequence[Text]) -> bool:
+    def _fits(self, texts: Sequence[PendingText]) -> bool:
         """Whether the cache holds these texts at their longest. One text is always tried."""
         longest = max(text.longest for text in texts)
         return len(texts) == 1 or (len(texts) <= self._slots and len(texts) * longest <= self._places)
 
 
 @dataclass(eq=False)
-class Text:
+class PendingText:
     """A text in the making: the tokens it got so far, of at most `most`, and when."""
 
     prompt: Prompt
@@ -123,15 +123,15 @@ class _Queue:
     def __init__(self, prompts: Iterable[Prompt], sampling: Sampling, context: int, vocabulary: int) -> None:
         self._prompts, self._sampling = iter(prompts), sampling
         self._context, self._vocabulary = context, vocabulary
-        self._held: Text | None = None
+        self._held: PendingText | None = None
 
     @property
-    def next(self) -> Text | None:
+    def next(self) -> PendingText | None:
         if self._held is None:
             prompt = next(self._prompts, None)
             if prompt is not None:
                 most = room(prompt, self._sampling, self._context, self._vocabulary)
-                self._held = Text(prompt, most, np.random.default_rng(prompt.seed))
+                self._held = PendingText(prompt, most, np.random.default_rng(prompt.seed))
         return self._held
 
     def drop(self) -> None:
@@ -144,10 +144,10 @@ class Batch:
     def __init__(self, network: Network, sampling: Sampling, stop: frozenset[int]) -> None:
         self._network, self._sampling, self._stop = network, sampling, stop
         self._cache = SlotCache(network.layers)
-        self.texts: list[Text] = []
+        self.texts: list[PendingText] = []
 
     @torch.inference_mode()
-    def admit(self, fresh: Sequence[Text]) -> list[Completion]:
+    def admit(self, fresh: Sequence[PendingText]) -> list[Completion]:
         """Reads prompts and draws the first token of each. Gives those that ended with it."""
         lengths = [len(text.prompt.tokens) for text in fresh]
         self._cache.reserve(len(self.texts) + len(fresh), max(self._extent(), *lengths), len(self.texts))
@@ -172,7 +172,7 @@ class Batch:
         longest = max((text.position for text in self.texts), default=0) + 1
         return -(-longest // ALIGNED) * ALIGNED
 
-    def _draw(self, texts: Sequence[Text], logits: torch.Tensor) -> list[Text]:
+    def _draw(self, texts: Sequence[PendingText], logits: torch.Tensor) -> list[PendingText]:
         """Adds a token to each text; gives those that end with it."""
         check_finite(logits)
         u = torch.tensor([text.draws.random() for text in texts], dtype=torch.float64, device=logits.device)
@@ -183,7 +183,7 @@ class Batch:
             text.moments.append(now - text.begun)
         return [text for text in texts if text.ids[-1] in self._stop or len(text.ids) == text.most]
 
-    def _leave(self, ended: Sequence[Text]) -> list[Completion]:
+    def _leave(self, ended: Sequence[PendingText]) -> list[Completion]:
         """Takes texts out of the batch; the last rows move to their places."""
         for text in ended:
             index, last = self.texts.index(text), self.texts.pop()
@@ -193,9 +193,9 @@ class Batch:
         return [completion(text.prompt, text.ids, text.moments, self._stop) for text in ended]
 
 
-def _parts(texts: Sequence[Text]) -> Iterator[list[Text]]:
+def _parts(texts: Sequence[PendingText]) -> Iterator[list[PendingText]]:
     """Texts in their order, as many together as fill one call when all are as long as the longest."""
-    part: list[Text] = []
+    part: list[PendingText] = []
     for text in texts:
         longest = max(len(other.prompt.tokens) for other in (*part, text))
         if part and longest * (len(part) + 1) > TOKENS_PER_CALL:
@@ -271,7 +271,7 @@ class Network:
     """The model as two functions: read prompts, and go on by one token."""
 
     def __init__(
-        self, weights: Weights, arch: Architecture, device: torch.device, dtype: torch.dtype, resident: bool
+        self, weights: TensorSource, arch: Architecture, device: torch.device, dtype: torch.dtype, resident: bool
     ) -> None:
         self._weights, self._arch, self._device, self._dtype = weights, arch, device, dtype
         model = skeleton(weights.config, arch)
@@ -365,7 +365,7 @@ class Network:
         return self._weights.read(name).to(self._device, self._dtype)
 
 
-def weight_bytes(weights: Weights, arch: Architecture, dtype: torch.dtype) -> int:
+def weight_bytes(weights: TensorSource, arch: Architecture, dtype: torch.dtype) -> int:
     """What all weights take when they are dequantized."""
     shapes = arch.shapes(weights.config)
     return sum(int(np.prod(shapes[name])) for name in weights.tensors if name in shapes) * dtype.itemsize

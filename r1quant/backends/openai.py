@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from r1quant.backends import Completion, Prompt, Sampling
-from r1quant.backends.openai_client import NO_KEY, PLAIN, Client, Refused, Reply, TooLong, Wire, complete
-from r1quant.backends.pool import Again, Pool
+from r1quant.backends.openai_client import NO_KEY, PLAIN, OpenAIClient, Refused, Reply, TooLong, Wire, complete
+from r1quant.backends.pool import Pool, RetryLater
 from r1quant.errors import RecipeError
 
 SAME = 0.1  # nats: how far two log-probabilities of one token may be apart in bfloat16
@@ -67,7 +67,7 @@ class OpenAI:
             raise RecipeError(f"concurrency {concurrency} sends no request", "use 1 or more")
         self._model, self._raw, self._moments, self._text_of, self._bos = model, raw, moments, text_of, bos
         self._note = note
-        self._pool: Pool[Client] = Pool(concurrency, patience_s, note)
+        self._pool: Pool[OpenAIClient] = Pool(concurrency, patience_s, note)
         self.retemplated = 0
         """How many prompts became another number of tokens with the server's chat template than with ours."""
 
@@ -101,7 +101,7 @@ class OpenAI:
         """
         model = self.model
 
-        def question(prompt: Prompt) -> Callable[[Client], Awaitable[Completion]]:
+        def question(prompt: Prompt) -> Callable[[OpenAIClient], Awaitable[Completion]]:
             return lambda client: self._completion(client, prompt, self._arguments(model, prompt, sampling, stop))
 
         return self._pool.each(self._connect, map(question, prompts))
@@ -118,8 +118,8 @@ class OpenAI:
         out = np.full((windows, seq_len - 1), np.nan)
         model = self.model
 
-        def question(index: int) -> Callable[[Client], Awaitable[tuple[int, list[float]]]]:
-            async def ask(client: Client) -> tuple[int, list[float]]:
+        def question(index: int) -> Callable[[OpenAIClient], Awaitable[tuple[int, list[float]]]]:
+            async def ask(client: OpenAIClient) -> tuple[int, list[float]]:
                 return index, await self._scores(client, model, [int(token) for token in tokens[index]])
 
             return ask
@@ -128,7 +128,7 @@ class OpenAI:
             out[index, seq_len - 1 - len(values) :] = values
         return -out
 
-    def _connect(self) -> list[Client]:
+    def _connect(self) -> list[OpenAIClient]:
         return [self._wire.client(url) for url in self._urls]
 
     def _arguments(self, model: str, prompt: Prompt, sampling: Sampling, stop: frozenset[int]) -> dict[str, Any]:
@@ -141,7 +141,7 @@ class OpenAI:
             "extra_body": PLAIN | ({"stop_token_ids": sorted(stop)} if stop else {}),
         }
 
-    async def _completion(self, client: Client, prompt: Prompt, arguments: dict[str, Any]) -> Completion:
+    async def _completion(self, client: OpenAIClient, prompt: Prompt, arguments: dict[str, Any]) -> Completion:
         try:
             reply = await (self._raw_reply if self._raw else self._chat_reply)(client, prompt, arguments)
         except TooLong as long:
@@ -150,7 +150,7 @@ class OpenAI:
         count, moments = reply.new_tokens or len(reply.moments), reply.moments if self._moments else ()
         return Completion(prompt.key, (), reply.whole, count, reply.finished, moments)
 
-    async def _chat_reply(self, client: Client, prompt: Prompt, arguments: dict[str, Any]) -> Reply:
+    async def _chat_reply(self, client: OpenAIClient, prompt: Prompt, arguments: dict[str, Any]) -> Reply:
         messages, length = [dict(message) for message in prompt.messages], len(prompt.tokens)
         try:
             reply = await self._counted(client, {**arguments, "messages": messages}, length)
@@ -162,7 +162,7 @@ class OpenAI:
             self.retemplated += 1
         return reply
 
-    async def _raw_reply(self, client: Client, prompt: Prompt, arguments: dict[str, Any]) -> Reply:
+    async def _raw_reply(self, client: OpenAIClient, prompt: Prompt, arguments: dict[str, Any]) -> Reply:
         tokens = list(prompt.tokens)
         form = await self._form(client, str(arguments["model"]), tokens)
         reply = await self._counted(client, {**arguments, "prompt": self._prompt(form, tokens)}, len(tokens))
@@ -170,7 +170,7 @@ class OpenAI:
             raise _retokenized(client, reply.prompt_tokens, len(tokens))
         return reply
 
-    async def _counted(self, client: Client, arguments: dict[str, Any], length: int) -> Reply:
+    async def _counted(self, client: OpenAIClient, arguments: dict[str, Any], length: int) -> Reply:
         """An answer with the number of its prompt's tokens.
 
         A server that streams without counting is asked for it with one token more, and after that for whole answers,
@@ -180,7 +180,7 @@ class OpenAI:
         if reply.prompt_tokens is None and client.counts and not self._moments:
             try:
                 asked = await self._wire.reply(client, {**arguments, "max_tokens": 1}, length, stream=False)
-            except (Again, Refused):
+            except (RetryLater, Refused):
                 return reply
             client.counts = asked.prompt_tokens is not None
             if client.counts:
@@ -193,19 +193,21 @@ class OpenAI:
             return tokens
         return self._text_of(tokens[1:] if form == AFTER_BOS and tokens[0] == self._bos else tokens)
 
-    async def _form(self, client: Client, model: str, tokens: list[int]) -> str:
+    async def _form(self, client: OpenAIClient, model: str, tokens: list[int]) -> str:
         """How the server takes a rendered prompt, found out with the first token of the first one."""
         async with client.lock:
             if not client.form:
                 client.form = await self._probed(client, model, tokens[:1])
             return client.form
 
-    async def _probed(self, client: Client, model: str, first: list[int]) -> str:
+    async def _probed(self, client: OpenAIClient, model: str, first: list[int]) -> str:
         arguments = {"model": model, "max_tokens": 1, "temperature": 0.0}
         try:
             await self._wire.reply(client, {**arguments, "prompt": first}, 1, stream=False)
-        except (Refused, Again) as refused:
-            if isinstance(refused, Again) and "valid string" not in refused.reason:  # llama-cpp-python calls it a 500
+        except (Refused, RetryLater) as refused:
+            if (
+                isinstance(refused, RetryLater) and "valid string" not in refused.reason
+            ):  # llama-cpp-python calls it a 500
                 raise
             if self._text_of is None:
                 raise RecipeError(
@@ -218,7 +220,7 @@ class OpenAI:
         reply = await self._wire.reply(client, {**arguments, "prompt": self._text_of(first)}, 1, stream=False)
         return AFTER_BOS if reply.prompt_tokens == 2 else TEXT
 
-    async def _scores(self, client: Client, model: str, tokens: list[int]) -> list[float]:
+    async def _scores(self, client: OpenAIClient, model: str, tokens: list[int]) -> list[float]:
         """The log-probabilities of the last tokens of a window: all but the first, or all but two."""
         form = await self._form(client, model, tokens)
         await self._believe(client, model, form, tokens)
@@ -232,7 +234,7 @@ class OpenAI:
             raise RecipeError(f"{client.url} gives {len(given)} log-probabilities for {len(tokens)} tokens", NO_ECHO)
         return given
 
-    async def _believe(self, client: Client, model: str, form: str, tokens: list[int]) -> None:
+    async def _believe(self, client: OpenAIClient, model: str, form: str, tokens: list[int]) -> None:
         """Raises RecipeError unless the next token has the same log-probability with and without the prompt's echo.
 
         Tried once for each server, on three beginnings of the first window.
@@ -255,12 +257,12 @@ class OpenAI:
                 raise RecipeError(f"{client.url} ends every text, so that its echo cannot be checked", NO_ECHO)
             client.believed = True
 
-    async def _echo(self, client: Client, model: str, form: str, tokens: list[int], echo: bool = True) -> Reply:
+    async def _echo(self, client: OpenAIClient, model: str, form: str, tokens: list[int], echo: bool = True) -> Reply:
         prompt = self._prompt(form, tokens)
         arguments = {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0.0, "logprobs": 1}
         try:
             reply = await self._wire.reply(client, {**arguments, "echo": echo}, len(tokens), stream=False)
-        except (Refused, Again) as refused:
+        except (Refused, RetryLater) as refused:
             if not re.search("logprob|echo", refused.reason):
                 raise
             raise RecipeError(f"{client.url} gives no log-probabilities: {refused.reason}", NO_ECHO) from None
@@ -269,7 +271,7 @@ class OpenAI:
         return reply
 
 
-def _retokenized(client: Client, found: int | None, wanted: int) -> RecipeError:
+def _retokenized(client: OpenAIClient, found: int | None, wanted: int) -> RecipeError:
     return RecipeError(
         f"{client.url} makes {found} tokens of a prompt of {wanted}",
         "serve the same tokenizer, on a server that takes token ids (vLLM, SGLang, llama-server)",

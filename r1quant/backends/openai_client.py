@@ -20,7 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from r1quant.backends.pool import Again
+from r1quant.backends.pool import RetryLater
 from r1quant.errors import CheckpointError, RecipeError
 from r1quant.extras import missing
 
@@ -51,7 +51,7 @@ class Refused(RecipeError):
         self.reason = reason
 
 
-class Broken(Exception):
+class StreamCut(Exception):
     """A stream that ended without the answer's end. begun: whether anything came."""
 
     def __init__(self, begun: bool) -> None:
@@ -64,7 +64,7 @@ class TooLong(Refused):
 
 
 @dataclass(eq=False)
-class Client:
+class OpenAIClient:
     """One server, and what was found out about it.
 
     form      how it takes a rendered prompt; empty while that is not known
@@ -123,7 +123,7 @@ class Wire:
         self._openai: Any = openai
         self._key, self._idle_s, self._timed, self._note = key, idle_s, timed, note
 
-    def client(self, url: str) -> Client:
+    def client(self, url: str) -> OpenAIClient:
         timeout = self._openai.Timeout(self._idle_s, connect=CONNECT_S)
         http = None
         if url.startswith("http:"):  # to load the certificates of all authorities takes longer than a short answer
@@ -131,17 +131,19 @@ class Wire:
         api = self._openai.AsyncOpenAI(
             base_url=url, api_key=self._key, max_retries=0, timeout=timeout, http_client=http
         )
-        return Client(shown(url), api)
+        return OpenAIClient(redact_url(url), api)
 
-    async def models(self, client: Client) -> list[str]:
+    async def models(self, client: OpenAIClient) -> list[str]:
         """The names of its models. Raises as `reply`."""
         listed = await self._sent(client, client.api.models.list)
         names = [str(entry.id) for entry in getattr(listed, "data", None) or []]
         if not names:
-            raise Again("it lists no model")
+            raise RetryLater("it lists no model")
         return names
 
-    async def reply(self, client: Client, arguments: Mapping[str, Any], length: int, stream: bool = True) -> Reply:
+    async def reply(
+        self, client: OpenAIClient, arguments: Mapping[str, Any], length: int, stream: bool = True
+    ) -> Reply:
         """Sends a request, without what the server refuses to know, and with no more tokens than its context holds.
 
         length: of the prompt in tokens. Raises Again, TooLong, Refused or RecipeError.
@@ -152,10 +154,10 @@ class Wire:
             streams = stream and not mute and "stream" not in client.refused
             try:
                 return await (self._streamed if streams else self._whole)(client, sent)
-            except Broken as broken:
+            except StreamCut as broken:
                 # llama-cpp-python: a stream ends when another request comes, or where the request is wrong
                 if broken.begun and self._timed:
-                    raise Again("it stopped in the middle of an answer (no reason)") from None
+                    raise RetryLater("it stopped in the middle of an answer (no reason)") from None
                 mute = True
                 if broken.begun:
                     client.refused.add("stream")
@@ -177,11 +179,11 @@ class Wire:
                 else:
                     raise
 
-    async def _whole(self, client: Client, arguments: dict[str, Any]) -> Reply:
+    async def _whole(self, client: OpenAIClient, arguments: dict[str, Any]) -> Reply:
         timeout = self._openai.Timeout(max(self._idle_s, WHOLE_S), connect=CONNECT_S)
         return _read(await self._sent(client, _endpoint(client, arguments), **arguments, timeout=timeout))
 
-    async def _streamed(self, client: Client, arguments: dict[str, Any]) -> Reply:
+    async def _streamed(self, client: OpenAIClient, arguments: dict[str, Any]) -> Reply:
         begun = time.perf_counter()
         options: dict[str, Any] = {"stream": True}
         if "stream_options" not in client.refused:
@@ -206,21 +208,21 @@ class Wire:
                         thoughts.append(thought)
                         reason = choice.finish_reason or reason
         except json.JSONDecodeError:
-            raise Again("its answer is no JSON") from None
+            raise RetryLater("its answer is no JSON") from None
         except Exception as error:
             raise self._failure(client, error) from None
         if reason is None:
-            raise Broken(bool(moments))
+            raise StreamCut(bool(moments))
         counts = (getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None))
         return Reply("".join(texts), "".join(thoughts), _finished(reason), *counts, tuple(moments))
 
-    async def _sent(self, client: Client, call: Callable[..., Awaitable[Any]], **arguments: Any) -> Any:
+    async def _sent(self, client: OpenAIClient, call: Callable[..., Awaitable[Any]], **arguments: Any) -> Any:
         try:
             return await call(**arguments)
         except Exception as error:
             raise self._failure(client, error) from None
 
-    def _failure(self, client: Client, error: Exception) -> Exception:
+    def _failure(self, client: OpenAIClient, error: Exception) -> Exception:
         """What an exception of the openai package, or of the HTTP package below it, means."""
         openai, status = self._openai, int(getattr(error, "status_code", None) or 0)
         reason = self._reason(error)
@@ -237,7 +239,7 @@ class Wire:
             return CheckpointError(f"{client.url} refuses the request: {reason}", "look at the server's log")
         http = type(error).__module__.partition(".")[0].startswith("httpx")
         if isinstance(error, openai.APIError) or http:
-            return Again(reason, _retry_after(getattr(error, "response", None)))
+            return RetryLater(reason, _retry_after(getattr(error, "response", None)))
         return error
 
     def _reason(self, error: Exception) -> str:
@@ -248,7 +250,7 @@ class Wire:
         return " ".join((text if self._key == NO_KEY else text.replace(self._key, "***")).split())[:300]
 
 
-def shown(url: str) -> str:
+def redact_url(url: str) -> str:
     """An address without user name and password."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
@@ -259,12 +261,12 @@ def complete(url: str) -> str:
     parts = urlsplit(url if "://" in url else f"http://{url}")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise RecipeError(
-            f"{shown(urlunsplit(parts))} is not the address of a server", "write it as http://localhost:8000/v1"
+            f"{redact_url(urlunsplit(parts))} is not the address of a server", "write it as http://localhost:8000/v1"
         )
     return urlunsplit(parts._replace(path=parts.path.rstrip("/") or "/v1"))
 
 
-def _endpoint(client: Client, arguments: Mapping[str, Any]) -> Callable[..., Awaitable[Any]]:
+def _endpoint(client: OpenAIClient, arguments: Mapping[str, Any]) -> Callable[..., Awaitable[Any]]:
     api = client.api.chat.completions if "messages" in arguments else client.api.completions
     call: Callable[..., Awaitable[Any]] = api.create
     return call
@@ -289,14 +291,14 @@ def _choice(found: Any) -> Any:
     """The only choice of a reply. Raises Again where there is none: some report faults with status 200."""
     choices = getattr(found, "choices", None)
     if not choices:
-        raise Again(f"it answered {' '.join(str(getattr(found, 'error', None) or found).split())[:200]}")
+        raise RetryLater(f"it answered {' '.join(str(getattr(found, 'error', None) or found).split())[:200]}")
     return choices[0]
 
 
 def _finished(reason: str | None) -> bool:
     """Raises Again where the server gave up in the middle."""
     if reason in (None, "", "abort", "error"):
-        raise Again(f"it stopped in the middle of an answer ({reason or 'no reason'})")
+        raise RetryLater(f"it stopped in the middle of an answer ({reason or 'no reason'})")
     return reason != "length"
 
 

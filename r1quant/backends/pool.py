@@ -23,7 +23,7 @@ FIRST_REST_S, LONGEST_REST_S = 0.25, 30.0
 SERVED_S = 15.0  # a request that has not failed by then is being worked on
 
 
-class Client(Protocol):
+class ServerClient(Protocol):
     """A connection to one server."""
 
     @property
@@ -33,11 +33,11 @@ class Client(Protocol):
     async def close(self) -> None: ...
 
 
-C = TypeVar("C", bound=Client)
+C = TypeVar("C", bound=ServerClient)
 T = TypeVar("T")
 
 
-class Again(Exception):
+class RetryLater(Exception):
     """What a question raises where the same may succeed later; `after` seconds, if the server says so."""
 
     def __init__(self, reason: str, after: float | None = None) -> None:
@@ -112,7 +112,7 @@ class _Asking(Generic[C]):
             self._begun[request] = begun
             try:
                 found = await question(server.client)
-            except Again as failure:
+            except RetryLater as failure:
                 del self._begun[request]
                 self._failed(server, begun, failure)
             else:
@@ -131,7 +131,7 @@ class _Asking(Generic[C]):
                 return min(ready, key=lambda server: server.busy)
             await asyncio.sleep(min(server.rests_until for server in self._servers) - now)
 
-    def _failed(self, server: _Server[C], begun: float, failure: Again) -> None:
+    def _failed(self, server: _Server[C], begun: float, failure: RetryLater) -> None:
         """Lets the server rest, twice as long each time; failures of requests sent before the last one count once."""
         now, url = time.monotonic(), server.client.url
         if self._failing_since is None:

@@ -30,7 +30,7 @@ Pieces = Iterable[torch.Tensor]  # float32 [some tokens, vocabulary]: logits in 
 
 
 @dataclass(frozen=True, eq=False)
-class Sketch:
+class TopKLogprobs:
     """One entry for each of n predicted tokens.
 
     nll   float64 [n]: negative log-probability of the token that came, in nats
@@ -47,7 +47,7 @@ class Sketch:
     top: npt.NDArray[np.int64]
 
 
-def sketch(logits: Pieces, coming: npt.NDArray[np.int64]) -> Sketch:
+def sketch(logits: Pieces, coming: npt.NDArray[np.int64]) -> TopKLogprobs:
     """coming int64 [n]: the tokens that really followed. Raises NumericError for NaN or Inf."""
     random = torch.Generator().manual_seed(0)
     columns: list[tuple[torch.Tensor, ...]] = []
@@ -64,10 +64,10 @@ def sketch(logits: Pieces, coming: npt.NDArray[np.int64]) -> Sketch:
         surprise = (lse - scores.gather(1, wanted)[:, 0]).double()
         columns.append((surprise.cpu(), kept.int().cpu(), (scores.gather(1, kept) - lse[:, None]).cpu(), rest))
     joined = [torch.cat(column).numpy() for column in zip(*columns, strict=True)]
-    return Sketch(joined[0], joined[1], joined[2], joined[3], np.array(top))
+    return TopKLogprobs(joined[0], joined[1], joined[2], joined[3], np.array(top))
 
 
-def against(baseline: Sketch, logits: Pieces, coming: npt.NDArray[np.int64]) -> TokenScores:
+def against(baseline: TopKLogprobs, logits: Pieces, coming: npt.NDArray[np.int64]) -> TokenScores:
     """How another model's predictions of the same tokens differ. Raises NumericError for NaN or Inf."""
     columns: list[tuple[torch.Tensor, ...]] = []
     start, top = 0, int(baseline.top)

@@ -16,7 +16,7 @@ from r1quant.arch.tables import Architecture
 from r1quant.backends import Completion, Prompt, Sampling
 from r1quant.backends.distance import Projected
 from r1quant.backends.generation import SLOTS, Engine
-from r1quant.engine.forward import Decoder, Weights, chunked
+from r1quant.engine.forward import Decoder, TensorSource, chunked
 
 CPU = torch.device("cpu")
 TOKENS_PER_CHUNK = 1024  # that go through a layer at a time: their activations stay in a processor's cache
@@ -29,7 +29,7 @@ class TorchModel:
 
     def __init__(
         self,
-        weights: Weights,
+        weights: TensorSource,
         arch: Architecture,
         device: torch.device = CPU,
         dtype: torch.dtype = torch.float32,

@@ -31,7 +31,7 @@ ROWS_LIMIT = 1 << 22  # numbers in one piece of `rows`
 
 
 @dataclass(frozen=True)
-class Form:
+class LinearSpec:
     """What a quantized linear needs of a format, known without its codes.
 
     shape       (out, in)
@@ -62,10 +62,10 @@ class Form:
         return 1 if self.group_size == -1 else -(-self.shape[1] // self.group_size)
 
     @staticmethod
-    def planned(shape: tuple[int, int], grid: Grid) -> Form:
+    def planned(shape: tuple[int, int], grid: Grid) -> LinearSpec:
         """The form of a linear before it is quantized: what the grid allows."""
         zeros = (grid.midpoint, grid.midpoint) if grid.symmetric else (grid.zero_min, grid.levels - 1)
-        return Form(shape, grid.bits, grid.group_size, zeros, 8 if grid.scale_dtype == "portable" else 11)
+        return LinearSpec(shape, grid.bits, grid.group_size, zeros, 8 if grid.scale_dtype == "portable" else 11)
 
     @staticmethod
     def found(
@@ -74,7 +74,7 @@ class Form:
         group: npt.NDArray[np.int32] | None,
         zero: npt.NDArray[np.uint8],
         scale: npt.NDArray[Any],
-    ) -> Form:
+    ) -> LinearSpec:
         """The form of a linear that is there. zero, scale: [out, groups]; group int32 [in], or None if trivial."""
         groups = scale.shape[1]
         even = groups > 0 and shape[1] % groups == 0
@@ -84,13 +84,13 @@ class Form:
         wide = scale.astype(np.float32)
         need = significant_bits(wide) if fits_float16(wide) else 24
         zeros = int(zero.min(initial=255)), int(zero.max(initial=0))
-        return Form(shape, bits, size, zeros, need, 0 if trivial else groups)
+        return LinearSpec(shape, bits, size, zeros, need, 0 if trivial else groups)
 
     @staticmethod
-    def of(q: QLinear) -> Form:
-        return Form.found(q.shape, q.bits, q.group, q.zero, q.scale)
+    def of(q: QLinear) -> LinearSpec:
+        return LinearSpec.found(q.shape, q.bits, q.group, q.zero, q.scale)
 
-    def covers(self, other: Form) -> bool:
+    def covers(self, other: LinearSpec) -> bool:
         """Whether a linear of the other form can be stored as one of this form: same shape, no less of anything."""
         alike = (self.shape, self.bits, self.groups) == (other.shape, other.bits, other.groups)
         alike = alike and (self.group_size is None) == (other.group_size is None)
@@ -118,7 +118,7 @@ class Artifact(Protocol):
         """config.json of the float model: quantization_config is not in it."""
 
     @property
-    def carried(self) -> Mapping[str, bytes]:
+    def side_files(self) -> Mapping[str, bytes]:
         """Tokenizer and other small files that travel with the model, by name."""
 
     @property
@@ -126,7 +126,7 @@ class Artifact(Protocol):
         """Every tensor under its name in the float checkpoint. The `.weight` of a quantized linear is given as F32."""
 
     @property
-    def forms(self) -> Mapping[str, Form]:
+    def linear_specs(self) -> Mapping[str, LinearSpec]:
         """The quantized linears, by name without `.weight`."""
 
     def qlinear(self, linear: str) -> QLinear:
@@ -158,12 +158,12 @@ class CheckpointArtifact(Artifact):
         return self.checkpoint.config
 
     @property
-    def carried(self) -> Mapping[str, bytes]:
-        return self.checkpoint.carried
+    def side_files(self) -> Mapping[str, bytes]:
+        return self.checkpoint.side_files
 
     def holds(self, linear: str) -> bool:
         """Whether it is quantized."""
-        return linear in self.forms
+        return linear in self.linear_specs
 
     def read(self, name: str) -> torch.Tensor:
         import torch
@@ -177,10 +177,10 @@ class CheckpointArtifact(Artifact):
         return self.checkpoint.chunks(self.checkpoint.info(name))
 
 
-def generation_config(carried: Mapping[str, bytes]) -> Mapping[str, Any]:
+def generation_config(side_files: Mapping[str, bytes]) -> Mapping[str, Any]:
     """generation_config.json of the carried files; empty where there is none or it is no JSON object."""
     try:
-        found = json.loads(carried.get("generation_config.json", b"{}"))
+        found = json.loads(side_files.get("generation_config.json", b"{}"))
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -188,20 +188,20 @@ def generation_config(carried: Mapping[str, bytes]) -> Mapping[str, Any]:
 
 def stop_tokens(model: Artifact, eos: int | None) -> frozenset[int]:
     """The tokens that end an answer, as the model's files name them; eos is what its tokenizer does."""
-    named = generation_config(model.carried).get("eos_token_id", model.config.get("eos_token_id"))
+    named = generation_config(model.side_files).get("eos_token_id", model.config.get("eos_token_id"))
     listed = named if isinstance(named, list) else [named]
     return frozenset(token for token in (*listed, eos) if isinstance(token, int))
 
 
-def has_chat_template(carried: Mapping[str, bytes]) -> bool:
+def has_chat_template(side_files: Mapping[str, bytes]) -> bool:
     """Whether one of the carried files is a chat template or holds one."""
-    return any(name.startswith("chat_template") or b"chat_template" in text for name, text in carried.items())
+    return any(name.startswith("chat_template") or b"chat_template" in text for name, text in side_files.items())
 
 
 def quantized(artifact: Artifact, name: str) -> str | None:
     """The quantized linear whose weight the tensor `name` is; None for any other tensor."""
     linear = name.removesuffix(".weight")
-    return linear if linear != name and linear in artifact.forms else None
+    return linear if linear != name and linear in artifact.linear_specs else None
 
 
 def rows(artifact: Artifact, name: str, multiple: int = 1) -> Iterator[npt.NDArray[np.float32]]:

@@ -79,7 +79,7 @@ class Checkpoint:
     config: Mapping[str, Any]
     config_text: str
     tensors: Mapping[str, TensorInfo]
-    carried: Mapping[str, bytes] = field(repr=False)
+    side_files: Mapping[str, bytes] = field(repr=False)
 
     @property
     def name(self) -> str:
@@ -278,7 +278,7 @@ def open_folder(folder: Path, source: str | None = None) -> Checkpoint:
         config=config,
         config_text=read_side_file(folder / "config.json").decode("utf-8"),
         tensors=tensors,
-        carried={name: read_side_file(folder / name) for name in names},
+        side_files={name: read_side_file(folder / name) for name in names},
     )
 
 

@@ -41,7 +41,7 @@ class Tokenizer:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Tokenizer:
-        return cls.from_files(checkpoint.carried, checkpoint.source)
+        return cls.from_files(checkpoint.side_files, checkpoint.source)
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes], source: str) -> Tokenizer:

@@ -43,19 +43,19 @@ def generate(model: str | None, out: Path | None, as_json: bool, debug: bool, **
     ends in the same file. Its first line says how the others were drawn.
     """
     from r1quant.jobs.generate.run import generate as job
-    from r1quant.jobs.generate.selftext import Options, told
+    from r1quant.jobs.generate.selftext import GenerateOptions, summary_line
 
     chosen = {key: value for key, value in given.items() if value not in (None, ())}
     if "base_urls" in chosen:
         chosen.setdefault("backend", "openai")
     name = console.pick_model(model)
     with console.watching() as progress:
-        done = job(name, out, Options.of(chosen), progress)
+        done = job(name, out, GenerateOptions.of(chosen), progress)
 
     def show() -> None:
         again = " (it was complete already)" if done.already_complete else ""
         following = f"r1quant quantize {shlex.quote(name)} --calib {shlex.quote(str(done.out))}"
-        written = told(done.header["summary"])
+        written = summary_line(done.header["summary"])
         rows = [["written", f"{done.out}{again}"], ["what", written], ["seconds", f"{done.seconds:.1f}"]]
         console.table([*rows, ["next", following]], heading=False)
 

@@ -54,10 +54,10 @@ def fit(
     With --gpu or --detect: what can I run on this? Without: which hardware holds it, and which is the smallest?
     Reads headers only; of a model on the Hub or a folder, config.json is enough.
     """
-    from r1quant.jobs.fit.run import Wanted
+    from r1quant.jobs.fit.run import FitOptions
     from r1quant.jobs.fit.run import fit as job
 
-    wanted = Wanted(bits=numbers("bits", bits) if bits else (), **asked)
+    wanted = FitOptions(bits=numbers("bits", bits) if bits else (), **asked)
     found = job(console.pick_model(model), wanted)
     console.emit(
         found.as_dict(),

@@ -33,11 +33,11 @@ def publish(out: str | None, as_json: bool, debug: bool, **given: Any) -> int:
     or of other files, the licence is unknown or forbids it, or something looks like a secret. The token for the Hub is
     that of HF_TOKEN or of 'hf auth login'.
     """
-    from r1quant.jobs.publish.run import Options
+    from r1quant.jobs.publish.run import PublishOptions
     from r1quant.jobs.publish.run import publish as job
 
     with console.watching() as progress:
-        done = job(out, Options(**given), progress)
+        done = job(out, PublishOptions(**given), progress)
     found = done.as_dict()
 
     def show() -> None:

@@ -64,7 +64,7 @@ def verify(
     are kept in $R1QUANT_CACHE (~/.cache/r1quant), so that a run goes on where it was interrupted.
     """
     from r1quant.errors import RecipeError
-    from r1quant.jobs.verify.pair import Options
+    from r1quant.jobs.verify.pair import VerifyOptions
     from r1quant.jobs.verify.run import applicable_gates, repeat
     from r1quant.jobs.verify.run import verify as job
     from r1quant.recipe import read_settings
@@ -85,7 +85,7 @@ def verify(
                     chosen.setdefault(key, "openai")
             if "base_url" in chosen and {"aime", "health", "tasks"} & set(chosen):
                 chosen.setdefault("windows", 0)  # most servers cannot score a text
-            options = Options(**chosen)
+            options = VerifyOptions(**chosen)
             if "gate" not in chosen:
                 options = replace(options, gate=applicable_gates(read_settings(Path.cwd()).gates, options))
             done = job(out, baseline, options, progress)

@@ -42,14 +42,14 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenText:
     """A text, and the tokens that a model wrote it in, which encoding it again may not give."""
 
     text: str
     tokens: tuple[int, ...]
 
 
-Document = str | Written | list[dict[str, Any]]
+Document = str | WrittenText | list[dict[str, Any]]
 
 
 def bundled(name: str) -> Path:
@@ -195,7 +195,7 @@ def _parse_line(line: bytes, where: str, only: str | None) -> Document | None:
             return None
         written, tokens = entry.get("text"), entry.get("tokens")
         if isinstance(written, str) and isinstance(tokens, list) and all(map(_is_token, tokens)):
-            return Written(written, tuple(tokens))
+            return WrittenText(written, tuple(tokens))
         for key in ("messages", "text"):
             if key in entry:
                 return _document(entry[key], where)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from r1quant.checkpoint.tokenizer import Tokenizer, trace_of
 from r1quant.data import texts
-from r1quant.data.texts import Document, Source, Written
+from r1quant.data.texts import Document, Source, WrittenText
 from r1quant.errors import CalibrationError, CheckpointError
 
 BYTES_PER_TOKEN = (8, 128)  # more than usual, more than ever: how much of a text file is read at first, and at most
@@ -199,7 +199,7 @@ def _digest(tokens: npt.NDArray[np.int64]) -> str:
 
 def _encoded(document: Document, tokenizer: Tokenizer, source: Source) -> list[int]:
     """The tokens of a document: those it was written in, where they mean the same to this tokenizer."""
-    if isinstance(document, Written):
+    if isinstance(document, WrittenText):
         same = tokenizer.decode(document.tokens) == document.text
         return list(document.tokens) if same else tokenizer.encode(document.text)
     return tokenizer.encode(_text(document, tokenizer, source))

@@ -32,7 +32,7 @@ REUSED_BLOCK, REUSED_BYTES = 1 << 27, 1 << 30
 
 
 @runtime_checkable
-class Weights(Protocol):
+class TensorSource(Protocol):
     """Tensors by name: a checkpoint, or a quantized one seen through its dequantized values."""
 
     @property
@@ -159,7 +159,7 @@ class Decoder:
     """A decoder-only model whose layers are filled one at a time from a Weights."""
 
     def __init__(
-        self, weights: Weights, arch: Architecture, device: torch.device, dtype: torch.dtype, seq_len: int
+        self, weights: TensorSource, arch: Architecture, device: torch.device, dtype: torch.dtype, seq_len: int
     ) -> None:
         """Raises CheckpointError where the library cannot build a model from the config."""
         reuse()
@@ -237,7 +237,7 @@ class Head:
 
 
 def layer_state(
-    weights: Weights, arch: Architecture, index: int, device: torch.device, dtype: torch.dtype
+    weights: TensorSource, arch: Architecture, index: int, device: torch.device, dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
     """The tensors of decoder layer `index` under their names within it."""
     prefix, ignored = arch.layer_prefix(index), arch.tensors.ignored
@@ -248,7 +248,7 @@ def layer_state(
     }
 
 
-def head_name(weights: Weights, arch: Architecture) -> str:
+def head_name(weights: TensorSource, arch: Architecture) -> str:
     """The tensor that scores tokens: the embedding where the two are tied."""
     tied = weights.config.get("tie_word_embeddings") or arch.tensors.head not in weights.tensors
     return arch.tensors.embedding if tied else arch.tensors.head

@@ -21,7 +21,7 @@ from r1quant.engine.forward import DecoderLayer, chunked
 from r1quant.engine.linear_report import LinearReport, Rounded
 from r1quant.engine.methods import gptq
 from r1quant.engine.sensitivity import Sensitivity
-from r1quant.engine.stats import Stats, Sums
+from r1quant.engine.stats import HessianAccumulator, Stats
 from r1quant.errors import NumericError
 from r1quant.recipe import Recipe
 
@@ -97,21 +97,23 @@ def quantize_layer(
         linears = stream.layer.arch.layer.stages[stage]
         grid = grids[prefix + linears[0]]
         if grid is not None:
-            sums = sums_of(stream.layer, linears, guidance)
+            sums = accumulator_for(stream.layer, linears, guidance)
             correction = _gather(stream, reference, stage, inputs, wanted, linears, sums)
             yield from _solve(stream.layer, linears, sums.stats, correction, prefix, read, recipe, grid)
 
 
-def sums_of(layer: DecoderLayer, linears: tuple[str, ...], guidance: Mapping[str, Sensitivity] | None) -> Sums:
+def accumulator_for(
+    layer: DecoderLayer, linears: tuple[str, ...], guidance: Mapping[str, Sensitivity] | None
+) -> HessianAccumulator:
     """Tokens count by the norm of their gradient, not by its square, as the Fisher matrix would have it: squares leave
     so few of them (those that all others attend to) that the Hessian is one of a hundredth of the text. Linears that
     share an input share the weights of its tokens, the mean of their own."""
     weight = layer.weight(linears[0])
     if guidance is None:
-        return Sums(weight.shape[1], weight.device)
+        return HessianAccumulator(weight.shape[1], weight.device)
     norms = torch.stack([guidance[name].norms for name in linears])
     outputs = tuple(part for name in linears for part in guidance[name].covariance)
-    return Sums(weight.shape[1], weight.device, norms.mean(0), outputs)
+    return HessianAccumulator(weight.shape[1], weight.device, norms.mean(0), outputs)
 
 
 def _gather(
@@ -121,7 +123,7 @@ def _gather(
     inputs: Chunks,
     wanted: Chunks | None,
     linears: tuple[str, ...],
-    sums: Sums,
+    sums: HessianAccumulator,
 ) -> torch.Tensor | None:
     """Fills the sums, and says how to move the weights so that the outputs are those that are wanted.
 
@@ -151,7 +153,7 @@ def _gather(
     return correction
 
 
-def _correction(sums: Sums, weight: torch.Tensor | None) -> torch.Tensor:
+def _correction(sums: HessianAccumulator, weight: torch.Tensor | None) -> torch.Tensor:
     """weight [N, J]: of the linear, where what was lacking were inputs [..., J] of it, not its outputs."""
     drift, sums.drift = sums.drift, None
     assert drift is not None

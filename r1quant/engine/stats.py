@@ -70,7 +70,7 @@ def _panels(columns: int) -> list[slice]:
     return [slice(columns * i // PANELS, columns * (i + 1) // PANELS) for i in range(PANELS)]
 
 
-class Sums:
+class HessianAccumulator:
     """Statistics as they grow, of linears that share their input and the weights of tokens.
 
     weights   float32 [T], of the first tokens that will come; those after them have their mean. None: all count alike
@@ -127,7 +127,7 @@ class Sums:
 
 def gather(chunks: Iterable[torch.Tensor], columns: int, device: torch.device) -> Stats:
     """The statistics of inputs given as chunks [..., K], all of which count alike."""
-    sums = Sums(columns, device)
+    sums = HessianAccumulator(columns, device)
     for chunk in chunks:
         sums.add(chunk)
     return sums.stats

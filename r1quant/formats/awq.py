@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from r1quant.checkpoint.artifact import Form
+from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.checkpoint.tensorfile import TensorSpec
 from r1quant.core import bits as packing
 from r1quant.core.qlinear import QLinear
 from r1quant.errors import RecipeError
-from r1quant.formats.codec import HEAD, Arrays, group_sizes, packed_shape, refuse, runs, shipped, tensor, whole
+from r1quant.formats.codec import HEAD, Arrays, as_stored_scale, group_sizes, packed_shape, refuse, runs, tensor, whole
 from r1quant.formats.names import with_fused
 
 BITS, PER_WORD = 4, 8
@@ -30,9 +30,9 @@ class Awq:
 
     name = "awq"
     suffixes = ("qweight", "qzeros", "scales")
-    telling = "qweight"
+    marker_suffix = "qweight"
 
-    def problem(self, form: Form) -> str | None:
+    def problem(self, form: LinearSpec) -> str | None:
         if form.bits != BITS:
             return f"AWQ files hold 4 bits, not {form.bits}"
         if form.group_size is None:
@@ -43,7 +43,7 @@ class Awq:
             return "AWQ files hold float16 scales, and a scale does not fit float16"
         return None
 
-    def specs(self, linear: str, form: Form) -> list[TensorSpec]:
+    def specs(self, linear: str, form: LinearSpec) -> list[TensorSpec]:
         out, columns = form.shape
         return [
             TensorSpec(f"{linear}.qweight", "I32", (columns, out // PER_WORD)),
@@ -51,7 +51,7 @@ class Awq:
             TensorSpec(f"{linear}.scales", "F16", (form.groups, out)),
         ]
 
-    def encode(self, q: QLinear, form: Form | None = None) -> dict[str, npt.NDArray[Any]]:
+    def encode(self, q: QLinear, form: LinearSpec | None = None) -> dict[str, npt.NDArray[Any]]:
         refuse(self, q, form)
         return {
             "qweight": _pack(q.codes),
@@ -59,15 +59,15 @@ class Awq:
             "scales": np.ascontiguousarray(q.scale.T.astype(np.float16, copy=False)),
         }
 
-    def form(self, codes: TensorSpec, arrays: Arrays, config: Mapping[str, Any]) -> Form:
+    def form(self, codes: TensorSpec, arrays: Arrays, config: Mapping[str, Any]) -> LinearSpec:
         columns, words = packed_shape(codes)
         group, scale, zero = self._all_but_codes(columns, words, arrays, config)
-        return Form.found((words * PER_WORD, columns), BITS, group, zero, scale)
+        return LinearSpec.found((words * PER_WORD, columns), BITS, group, zero, scale)
 
     def decode(self, arrays: Arrays, config: Mapping[str, Any], linear: str = "") -> QLinear:
         words = tensor(arrays, "qweight", ("int32",), (None, None))
         group, scale, zero = self._all_but_codes(len(words), words.shape[1], arrays, config)
-        return QLinear(_unpack(words), shipped(scale), zero, group, BITS)
+        return QLinear(_unpack(words), as_stored_scale(scale), zero, group, BITS)
 
     def _all_but_codes(
         self, columns: int, words: int, arrays: Arrays, config: Mapping[str, Any]
@@ -80,13 +80,15 @@ class Awq:
         zero = tensor(arrays, "qzeros", ("int32",), (scale.shape[1], words))
         return runs(columns, scale.shape[1], whole(config, "group_size", "q_group_size")), scale, _unpack(zero)
 
-    def config(self, forms: Mapping[str, Form], plain: tuple[str, ...], meta: Mapping[str, Any]) -> dict[str, Any]:
+    def config(
+        self, linear_specs: Mapping[str, LinearSpec], plain: tuple[str, ...], meta: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """`modules_to_not_convert` is there only where a linear of the layers stays in float: null is more than readers
         bear, and the head is float in every such checkpoint, whether it is listed or not.
 
         Raises RecipeError where linears differ in group size, which this format cannot say.
         """
-        sizes = set(group_sizes(forms).values())
+        sizes = set(group_sizes(linear_specs).values())
         if len(sizes) != 1:
             several = ", ".join(sorted(map(str, sizes)))
             raise RecipeError(

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from r1quant.checkpoint.artifact import CheckpointArtifact, Form
+from r1quant.checkpoint.artifact import CheckpointArtifact, LinearSpec
 from r1quant.checkpoint.tensorfile import TensorSpec
 from r1quant.core.floats import fits_float16
 from r1quant.core.qlinear import QLinear
@@ -34,23 +34,23 @@ class Codec(Protocol):
         """All that a linear can have. Those that can hold the codes come first."""
 
     @property
-    def telling(self) -> str:
+    def marker_suffix(self) -> str:
         """The suffix that no other tensor has: where it is, there is a quantized linear."""
 
-    def problem(self, form: Form) -> str | None:
+    def problem(self, form: LinearSpec) -> str | None:
         """Why a linear of this form cannot be stored; None where it can."""
 
-    def specs(self, linear: str, form: Form) -> list[TensorSpec]:
+    def specs(self, linear: str, form: LinearSpec) -> list[TensorSpec]:
         """What will be written for a linear, in the order of encode."""
 
-    def encode(self, q: QLinear, form: Form | None = None) -> dict[str, npt.NDArray[Any]]:
+    def encode(self, q: QLinear, form: LinearSpec | None = None) -> dict[str, npt.NDArray[Any]]:
         """Tensors by suffix, as specs(linear, form) has them; form is the linear's own where it is left out.
 
         A form known before the linear may allow more than it needs. Raises RecipeError where the format cannot hold
         the linear exactly, ValueError where the form does not cover it.
         """
 
-    def form(self, codes: TensorSpec, arrays: Arrays, config: Mapping[str, Any]) -> Form:
+    def form(self, codes: TensorSpec, arrays: Arrays, config: Mapping[str, Any]) -> LinearSpec:
         """What a linear is, without its codes: `codes` says where they are, arrays has all the other suffixes."""
 
     def decode(self, arrays: Arrays, config: Mapping[str, Any], linear: str = "") -> QLinear:
@@ -59,7 +59,9 @@ class Codec(Protocol):
         Raises CheckpointError or ValueError where the tensors cannot be a linear of this format.
         """
 
-    def config(self, forms: Mapping[str, Form], plain: tuple[str, ...], meta: Mapping[str, Any]) -> dict[str, Any]:
+    def config(
+        self, linear_specs: Mapping[str, LinearSpec], plain: tuple[str, ...], meta: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """The quantization_config. plain: linears that stay in float; meta: how it was made.
 
         Raises RecipeError where the configuration cannot say how the linears differ.
@@ -69,9 +71,9 @@ class Codec(Protocol):
         """Further JSON files that readers look for, by name."""
 
 
-def refuse(codec: Codec, q: QLinear, form: Form | None = None) -> Form:
+def refuse(codec: Codec, q: QLinear, form: LinearSpec | None = None) -> LinearSpec:
     """The form that a linear is stored in. Raises RecipeError where it cannot be: what every encode begins with."""
-    own = Form.of(q)
+    own = LinearSpec.of(q)
     reason = codec.problem(own)
     if reason:
         raise RecipeError(reason, "choose another format, or quantize with other options")
@@ -80,19 +82,19 @@ def refuse(codec: Codec, q: QLinear, form: Form | None = None) -> Form:
     return form or own
 
 
-def shipped(scale: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def as_stored_scale(scale: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Scales as a QLinear holds them: float16 where that is exact, else float32."""
     return np.ascontiguousarray(scale.astype(np.float16 if fits_float16(scale) else np.float32))
 
 
-def group_sizes(forms: Mapping[str, Form]) -> dict[str, int | None]:
+def group_sizes(linear_specs: Mapping[str, LinearSpec]) -> dict[str, int | None]:
     """The group size of each linear, so that they differ as little as they can.
 
     Where a whole row is as long as the groups of other linears, it is a group of that size, and not -1.
     """
-    sizes = {form.group_size for form in forms.values()}
-    rows = {name: form.shape[1] for name, form in forms.items() if form.group_size == -1}
-    return {name: rows[name] if rows.get(name, 0) in sizes else form.group_size for name, form in forms.items()}
+    sizes = {form.group_size for form in linear_specs.values()}
+    rows = {name: form.shape[1] for name, form in linear_specs.items() if form.group_size == -1}
+    return {name: rows[name] if rows.get(name, 0) in sizes else form.group_size for name, form in linear_specs.items()}
 
 
 def tensor(arrays: Arrays, suffix: str, dtypes: tuple[str, ...], shape: tuple[int | None, ...]) -> npt.NDArray[Any]:
@@ -193,11 +195,12 @@ class CodecArtifact(CheckpointArtifact):
         parts: dict[str, list[str]] = {}
         for name in self.checkpoint.tensors:
             linear, dot, suffix = name.rpartition(".")
-            if dot and suffix == self.codec.telling:
+            if dot and suffix == self.codec.marker_suffix:
                 parts[linear] = [s for s in self.codec.suffixes if f"{linear}.{s}" in self.checkpoint.tensors]
         if not parts:
             raise CheckpointError(
-                f"config.json of {self.source} says {self.codec.name}, but no tensor is called .{self.codec.telling}",
+                f"config.json of {self.source} says {self.codec.name}, "
+                f"but no tensor is called .{self.codec.marker_suffix}",
                 "use a checkpoint whose configuration and weights belong together",
             )
         return parts
@@ -209,17 +212,17 @@ class CodecArtifact(CheckpointArtifact):
         for name, info in self.checkpoint.tensors.items():
             if name not in packed:
                 found[name] = TensorSpec(name, info.dtype, info.shape)
-            elif self.codec and name.endswith("." + self.codec.telling):
+            elif self.codec and name.endswith("." + self.codec.marker_suffix):
                 weight = name.rpartition(".")[0] + ".weight"
-                found[weight] = TensorSpec(weight, "F32", self.forms[weight.removesuffix(".weight")].shape)
+                found[weight] = TensorSpec(weight, "F32", self.linear_specs[weight.removesuffix(".weight")].shape)
         return found
 
     @cached_property
-    def forms(self) -> Mapping[str, Form]:
+    def linear_specs(self) -> Mapping[str, LinearSpec]:
         """Read from scales, zero points and group maps, so that what a configuration claims does not matter."""
         return {linear: self._form(linear) for linear in self._parts}
 
-    def _form(self, linear: str) -> Form:
+    def _form(self, linear: str) -> LinearSpec:
         assert self.codec is not None
         codes, *others = self._parts[linear]
         info = self.checkpoint.info(f"{linear}.{codes}")

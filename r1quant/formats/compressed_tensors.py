@@ -20,11 +20,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from r1quant.checkpoint.artifact import Form
+from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.checkpoint.tensorfile import TensorSpec
 from r1quant.core import bits as packing
 from r1quant.core.qlinear import QLinear
-from r1quant.formats.codec import HEAD, Arrays, group_sizes, matches, packed_shape, refuse, runs, shipped, tensor, whole
+from r1quant.formats.codec import (
+    HEAD,
+    Arrays,
+    as_stored_scale,
+    group_sizes,
+    matches,
+    packed_shape,
+    refuse,
+    runs,
+    tensor,
+    whole,
+)
 from r1quant.formats.names import patterns, with_fused
 
 INTEGERS = ("int8", "int16", "int32", "int64")
@@ -40,13 +51,13 @@ class CompressedTensors:
         "weight_packed", "weight", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx",
         "input_scale", "input_zero_point",
     )  # fmt: skip
-    telling = "weight_scale"
+    marker_suffix = "weight_scale"
 
     @property
     def name(self) -> str:
         return "compressed-tensors" if self.packed else "compressed-tensors-int"
 
-    def problem(self, form: Form) -> str | None:
+    def problem(self, form: LinearSpec) -> str | None:
         if not self.packed and form.bits != 8:
             return f"int-quantized compressed-tensors hold 8 bits, not {form.bits}"
         if form.group_size is None:
@@ -55,7 +66,7 @@ class CompressedTensors:
             return "the scales would be written in float16, and a scale does not fit it"
         return None
 
-    def specs(self, linear: str, form: Form) -> list[TensorSpec]:
+    def specs(self, linear: str, form: LinearSpec) -> list[TensorSpec]:
         (out, columns), groups = form.shape, form.groups
         scale = TensorSpec(f"{linear}.weight_scale", "F16", (out, groups))
         if not self.packed:
@@ -70,7 +81,7 @@ class CompressedTensors:
             TensorSpec(f"{linear}.weight_shape", "I64", (2,)),
         ]
 
-    def encode(self, q: QLinear, form: Form | None = None) -> dict[str, npt.NDArray[Any]]:
+    def encode(self, q: QLinear, form: LinearSpec | None = None) -> dict[str, npt.NDArray[Any]]:
         form = refuse(self, q, form)
         scale = np.ascontiguousarray(q.scale.astype(np.float16, copy=False))
         if not self.packed:
@@ -84,9 +95,9 @@ class CompressedTensors:
             "weight_shape": np.array(q.shape, np.int64),
         }
 
-    def form(self, codes: TensorSpec, arrays: Arrays, config: Mapping[str, Any]) -> Form:
+    def form(self, codes: TensorSpec, arrays: Arrays, config: Mapping[str, Any]) -> LinearSpec:
         found = _all_but_codes(codes, arrays, config)
-        return Form.found(found.shape, found.bits, found.group, found.zero, found.scale)
+        return LinearSpec.found(found.shape, found.bits, found.group, found.zero, found.scale)
 
     def decode(self, arrays: Arrays, config: Mapping[str, Any], linear: str = "") -> QLinear:
         suffix = "weight_packed" if "weight_packed" in arrays else "weight"
@@ -97,17 +108,19 @@ class CompressedTensors:
             codes = np.ascontiguousarray(packing.unpack(stored, found.bits)[:, : found.shape[1]])
         else:
             codes = _unsigned(stored, found.bits, "code")
-        return QLinear(codes, shipped(found.scale), found.zero, found.group, found.bits)
+        return QLinear(codes, as_stored_scale(found.scale), found.zero, found.group, found.bits)
 
-    def config(self, forms: Mapping[str, Form], plain: tuple[str, ...], meta: Mapping[str, Any]) -> dict[str, Any]:
+    def config(
+        self, linear_specs: Mapping[str, LinearSpec], plain: tuple[str, ...], meta: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """One config group for all linears, or one for each kind, which then names its linears.
 
         They are named one by one and as vLLM and SGLang fuse them. The head is a linear to readers even where it is the
         embedding, so it is ignored by name unless quantized.
         """
-        sizes = group_sizes(forms)
+        sizes = group_sizes(linear_specs)
         kinds: dict[tuple[int, int | None, bool], list[str]] = {}
-        for name, form in forms.items():
+        for name, form in linear_specs.items():
             kinds.setdefault((form.bits, sizes[name], form.symmetric), []).append(name)
         layout = "pack-quantized" if self.packed else "int-quantized"
         groups = {}
@@ -131,7 +144,7 @@ class CompressedTensors:
             "format": layout,
             "quantization_status": "compressed",
             "config_groups": groups,
-            "ignore": with_fused((*plain, *({HEAD} - forms.keys()))),
+            "ignore": with_fused((*plain, *({HEAD} - linear_specs.keys()))),
             "kv_cache_scheme": None,
             "global_compression_ratio": None,
         }

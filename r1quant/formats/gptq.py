@@ -19,11 +19,22 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from r1quant.checkpoint.artifact import Form
+from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.checkpoint.tensorfile import TensorSpec
 from r1quant.core import bits as packing
 from r1quant.core.qlinear import QLinear
-from r1quant.formats.codec import HEAD, Arrays, group_sizes, matches, packed_shape, refuse, runs, shipped, tensor, whole
+from r1quant.formats.codec import (
+    HEAD,
+    Arrays,
+    as_stored_scale,
+    group_sizes,
+    matches,
+    packed_shape,
+    refuse,
+    runs,
+    tensor,
+    whole,
+)
 from r1quant.formats.names import patterns
 
 BITS = (2, 3, 4, 8)
@@ -45,10 +56,10 @@ class Gptq:
         return "qweight", "qzeros", "scales", "g_idx"
 
     @property
-    def telling(self) -> str:
+    def marker_suffix(self) -> str:
         return "qweight"
 
-    def problem(self, form: Form) -> str | None:
+    def problem(self, form: LinearSpec) -> str | None:
         (out, columns), block = form.shape, packing.values_per_block(form.bits)
         if form.bits not in BITS:
             return f"GPTQ files hold 2, 3, 4 or 8 bits, not {form.bits}"
@@ -62,7 +73,7 @@ class Gptq:
             return "a zero point is 0, and GPTQ version 1 stores zero points minus one; gptq-v2 holds it"
         return None
 
-    def specs(self, linear: str, form: Form) -> list[TensorSpec]:
+    def specs(self, linear: str, form: LinearSpec) -> list[TensorSpec]:
         out, columns = form.shape
         return [
             TensorSpec(f"{linear}.qweight", "I32", (columns * form.bits // 32, out)),
@@ -71,7 +82,7 @@ class Gptq:
             TensorSpec(f"{linear}.g_idx", "I32", (columns,)),
         ]
 
-    def encode(self, q: QLinear, form: Form | None = None) -> dict[str, npt.NDArray[Any]]:
+    def encode(self, q: QLinear, form: LinearSpec | None = None) -> dict[str, npt.NDArray[Any]]:
         refuse(self, q, form)
         zero = q.zero - np.uint8(1) if self.version == 1 else q.zero
         return {
@@ -81,16 +92,16 @@ class Gptq:
             "g_idx": q.group,
         }
 
-    def form(self, codes: TensorSpec, arrays: Arrays, config: Mapping[str, Any]) -> Form:
+    def form(self, codes: TensorSpec, arrays: Arrays, config: Mapping[str, Any]) -> LinearSpec:
         bits, group, scale, zero = self._all_but_codes(codes, arrays, config)
-        return Form.found((codes.shape[1], len(group)), bits, group, zero, scale)
+        return LinearSpec.found((codes.shape[1], len(group)), bits, group, zero, scale)
 
     def decode(self, arrays: Arrays, config: Mapping[str, Any], linear: str = "") -> QLinear:
         words = tensor(arrays, "qweight", ("int32",), (None, None))
         header = TensorSpec(f"{linear}.qweight", "I32", words.shape)
         bits, group, scale, zero = self._all_but_codes(header, arrays, config)
         codes = np.ascontiguousarray(packing.unpack(np.ascontiguousarray(words.T), bits))
-        return QLinear(codes, shipped(scale), zero, group, bits)
+        return QLinear(codes, as_stored_scale(scale), zero, group, bits)
 
     def _all_but_codes(
         self, codes: TensorSpec, arrays: Arrays, config: Mapping[str, Any]
@@ -118,13 +129,15 @@ class Gptq:
         packed = tensor(arrays, "qzeros", ("int32",), (scale.shape[1], -(-out * bits // 32)))
         return bits, group, scale, _zero(packed, bits, config)[:out]
 
-    def config(self, forms: Mapping[str, Form], plain: tuple[str, ...], meta: Mapping[str, Any]) -> dict[str, Any]:
+    def config(
+        self, linear_specs: Mapping[str, LinearSpec], plain: tuple[str, ...], meta: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """No key is null, and `dynamic` is there only where linears differ: some readers cannot bear either.
 
         Its rules take linears by their own names and by those of the layers that vLLM and SGLang fuse them into.
         """
-        sizes = group_sizes(forms)
-        kinds = {name: (form.bits, sizes[name] or nominal(form)) for name, form in forms.items()}
+        sizes = group_sizes(linear_specs)
+        kinds = {name: (form.bits, sizes[name] or nominal(form)) for name, form in linear_specs.items()}
         bits, group_size = Counter(kinds.values()).most_common(1)[0][0]
         dynamic: dict[str, Any] = {}
         for kind in sorted(set(kinds.values()) - {(bits, group_size)}):
@@ -135,9 +148,9 @@ class Gptq:
             "quant_method": "gptq",
             "bits": bits,
             "group_size": group_size,
-            "desc_act": any(form.group_size is None for form in forms.values()),
-            "sym": all(form.symmetric for form in forms.values()),
-            "lm_head": HEAD in forms,
+            "desc_act": any(form.group_size is None for form in linear_specs.values()),
+            "sym": all(form.symmetric for form in linear_specs.values()),
+            "lm_head": HEAD in linear_specs,
             "checkpoint_format": "gptq" if self.version == 1 else "gptq_v2",
             "format": "gptq" if self.version == 1 else "gptq_v2",
             "method": "gptq",
@@ -150,7 +163,7 @@ class Gptq:
         return {"quantize_config.json": config}
 
 
-def nominal(form: Form) -> int:
+def nominal(form: LinearSpec) -> int:
     """The group size that a configuration states where g_idx says which columns are in a group."""
     return -(-form.shape[1] // form.groups)
 

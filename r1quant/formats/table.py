@@ -68,8 +68,8 @@ def artifact(checkpoint: Checkpoint) -> CodecArtifact:
 
 def _stated_beside(checkpoint: Checkpoint) -> dict[str, Any] | None:
     """The file of its own that a quantization is stated in where config.json does not; None for a float checkpoint."""
-    telling = next((name for name in checkpoint.tensors if name.endswith(PACKED)), None)
-    if telling is None:
+    marker_suffix = next((name for name in checkpoint.tensors if name.endswith(PACKED)), None)
+    if marker_suffix is None:
         return None
     for name, method in SIDE_FILES.items():
         if (checkpoint.folder / name).is_file():
@@ -78,6 +78,6 @@ def _stated_beside(checkpoint: Checkpoint) -> dict[str, Any] | None:
                 raise CheckpointError(f"{name} of {checkpoint.source} is not a JSON object", "download it again")
             return {"quant_method": method, **found}
     raise CheckpointError(
-        f"{telling} is quantized, but config.json has no quantization_config",
+        f"{marker_suffix} is quantized, but config.json has no quantization_config",
         f"download config.json again, or the {' or '.join(SIDE_FILES)} beside it",
     )

@@ -35,7 +35,7 @@ TIED_BY_DEFAULT = ("gemma", "gemma2", "gemma3_text")
 
 
 @dataclass(frozen=True)
-class Part:
+class InventoryPart:
     """Tensors of one kind.
 
     name    of one of them; for linears without `.weight`
@@ -65,7 +65,7 @@ class Inventory:
     """config: that of the language model; note: what was taken for granted, in one line, or nothing."""
 
     config: Mapping[str, Any]
-    parts: tuple[Part, ...]
+    parts: tuple[InventoryPart, ...]
     note: str = ""
 
     @property
@@ -139,9 +139,9 @@ def _biased(name: str, config: Mapping[str, Any]) -> bool:
     return bool(config.get("mlp_bias" if ".mlp." in name else "attention_bias"))
 
 
-def _part(spec: TensorSpec, count: int, role: str) -> Part:
+def _part(spec: TensorSpec, count: int, role: str) -> InventoryPart:
     name = spec.name if role in ("embedding", "head", "plain") else spec.name.removesuffix(".weight")
-    return Part(name, tuple(spec.shape), count, role, spec.dtype, ".experts." in spec.name)
+    return InventoryPart(name, tuple(spec.shape), count, role, spec.dtype, ".experts." in spec.name)
 
 
 def _role(spec: TensorSpec, arch: Architecture | None) -> str:
@@ -161,22 +161,22 @@ def _role(spec: TensorSpec, arch: Architecture | None) -> str:
     return ROLES.get(last.rpartition(".")[2], "linear")
 
 
-def _like_llama(config: Mapping[str, Any], dtype: str) -> list[Part]:
+def _like_llama(config: Mapping[str, Any], dtype: str) -> list[InventoryPart]:
     """Attention (grouped or latent), an MLP or routed experts in each layer, norms."""
     layers, hidden = size(config, "num_hidden_layers"), size(config, "hidden_size")
     family, vocabulary = str(config.get("model_type")), size(config, "vocab_size")
-    found = [Part("model.embed_tokens.weight", (vocabulary, hidden), 1, "embedding", dtype)]
+    found = [InventoryPart("model.embed_tokens.weight", (vocabulary, hidden), 1, "embedding", dtype)]
     if not config.get("tie_word_embeddings", family in TIED_BY_DEFAULT):
-        found.append(Part("lm_head.weight", (vocabulary, hidden), 1, "head", dtype))
-    found.append(Part("model.norm.weight", (hidden,), 1, "plain", dtype))
+        found.append(InventoryPart("lm_head.weight", (vocabulary, hidden), 1, "head", dtype))
+    found.append(InventoryPart("model.norm.weight", (hidden,), 1, "plain", dtype))
     norms = LIKE_LLAMA.get(family, 2) * layers
-    found.append(Part("model.layers.0.norm.weight", (hidden,), norms, "plain", dtype))
+    found.append(InventoryPart("model.layers.0.norm.weight", (hidden,), norms, "plain", dtype))
     linears: list[tuple[str, tuple[int, int], int, bool]] = []
     for name, shape in _attention(config, hidden).items():
         if len(shape) == 2:
             linears.append((f"self_attn.{name}", (shape[0], shape[1]), layers, False))
         else:
-            found.append(Part(f"model.layers.0.self_attn.{name}", shape, layers, "plain", dtype))
+            found.append(InventoryPart(f"model.layers.0.self_attn.{name}", shape, layers, "plain", dtype))
     experts, _ = _experts(config)
     sparse = _sparse_layers(config, layers) if experts > 1 else 0
     if sparse < layers:
@@ -184,18 +184,22 @@ def _like_llama(config: Mapping[str, Any], dtype: str) -> list[Part]:
     if sparse:
         inner = size(config, "moe_intermediate_size", size(config, "intermediate_size"))
         linears += _mlp("mlp.experts.0", hidden, inner, sparse * experts, True)
-        found.append(Part("model.layers.0.mlp.gate.weight", (experts, hidden), sparse, "plain", dtype))
+        found.append(InventoryPart("model.layers.0.mlp.gate.weight", (experts, hidden), sparse, "plain", dtype))
         if config.get("topk_method") == "noaux_tc":
-            found.append(Part("model.layers.0.mlp.gate.e_score_correction_bias", (experts,), sparse, "plain", "F32"))
+            found.append(
+                InventoryPart("model.layers.0.mlp.gate.e_score_correction_bias", (experts,), sparse, "plain", "F32")
+            )
         shared = config.get("n_shared_experts")
         wide = size(config, "n_shared_experts") * inner if shared else config.get("shared_expert_intermediate_size")
         if wide:
             linears += _mlp("mlp.shared_experts", hidden, int(wide), sparse, False)
         if config.get("shared_expert_intermediate_size"):
-            found.append(Part("model.layers.0.mlp.shared_expert_gate.weight", (1, hidden), sparse, "plain", dtype))
+            found.append(
+                InventoryPart("model.layers.0.mlp.shared_expert_gate.weight", (1, hidden), sparse, "plain", dtype)
+            )
     for name, shape, count, expert in linears:
         role = ROLES.get(name.rpartition(".")[2], "linear")
-        found.append(Part(f"model.layers.0.{name}", shape, count, role, dtype, expert))
+        found.append(InventoryPart(f"model.layers.0.{name}", shape, count, role, dtype, expert))
     return found
 
 

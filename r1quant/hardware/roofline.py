@@ -16,7 +16,7 @@ from typing import Any
 
 from r1quant.arch.kvcache import Cache, cache_of
 from r1quant.arch.tables import Architecture, head_dim, size
-from r1quant.checkpoint.artifact import Form
+from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.errors import RecipeError
 from r1quant.hardware import memory
 from r1quant.hardware.cards import Card
@@ -127,14 +127,17 @@ class Modelled:
         return {"source": SOURCE, **vars(self)}
 
 
-def stored_bits(form: Form) -> float:
+def stored_bits(form: LinearSpec) -> float:
     """Bits that a quantized weight takes, with its share of a 16-bit scale and of a zero point where there is one."""
     zero = 0 if form.symmetric else form.bits
     return form.bits + (FLOAT_BITS + zero) * form.groups / form.shape[1]
 
 
 def sizes(
-    config: Mapping[str, Any], arch: Architecture, forms: Mapping[str, Form] | None = None, kv_bits: int = FLOAT_BITS
+    config: Mapping[str, Any],
+    arch: Architecture,
+    linear_specs: Mapping[str, LinearSpec] | None = None,
+    kv_bits: int = FLOAT_BITS,
 ) -> Sizes:
     """The sizes of a model from its config.
 
@@ -146,7 +149,7 @@ def sizes(
     model, saved = of_config(config), 0.0
     unread = 0.0 if model.tied else float(sum(p.numbers for p in model.parts if p.role == "embedding"))
     unread *= FLOAT_BITS / 8
-    for name, form in (forms or {}).items():
+    for name, form in (linear_specs or {}).items():
         less = math.prod(form.shape) * (FLOAT_BITS - stored_bits(form)) / 8
         saved += less
         unread -= less if unread and f"{name}.weight" == arch.tensors.embedding else 0

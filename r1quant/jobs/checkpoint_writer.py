@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from r1quant.arch import rope
-from r1quant.checkpoint.artifact import Form
+from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.checkpoint.tensorfile import Content, TensorSpec, write
 from r1quant.core.qlinear import QLinear
 from r1quant.formats.codec import Codec
@@ -37,21 +37,21 @@ class Contents:
     """
 
     codec: Codec | None
-    forms: Mapping[str, Form]
+    linear_specs: Mapping[str, LinearSpec]
     chunks: Callable[[str], Iterable[npt.NDArray[np.uint8]]]
     qlinear: Callable[[str], QLinear]
     _held: tuple[str, Mapping[str, npt.NDArray[Any]]] = field(default=("", {}), repr=False)
 
     def of(self, spec: TensorSpec) -> Content:
         linear, _, suffix = spec.name.rpartition(".")
-        if self.codec is not None and linear in self.forms and suffix in self.codec.suffixes:
+        if self.codec is not None and linear in self.linear_specs and suffix in self.codec.suffixes:
             return lambda: (self._encoded(linear)[suffix],)
         return lambda: self.chunks(spec.name)
 
     def _encoded(self, linear: str) -> Mapping[str, npt.NDArray[Any]]:
         assert self.codec is not None
         if self._held[0] != linear:
-            self._held = (linear, self.codec.encode(self.qlinear(linear), self.forms[linear]))
+            self._held = (linear, self.codec.encode(self.qlinear(linear), self.linear_specs[linear]))
         return self._held[1]
 
 
@@ -75,9 +75,9 @@ def write_weights(out: Path, layout: Layout, contents: Contents, step: Step = la
         atomic.write_bytes(out / INDEX, layout.index)
 
 
-def write_side_files(out: Path, config_text: str, carried: Mapping[str, bytes], files: Mapping[str, Any]) -> None:
+def write_side_files(out: Path, config_text: str, side_files: Mapping[str, bytes], files: Mapping[str, Any]) -> None:
     """config.json and the carried files as they are, and further JSON files."""
-    for name, content in carried.items():
+    for name, content in side_files.items():
         atomic.write_bytes(out / name, content)
     atomic.write_bytes(out / "config.json", config_text.encode())
     for name, value in files.items():

@@ -123,9 +123,9 @@ def _model(model: str | Path) -> tuple[dict[str, Any], list[str]]:
     stretched = yarn(checkpoint.config)
     if stretched is not None and stretched.disagree:
         advice.append(stretched.explanation)
-    if not has_chat_template(checkpoint.carried):
+    if not has_chat_template(checkpoint.side_files):
         advice.append("the model has no chat template: chat prompts must be formatted by hand")
-    if "tokenizer.json" not in checkpoint.carried:
+    if "tokenizer.json" not in checkpoint.side_files:
         advice.append("the model has no tokenizer.json, which calibration, measuring and GGUF need")
     return {
         "name": checkpoint.source,

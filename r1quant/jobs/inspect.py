@@ -9,7 +9,7 @@ from typing import Any
 
 from r1quant.arch.tables import architecture_of, linears
 from r1quant.arch.yarn import yarn
-from r1quant.checkpoint.artifact import Artifact, Form, has_chat_template, quantized
+from r1quant.checkpoint.artifact import Artifact, LinearSpec, has_chat_template, quantized
 from r1quant.checkpoint.safetensors import Checkpoint
 from r1quant.formats.codec import CodecArtifact
 from r1quant.jobs.artifacts import open_artifact
@@ -26,7 +26,7 @@ def inspect(model: str | Path) -> dict[str, Any]:
     inner = linears(config, arch)[:-1]  # without the head
     weights = [f"{name}.weight" for name in inner if f"{name}.weight" in artifact.tensors]
     checkpoint = artifact.checkpoint if isinstance(artifact, CodecArtifact) else None
-    grids = Counter(describe(form) for form in artifact.forms.values())
+    grids = Counter(describe(form) for form in artifact.linear_specs.values())
     plain = [spec for name, spec in artifact.tensors.items() if quantized(artifact, name) is None]
     stretched = yarn(config)
     return {
@@ -46,16 +46,18 @@ def inspect(model: str | Path) -> dict[str, Any]:
         "max_positions": config.get("max_position_embeddings"),
         "rope_scaling": config.get("rope_scaling"),
         "yarn": None if stretched is None else stretched.as_dict(),
-        "chat_template": has_chat_template(artifact.carried),
+        "chat_template": has_chat_template(artifact.side_files),
         "quantization": checkpoint.config.get("quantization_config") if checkpoint else (dict(grids) or None),
-        "exports": [name for name, reason in preflight.formats(artifact.forms).items() if reason is None]
-        if artifact.forms
+        "exports": [name for name, reason in preflight.formats(artifact.linear_specs).items() if reason is None]
+        if artifact.linear_specs
         else [],
-        "problems": [p.message for p in check_tensors(checkpoint, arch)] if checkpoint and not artifact.forms else [],
+        "problems": [p.message for p in check_tensors(checkpoint, arch)]
+        if checkpoint and not artifact.linear_specs
+        else [],
     }
 
 
-def describe(form: Form) -> str:
+def describe(form: LinearSpec) -> str:
     """A grid in a few words."""
     size = {None: "act-order", -1: "whole rows"}.get(form.group_size, f"groups of {form.group_size}")
     return f"{form.bits} bits, {size}, {'symmetric' if form.symmetric else 'asymmetric'}"

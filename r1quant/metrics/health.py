@@ -34,7 +34,7 @@ TYPES: Mapping[str, tuple[type, ...]] = {
 
 
 @dataclass(frozen=True)
-class Told:
+class ModelSummary:
     """One completion: the prompt's text, what was written (the reasoning included), how many tokens that is, whether it
     ended by itself, and whether the grader found an answer in it."""
 
@@ -65,7 +65,7 @@ class Signs:
     length: int
 
 
-def signs(told: Told) -> Signs:
+def signs(told: ModelSummary) -> Signs:
     return Signs(
         closed_think=CLOSE in told.text,
         truncated=not told.finished,
@@ -113,7 +113,7 @@ def summary(found: Sequence[Signs]) -> dict[str, Any]:
     }
 
 
-def compare(baseline: Sequence[Told], quantized: Sequence[Told]) -> dict[str, Any]:
+def compare(baseline: Sequence[ModelSummary], quantized: Sequence[ModelSummary]) -> dict[str, Any]:
     """Two models on the same prompts in the same order: the summary of each, and `delta`, quantized - baseline.
 
     length_ratio is the quotient of the mean lengths; its 95 % interval comes from resampling prompts. Both are null

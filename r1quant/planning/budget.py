@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from r1quant.arch.tables import Architecture
-from r1quant.checkpoint.artifact import Form
+from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.checkpoint.safetensors import Checkpoint
 from r1quant.core.grid import BITS, Grid, Grids
 from r1quant.errors import NumericError, RecipeError
@@ -23,7 +23,7 @@ from r1quant.hardware.memory import runtime_bytes, usable
 from r1quant.hardware.roofline import sizes
 from r1quant.planning import allocate, preflight
 from r1quant.planning.layout import Layout
-from r1quant.planning.linears import LinearPlan, Problem
+from r1quant.planning.linears import LinearPlan, PlanProblem
 from r1quant.recipe import FLOAT, Recipe
 
 LayoutOf = Callable[[Grids], Layout]
@@ -115,7 +115,7 @@ def tried(recipe: Recipe, found: Sequence[int]) -> tuple[int, ...]:
 
 def budget_of(
     checkpoint: Checkpoint, arch: Architecture, recipe: Recipe, linears: tuple[LinearPlan, ...], layout_of: LayoutOf
-) -> tuple[Budget | None, list[Problem]]:
+) -> tuple[Budget | None, list[PlanProblem]]:
     """The budget of a recipe that has one; or why it cannot be kept, with the numbers.
 
     Raises RecipeError for a card that is not known.
@@ -186,7 +186,7 @@ def _grid(recipe: Recipe, bits: int) -> Grid | None:
 
 def _holds(recipe: Recipe, linear: LinearPlan, bits: int, codec: Codec | None = None) -> bool:
     grid = _grid(recipe, bits)
-    return grid is None or (codec or CODECS[recipe.format]).problem(Form.planned(linear.shape, grid)) is None
+    return grid is None or (codec or CODECS[recipe.format]).problem(LinearSpec.planned(linear.shape, grid)) is None
 
 
 def _smallest(linears: tuple[LinearPlan, ...], recipe: Recipe, found: tuple[int, ...]) -> Grids:
@@ -197,7 +197,7 @@ def _smallest(linears: tuple[LinearPlan, ...], recipe: Recipe, found: tuple[int,
 
 def _on_card(
     checkpoint: Checkpoint, arch: Architecture, recipe: Recipe, found: tuple[int, ...]
-) -> tuple[Budget, list[Problem]]:
+) -> tuple[Budget, list[PlanProblem]]:
     """What a card leaves for weights beside the runtime and the cache of one text, whose numbers have 16 bits."""
     gpu, context = card(recipe.fit_gpu or ""), recipe.context or 0
     of = sizes(checkpoint.config, arch)
@@ -215,11 +215,11 @@ def _on_card(
     problems, longest = [], checkpoint.config.get("max_position_embeddings")
     if isinstance(longest, int) and context > longest:
         wrong = f"context {context} is longer than the model's {longest} positions"
-        problems.append(Problem(wrong, "lower --context"))
+        problems.append(PlanProblem(wrong, "lower --context"))
     return Budget(usable(gpu) - runtime - cache, "files", found, terms), problems
 
 
-def _unmixed(recipe: Recipe, linears: tuple[LinearPlan, ...], found: tuple[int, ...], absent: list[int]) -> Problem:
+def _unmixed(recipe: Recipe, linears: tuple[LinearPlan, ...], found: tuple[int, ...], absent: list[int]) -> PlanProblem:
     """What to say where a format does not hold the bits to choose from."""
     named = recipe.allowed_bits or BITS
     wanted = named if absent else ()
@@ -232,13 +232,13 @@ def _unmixed(recipe: Recipe, linears: tuple[LinearPlan, ...], found: tuple[int, 
     if absent:
         message = f"{recipe.format} does not hold {' or '.join(map(str, absent))} bits here"
     elif recipe.allowed_bits:
-        return Problem(f"with {has} bits alone there is nothing to choose", "allow more, or use --bits")
+        return PlanProblem(f"with {has} bits alone there is nothing to choose", "allow more, or use --bits")
     else:
         message = f"{recipe.format} holds {has} bits alone, so linears cannot differ in bits"
-    return Problem(message, f"use --format {' or '.join(able)}" if able else "allow other bits")
+    return PlanProblem(message, f"use --format {' or '.join(able)}" if able else "allow other bits")
 
 
-def _too_small(budget: Budget, recipe: Recipe, least: int, weights: int) -> Problem:
+def _too_small(budget: Budget, recipe: Recipe, least: int, weights: int) -> PlanProblem:
     """What to say where even the fewest bits are too many."""
     fewest = min(budget.choices)
     wider = "use fewer bits (--allowed-bits, or --format compressed-tensors), larger groups"
@@ -246,10 +246,10 @@ def _too_small(budget: Budget, recipe: Recipe, least: int, weights: int) -> Prob
         message = (
             f"{recipe.target_bpw:g} bits a weight are too few: {fewest} bits everywhere take {8 * least / weights:.3f}"
         )
-        return Problem(message, f"{wider}, or a higher --target-bpw")
+        return PlanProblem(message, f"{wider}, or a higher --target-bpw")
     if recipe.target_size is not None:
         message = f"{_gb(budget.nbytes)} are too few: with {fewest} bits everywhere the weight files take {_gb(least)}"
-        return Problem(message, f"{wider}, or a higher --target-size")
+        return PlanProblem(message, f"{wider}, or a higher --target-size")
     terms = budget.terms
     room = (terms["usable_bytes"] - terms["runtime_bytes"] - least) // terms["kv_bytes_per_token"]
     message = (
@@ -259,7 +259,7 @@ def _too_small(budget: Budget, recipe: Recipe, least: int, weights: int) -> Prob
         f"{_gb(least)}"
     )
     shorter = f", or --context {room} at most" if room > 0 else ""
-    return Problem(message, f"{wider}, a larger card{shorter}")
+    return PlanProblem(message, f"{wider}, a larger card{shorter}")
 
 
 def _gb(nbytes: int) -> str:

@@ -50,7 +50,7 @@ def estimated(
     layout: Layout,
 ) -> Estimate:
     """grids: of every linear; layout: of the files that are written."""
-    output = layout.nbytes + sum(map(len, checkpoint.carried.values())) + len(checkpoint.config_text)
+    output = layout.nbytes + sum(map(len, checkpoint.side_files.values())) + len(checkpoint.config_text)
     rounded = [linear for linear in linears if grids[linear.name] is not None]
     parts = sum(linear.stored(grids[linear.name], CODECS[recipe.format]) for linear in rounded)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from r1quant.arch.tables import Architecture
-from r1quant.checkpoint.artifact import Form
+from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.checkpoint.tensorfile import TensorSpec, header
 from r1quant.formats.codec import Codec
 
@@ -42,7 +42,11 @@ class Layout:
 
 
 def make(
-    tensors: Iterable[TensorSpec], arch: Architecture, forms: Mapping[str, Form], codec: Codec | None, dtype: str = ""
+    tensors: Iterable[TensorSpec],
+    arch: Architecture,
+    linear_specs: Mapping[str, LinearSpec],
+    codec: Codec | None,
+    dtype: str = "",
 ) -> Layout:
     """The layout of a model in a format.
 
@@ -54,8 +58,8 @@ def make(
     filled = 0
     for tensor in sorted(tensors, key=lambda spec: _place(spec.name, arch)):
         linear = tensor.name.removesuffix(".weight")
-        if codec is not None and linear != tensor.name and linear in forms:
-            specs = codec.specs(linear, forms[linear])
+        if codec is not None and linear != tensor.name and linear in linear_specs:
+            specs = codec.specs(linear, linear_specs[linear])
         else:
             specs = [TensorSpec(tensor.name, dtype or tensor.dtype, tensor.shape)]
         for spec in specs:

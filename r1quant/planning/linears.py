@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from r1quant.arch.tables import Architecture
-from r1quant.checkpoint.artifact import Form
+from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.checkpoint.safetensors import Checkpoint
 from r1quant.core.grid import Grid, Grids
 from r1quant.errors import R1QuantError, RecipeError
@@ -40,11 +40,11 @@ class LinearPlan:
         """The bytes that it will take, with scales, zero points and group maps."""
         if grid is None:
             return self.nbytes
-        return sum(spec.nbytes for spec in codec.specs(self.name, Form.planned(self.shape, grid)))
+        return sum(spec.nbytes for spec in codec.specs(self.name, LinearSpec.planned(self.shape, grid)))
 
 
 @dataclass(frozen=True)
-class Problem:
+class PlanProblem:
     """Something that stops the run."""
 
     message: str
@@ -66,7 +66,7 @@ def linears_of(checkpoint: Checkpoint, arch: Architecture, layers: int) -> tuple
     return tuple(found)
 
 
-def forms_of(linears: Iterable[LinearPlan], grids: Grids) -> dict[str, Form]:
+def forms_of(linears: Iterable[LinearPlan], grids: Grids) -> dict[str, LinearSpec]:
     """What each linear that is quantized will be, by name."""
     chosen = ((linear, grids[linear.name]) for linear in linears)
-    return {linear.name: Form.planned(linear.shape, grid) for linear, grid in chosen if grid is not None}
+    return {linear.name: LinearSpec.planned(linear.shape, grid) for linear, grid in chosen if grid is not None}

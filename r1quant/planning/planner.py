@@ -14,7 +14,7 @@ from typing import Any
 
 from r1quant.arch.tables import Architecture, architecture_of, layer_count
 from r1quant.arch.yarn import yarn
-from r1quant.checkpoint.artifact import Form, has_chat_template
+from r1quant.checkpoint.artifact import LinearSpec, has_chat_template
 from r1quant.checkpoint.safetensors import Checkpoint
 from r1quant.checkpoint.tensorfile import TensorSpec
 from r1quant.core.floats import FLOAT_DTYPES
@@ -29,7 +29,7 @@ from r1quant.planning import preflight
 from r1quant.planning.budget import Allocation, Budget, Predictions, budget_of, decide
 from r1quant.planning.estimates import Estimate, estimated
 from r1quant.planning.layout import Layout
-from r1quant.planning.linears import LinearPlan, Problem, forms_of, linears_of
+from r1quant.planning.linears import LinearPlan, PlanProblem, forms_of, linears_of
 from r1quant.recipe import Recipe
 from r1quant.storage.cache import cache_folder
 
@@ -45,7 +45,7 @@ class Plan:
     linears: tuple[LinearPlan, ...]
     grids: Grids
     layout: Layout
-    problems: tuple[Problem, ...]
+    problems: tuple[PlanProblem, ...]
     warnings: tuple[str, ...]
     estimate: Estimate
     devices: int = 1
@@ -71,7 +71,7 @@ class Plan:
         return CODECS[self.recipe.format]
 
     @property
-    def forms(self) -> dict[str, Form]:
+    def linear_specs(self) -> dict[str, LinearSpec]:
         """What each quantized linear will be, by name."""
         return forms_of(self.linears, self.grids)
 
@@ -88,7 +88,7 @@ class Plan:
     @property
     def runtimes(self) -> list[preflight.Verdict]:
         """Which runtimes will load what this quantization can be exported to."""
-        return preflight.runtimes(self.arch, self.checkpoint.config, self.forms, self.devices)
+        return preflight.runtimes(self.arch, self.checkpoint.config, self.linear_specs, self.devices)
 
     def require(self) -> None:
         """Raises the problems as one error."""
@@ -124,7 +124,7 @@ class Plan:
             "cache_bytes_kept": self.estimate.kept_bytes,
             "predicted_peak_rss_bytes": self.estimate.peak_rss_bytes,
             "predicted_seconds": self.estimate.seconds,
-            "formats": preflight.formats(self.forms),
+            "formats": preflight.formats(self.linear_specs),
             "runtimes": [verdict.as_dict() for verdict in self.runtimes],
             "devices": self.devices,
             "problems": [{"message": p.message, "hint": p.hint} for p in self.problems],
@@ -132,7 +132,7 @@ class Plan:
         }
 
 
-def check_tensors(checkpoint: Checkpoint, arch: Architecture) -> list[Problem]:
+def check_tensors(checkpoint: Checkpoint, arch: Architecture) -> list[PlanProblem]:
     """Whether the checkpoint holds exactly the tensors that its config implies, in float."""
     shapes, again = arch.shapes(checkpoint.config), "download the model again"
     tied = bool(checkpoint.config.get("tie_word_embeddings"))
@@ -150,7 +150,7 @@ def check_tensors(checkpoint: Checkpoint, arch: Architecture) -> list[Problem]:
         optional = name.endswith(".bias") or (name == arch.tensors.head and tied)
         if name not in checkpoint.tensors and not optional:
             problems.append(f"tensor {name} is missing")
-    return [Problem(message, again, CheckpointError) for message in problems]
+    return [PlanProblem(message, again, CheckpointError) for message in problems]
 
 
 def make(
@@ -213,11 +213,11 @@ def allocated(made: Plan, predictions: Predictions) -> Plan:
     return replace(decided, budget=made.budget, allocation=allocation)
 
 
-def _already_quantized(checkpoint: Checkpoint) -> list[Problem]:
+def _already_quantized(checkpoint: Checkpoint) -> list[PlanProblem]:
     if checkpoint.config.get("quantization_config") is None:
         return []
     return [
-        Problem(
+        PlanProblem(
             f"{checkpoint.source} is quantized already",
             "quantize the BF16, FP16 or FP32 model it was made from",
             CheckpointError,
@@ -225,7 +225,7 @@ def _already_quantized(checkpoint: Checkpoint) -> list[Problem]:
     ]
 
 
-def _group_problems(linears: tuple[LinearPlan, ...], recipe: Recipe) -> list[Problem]:
+def _group_problems(linears: tuple[LinearPlan, ...], recipe: Recipe) -> list[PlanProblem]:
     problems = []
     group = recipe.group_size
     for columns in sorted({linear.shape[1] for linear in linears}):
@@ -235,7 +235,7 @@ def _group_problems(linears: tuple[LinearPlan, ...], recipe: Recipe) -> list[Pro
             fitting = [g for g in GROUP_SIZES if g != -1 and all(w % g == 0 for w in widths)]
             choices = ", ".join(map(str, [*reversed(fitting), -1]))
             problems.append(
-                Problem(
+                PlanProblem(
                     f"group size {group} does not divide the {columns} input columns of {name}",
                     f"use --group-size with one that does: {choices} (-1 is one group a row)",
                 )
@@ -243,19 +243,19 @@ def _group_problems(linears: tuple[LinearPlan, ...], recipe: Recipe) -> list[Pro
     return problems
 
 
-def _form_problems(linears: tuple[LinearPlan, ...], grids: Grids, recipe: Recipe) -> list[Problem]:
+def _form_problems(linears: tuple[LinearPlan, ...], grids: Grids, recipe: Recipe) -> list[PlanProblem]:
     problems = []
     alike: dict[tuple[int, int], LinearPlan] = {}
     for linear in linears:
         first = alike.setdefault((linear.layer, linear.stage), linear)
         if grids[linear.name] != grids[first.name]:
             wrong = f"{linear.name} has another grid than {first.name}, which shares its input"
-            problems.append(Problem(wrong, "linears that share an input are rounded, and served, as one"))
+            problems.append(PlanProblem(wrong, "linears that share an input are rounded, and served, as one"))
     first_of = {form: name for name, form in reversed(forms_of(linears, grids).items())}
     for form, name in sorted(first_of.items(), key=lambda item: (item[0].shape, item[0].bits)):
         reason = CODECS[recipe.format].problem(form)
         if reason:
-            problems.append(Problem(f"{name}: {reason}", _way_out(form, recipe)))
+            problems.append(PlanProblem(f"{name}: {reason}", _way_out(form, recipe)))
     return problems
 
 
@@ -266,7 +266,7 @@ def _device_problems(
     grids: Grids,
     recipe: Recipe,
     devices: int,
-) -> list[Problem]:
+) -> list[PlanProblem]:
     """Why no serving runtime can split this over its devices."""
 
     def verdicts(size: int) -> list[preflight.Verdict]:
@@ -279,29 +279,29 @@ def _device_problems(
         return []
     smaller = [g for g in GROUP_SIZES if any(recipe.format in v.loads for v in verdicts(g))]
     hint = f"use --group-size {' or '.join(map(str, smaller))}" if smaller else "use fewer devices"
-    return [Problem(f"{mine[0].runtime} cannot split this: {mine[0].refuses[recipe.format]}", hint)]
+    return [PlanProblem(f"{mine[0].runtime} cannot split this: {mine[0].refuses[recipe.format]}", hint)]
 
 
-def _text_problems(checkpoint: Checkpoint, recipe: Recipe) -> list[Problem]:
+def _text_problems(checkpoint: Checkpoint, recipe: Recipe) -> list[PlanProblem]:
     if not recipe.calibrated:
         return []
     problems = []
     longest = checkpoint.config.get("max_position_embeddings")
     if isinstance(longest, int) and recipe.seq_len > longest:
         problems.append(
-            Problem(f"seq-len {recipe.seq_len} is longer than the model's {longest} positions", "lower --seq-len")
+            PlanProblem(f"seq-len {recipe.seq_len} is longer than the model's {longest} positions", "lower --seq-len")
         )
-    if "tokenizer.json" not in checkpoint.carried:
+    if "tokenizer.json" not in checkpoint.side_files:
         problems.append(
-            Problem(
+            PlanProblem(
                 f"{checkpoint.source} has no tokenizer.json, which calibration needs",
                 "add the model's tokenizer files, or use --method rtn",
                 CheckpointError,
             )
         )
-    elif recipe.calib == SELF and not has_chat_template(checkpoint.carried):
+    elif recipe.calib == SELF and not has_chat_template(checkpoint.side_files):
         problems.append(
-            Problem(
+            PlanProblem(
                 f"{checkpoint.source} has no chat template, so that it cannot be asked to write its own text",
                 "give a text with --calib FILE, or leave out --calib",
             )
@@ -309,12 +309,12 @@ def _text_problems(checkpoint: Checkpoint, recipe: Recipe) -> list[Problem]:
     return problems
 
 
-def _way_out(form: Form, recipe: Recipe) -> str:
+def _way_out(form: LinearSpec, recipe: Recipe) -> str:
     """What to change where a format cannot hold a linear."""
     fitting = [name for name, codec in CODECS.items() if not codec.problem(form)]
     other = f"--format {' or '.join(fitting)}" if fitting else ""
     for bits in (4, 8):
-        if not CODECS[recipe.format].problem(Form.planned(form.shape, replace(recipe, bits=bits).grid)):
+        if not CODECS[recipe.format].problem(LinearSpec.planned(form.shape, replace(recipe, bits=bits).grid)):
             return f"use --bits {bits}, or {other or 'another --format'}"
     return f"use {other}" if other else "no format holds this linear on this grid"
 
@@ -323,22 +323,22 @@ def _layout(
     checkpoint: Checkpoint, arch: Architecture, linears: tuple[LinearPlan, ...], recipe: Recipe, grids: Grids
 ) -> Layout:
     groups_fit = all(recipe.group_size == -1 or linear.shape[1] % recipe.group_size == 0 for linear in linears)
-    forms = forms_of(linears, grids) if groups_fit else {}
+    linear_specs = forms_of(linears, grids) if groups_fit else {}
     tensors = (TensorSpec(info.name, info.dtype, info.shape) for info in checkpoint.tensors.values())
-    return layouts.make(tensors, arch, forms, CODECS[recipe.format])
+    return layouts.make(tensors, arch, linear_specs, CODECS[recipe.format])
 
 
-def _place_problems(out: Path, estimate: Estimate) -> list[Problem]:
+def _place_problems(out: Path, estimate: Estimate) -> list[PlanProblem]:
     parent = out.absolute().parent
     if not parent.is_dir():
-        return [Problem(f"the folder {parent} does not exist", "create it, or choose another --out")]
+        return [PlanProblem(f"the folder {parent} does not exist", "create it, or choose another --out")]
     if not os.access(parent, os.W_OK):
-        return [Problem(f"the folder {parent} is not writable", "choose another --out")]
+        return [PlanProblem(f"the folder {parent} is not writable", "choose another --out")]
     needed, free = estimate.output_bytes + estimate.run_bytes, shutil.disk_usage(parent).free
     if needed <= free:
         return []
     return [
-        Problem(
+        PlanProblem(
             f"not enough disk space in {parent}: {needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free",
             "free some space, or choose another --out",
             OutOfSpaceError,
@@ -373,9 +373,9 @@ def _warnings(
     stretched = yarn(checkpoint.config)
     if stretched is not None and stretched.disagree:
         warnings.append(stretched.explanation)
-    if "tokenizer.json" not in checkpoint.carried:
+    if "tokenizer.json" not in checkpoint.side_files:
         warnings.append("no tokenizer.json: the result cannot be used without a tokenizer from elsewhere")
-    elif not has_chat_template(checkpoint.carried):
+    elif not has_chat_template(checkpoint.side_files):
         warnings.append("no chat template: chat prompts will have to be formatted by hand")
     if selfcalib.writes(recipe):
         weights = sum(linear.weights for linear in linears)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from r1quant.arch.tables import Architecture, linears, size
-from r1quant.checkpoint.artifact import Form
+from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.core.grid import BITS
 from r1quant.planning.targets import ExportOptions, problem
 from r1quant.registry import FORMATS
@@ -20,7 +20,7 @@ KERNEL_GROUPS = (32, 64, 128, -1)
 
 
 @dataclass(frozen=True)
-class Rule:
+class RuntimeRule:
     """What a runtime takes of a format beyond what the format holds.
 
     symmetric, asymmetric  the bits of grids of either kind
@@ -37,38 +37,38 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Runtime:
+class ServingRuntime:
     """shards: whether it splits a model over devices, layers fused (q/k/v, gate/up)."""
 
     name: str
-    rules: Mapping[str, Rule]
+    rules: Mapping[str, RuntimeRule]
     shards: bool = False
 
 
 _SERVERS = {
-    "gptq": Rule((4, 8), (), KERNEL_GROUPS),
-    "awq": Rule((4,), (4,), KERNEL_GROUPS),
-    "compressed-tensors": Rule((4, 8), (4,), KERNEL_GROUPS),
+    "gptq": RuntimeRule((4, 8), (), KERNEL_GROUPS),
+    "awq": RuntimeRule((4,), (4,), KERNEL_GROUPS),
+    "compressed-tensors": RuntimeRule((4, 8), (4,), KERNEL_GROUPS),
 }
-RUNTIMES: Sequence[Runtime] = (
-    Runtime("vLLM", _SERVERS, shards=True),
-    Runtime("SGLang", _SERVERS, shards=True),
-    Runtime(
+RUNTIMES: Sequence[ServingRuntime] = (
+    ServingRuntime("vLLM", _SERVERS, shards=True),
+    ServingRuntime("SGLang", _SERVERS, shards=True),
+    ServingRuntime(
         "transformers",
         {
-            **dict.fromkeys(("gptq", "gptq-v2"), Rule(mixed=(False, False))),
-            "awq": Rule(),
-            "compressed-tensors": Rule(
+            **dict.fromkeys(("gptq", "gptq-v2"), RuntimeRule(mixed=(False, False))),
+            "awq": RuntimeRule(),
+            "compressed-tensors": RuntimeRule(
                 mixed=(True, False),  # zero points it reads only with one scheme for all
                 careful="load it without CompressedTensorsConfig(dequantize=True), which takes the bits of one config "
                 "group for all, without a word",
             ),
         },
     ),
-    Runtime("onnxruntime", {"onnx": Rule()}),
-    Runtime("onnxruntime-genai", {"onnx": Rule()}),
-    Runtime("llama.cpp", {"gguf": Rule()}),
-    Runtime("Ollama", {"gguf": Rule()}),
+    ServingRuntime("onnxruntime", {"onnx": RuntimeRule()}),
+    ServingRuntime("onnxruntime-genai", {"onnx": RuntimeRule()}),
+    ServingRuntime("llama.cpp", {"gguf": RuntimeRule()}),
+    ServingRuntime("Ollama", {"gguf": RuntimeRule()}),
 )
 SERVING = tuple(runtime.name for runtime in RUNTIMES if runtime.shards)
 
@@ -92,9 +92,9 @@ def mixed_bits(format: str, symmetric: bool, name: str | None = None) -> frozens
     return frozenset(b for rule in able for b in (rule.symmetric if symmetric else rule.asymmetric))
 
 
-def formats(forms: Mapping[str, Form], options: ExportOptions | None = None) -> dict[str, str | None]:
+def formats(linear_specs: Mapping[str, LinearSpec], options: ExportOptions | None = None) -> dict[str, str | None]:
     """For every format None, or why it cannot hold all linears exactly."""
-    options, kinds = options or ExportOptions(), dict.fromkeys(forms.values())
+    options, kinds = options or ExportOptions(), dict.fromkeys(linear_specs.values())
     found: dict[str, str | None] = {}
     for name in FORMATS:
         reasons = (problem(name, form, options) for form in kinds)
@@ -103,20 +103,20 @@ def formats(forms: Mapping[str, Form], options: ExportOptions | None = None) -> 
 
 
 def runtimes(
-    arch: Architecture, config: Mapping[str, Any], forms: Mapping[str, Form], devices: int = 1
+    arch: Architecture, config: Mapping[str, Any], linear_specs: Mapping[str, LinearSpec], devices: int = 1
 ) -> list[Verdict]:
     """What each runtime makes of the linears; devices: over how many a serving runtime is to split them."""
-    held = formats(forms)
+    held = formats(linear_specs)
     verdicts = []
     for runtime in RUNTIMES:
         loads, refuses = [], {}
         for name, rule in runtime.rules.items():
-            reason = held[name] or _kernels(rule, forms)
-            symmetric = all(form.symmetric for form in forms.values())
-            if reason is None and not rule.mixed[not symmetric] and _differ(arch, config, forms):
+            reason = held[name] or _kernels(rule, linear_specs)
+            symmetric = all(form.symmetric for form in linear_specs.values())
+            if reason is None and not rule.mixed[not symmetric] and _differ(arch, config, linear_specs):
                 reason = "linears differ in their bits, which it does not read from this format"
             if reason is None and runtime.shards:
-                reason = _fused(arch, config, forms) or _sharded(arch, config, forms, devices)
+                reason = _fused(arch, config, linear_specs) or _sharded(arch, config, linear_specs, devices)
             if reason is None:
                 loads.append(name)
             else:
@@ -126,18 +126,18 @@ def runtimes(
 
 
 def cautions(
-    arch: Architecture, config: Mapping[str, Any], forms: Mapping[str, Form], format: str
+    arch: Architecture, config: Mapping[str, Any], linear_specs: Mapping[str, LinearSpec], format: str
 ) -> Mapping[str, str]:
     """By runtime, what to mind where it loads linears that differ from a format."""
-    if not _differ(arch, config, forms):
+    if not _differ(arch, config, linear_specs):
         return {}
     found = {runtime.name: runtime.rules[format].careful for runtime in RUNTIMES if format in runtime.rules}
-    loads = {verdict.runtime for verdict in runtimes(arch, config, forms) if format in verdict.loads}
+    loads = {verdict.runtime for verdict in runtimes(arch, config, linear_specs) if format in verdict.loads}
     return {name: text for name, text in found.items() if text and name in loads}
 
 
-def _kernels(rule: Rule, forms: Mapping[str, Form]) -> str | None:
-    for form in dict.fromkeys(forms.values()):
+def _kernels(rule: RuntimeRule, linear_specs: Mapping[str, LinearSpec]) -> str | None:
+    for form in dict.fromkeys(linear_specs.values()):
         allowed = rule.symmetric if form.symmetric else rule.asymmetric
         if not allowed:
             return "only symmetric grids are loaded"
@@ -149,26 +149,28 @@ def _kernels(rule: Rule, forms: Mapping[str, Form]) -> str | None:
     return None
 
 
-def _differ(arch: Architecture, config: Mapping[str, Any], forms: Mapping[str, Form]) -> bool:
+def _differ(arch: Architecture, config: Mapping[str, Any], linear_specs: Mapping[str, LinearSpec]) -> bool:
     """Whether the linears of the layers are not all of the same bits."""
-    found = (forms.get(name) for name in linears(config, arch)[:-1])
+    found = (linear_specs.get(name) for name in linears(config, arch)[:-1])
     return len({form and form.bits for form in found}) > 1
 
 
-def _fused(arch: Architecture, config: Mapping[str, Any], forms: Mapping[str, Form]) -> str | None:
+def _fused(arch: Architecture, config: Mapping[str, Any], linear_specs: Mapping[str, LinearSpec]) -> str | None:
     """Linears that share an input become one layer, so they must be alike."""
     for index in range(size(config, "num_hidden_layers")):
         for stage in arch.layer.stages:
             kinds = set()
             for name in stage:
-                form = forms.get(arch.layer_prefix(index) + name)
+                form = linear_specs.get(arch.layer_prefix(index) + name)
                 kinds.add(form and (form.bits, form.group_size, form.symmetric))
             if len(kinds) > 1:
                 return f"{', '.join(stage)} of layer {index} are fused, and must be quantized alike"
     return None
 
 
-def _sharded(arch: Architecture, config: Mapping[str, Any], forms: Mapping[str, Form], devices: int) -> str | None:
+def _sharded(
+    arch: Architecture, config: Mapping[str, Any], linear_specs: Mapping[str, LinearSpec], devices: int
+) -> str | None:
     """Rows of q, k, v, gate and up are split, and columns of the attention output and down, at group borders."""
     if devices == 1:
         return None
@@ -181,7 +183,9 @@ def _sharded(arch: Architecture, config: Mapping[str, Any], forms: Mapping[str, 
     if inner % devices:
         return f"the {inner} columns inside the MLP cannot be split over {devices} devices"
     for name in (arch.layer.attention_out, arch.layer.down):
-        found = (forms.get(arch.layer_prefix(index) + name) for index in range(size(config, "num_hidden_layers")))
+        found = (
+            linear_specs.get(arch.layer_prefix(index) + name) for index in range(size(config, "num_hidden_layers"))
+        )
         for columns, group in dict.fromkeys((form.shape[1], form.group_size) for form in found if form):
             if group not in (-1, None) and columns // devices % group:
                 share = columns // devices

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from r1quant.checkpoint.artifact import Form
+from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.errors import RecipeError
 from r1quant.formats.gguf.options import K_QUANTS, GgufOptions
 from r1quant.formats.gguf.options import problem as gguf_problem
@@ -118,7 +118,7 @@ class ExportOptions:
         return OnnxOptions(**chosen)
 
 
-def problem(format: str, form: Form, options: ExportOptions) -> str | None:
+def problem(format: str, form: LinearSpec, options: ExportOptions) -> str | None:
     """Why a format cannot hold a quantized linear of this form exactly; None where it can."""
     if format == "safetensors":
         return None
@@ -129,7 +129,7 @@ def problem(format: str, form: Form, options: ExportOptions) -> str | None:
     return CODECS[format].problem(form)
 
 
-def fitting(forms: Iterable[Form], options: ExportOptions) -> list[str]:
+def fitting(linear_specs: Iterable[LinearSpec], options: ExportOptions) -> list[str]:
     """The formats that hold all of these linears exactly."""
-    kinds = set(forms)
+    kinds = set(linear_specs)
     return [name for name in FORMATS if not any(problem(name, form, options) for form in kinds)]

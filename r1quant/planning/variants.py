@@ -13,16 +13,16 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from r1quant.arch.tables import head_dim, size
-from r1quant.checkpoint.artifact import Form
+from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.checkpoint.tensorfile import TensorSpec, header
 from r1quant.core.grid import BITS, Grid
 from r1quant.errors import CheckpointError
 from r1quant.formats.gguf import mixtures
-from r1quant.formats.onnx.layout import Layout as OnnxLayout
+from r1quant.formats.onnx.layout import BlockLayout as OnnxLayout
 from r1quant.formats.onnx.options import OnnxOptions
 from r1quant.formats.onnx.options import problem as onnx_problem
 from r1quant.formats.table import CODECS
-from r1quant.hardware.inventory import Inventory, Part
+from r1quant.hardware.inventory import Inventory, InventoryPart
 from r1quant.registry import FORMATS
 
 GROUPS = (128, 64, 32, -1)
@@ -44,7 +44,7 @@ GGUF_HEADLINES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M")
 
 
 @dataclass(frozen=True)
-class Variant:
+class FormatVariant:
     """label       gptq-w4-g128, gguf-q4_k_m, fp16: what tells it from all others
     format      of registry.FORMATS
     bits        of a weight, nominally
@@ -65,7 +65,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Weights:
+class VariantWeights:
     """Bytes of a model in a variant.
 
     total      of the weight files
@@ -78,20 +78,25 @@ class Weights:
     experts: int = 0
 
 
-def variants() -> list[Variant]:
+def variants() -> list[FormatVariant]:
     """All, floats first, then by format and falling bits; of one format and bits the usual group size first."""
-    found = [Variant("fp16", "safetensors", 16, kind="F16"), Variant("bf16", "safetensors", 16, kind="BF16")]
+    found = [
+        FormatVariant("fp16", "safetensors", 16, kind="F16"),
+        FormatVariant("bf16", "safetensors", 16, kind="BF16"),
+    ]
     for format, codec in CODECS.items():
         for bits in sorted(BITS, reverse=True):
-            if codec.problem(Form.planned(ROUND, Grid(bits))) is None:
-                found += [Variant(f"{format}-w{bits}-{_group(group)}", format, bits, group) for group in GROUPS]
+            if codec.problem(LinearSpec.planned(ROUND, Grid(bits))) is None:
+                found += [FormatVariant(f"{format}-w{bits}-{_group(group)}", format, bits, group) for group in GROUPS]
     for dtype, name in (("float32", "onnx"), ("float16", "onnx-fp16")):
         for bits in (8, 4):
-            found += [Variant(f"{name}-w{bits}-{_group(group)}", "onnx", bits, group, dtype) for group in GROUPS[:-1]]
-    return found + [Variant(f"gguf-{kind.lower()}", "gguf", bits, kind=kind) for kind, bits in GGUF_BITS.items()]
+            found += [
+                FormatVariant(f"{name}-w{bits}-{_group(group)}", "onnx", bits, group, dtype) for group in GROUPS[:-1]
+            ]
+    return found + [FormatVariant(f"gguf-{kind.lower()}", "gguf", bits, kind=kind) for kind, bits in GGUF_BITS.items()]
 
 
-def held(model: Inventory, wanted: Sequence[Variant]) -> dict[Variant, Weights]:
+def held(model: Inventory, wanted: Sequence[FormatVariant]) -> dict[FormatVariant, VariantWeights]:
     """The variants that can hold a model, with their bytes."""
     found = {}
     for variant in wanted:
@@ -100,10 +105,10 @@ def held(model: Inventory, wanted: Sequence[Variant]) -> dict[Variant, Weights]:
     return found
 
 
-def usual(model: Inventory) -> dict[Variant, Weights]:
+def usual(model: Inventory) -> dict[FormatVariant, VariantWeights]:
     """Those that are shown where nothing is asked for: of the usual formats and bits the first group size that fits."""
-    first: dict[tuple[str, int, str], Variant] = {}
-    found: dict[Variant, Weights] = {}
+    first: dict[tuple[str, int, str], FormatVariant] = {}
+    found: dict[FormatVariant, VariantWeights] = {}
     for variant in variants():
         shown = variant.kind in GGUF_HEADLINES or variant.label.rpartition("-")[0] in HEADLINES
         key = variant.format, variant.bits, variant.kind
@@ -115,15 +120,15 @@ def usual(model: Inventory) -> dict[Variant, Weights]:
     return found
 
 
-def weigh(variant: Variant, model: Inventory) -> Weights:
+def weigh(variant: FormatVariant, model: Inventory) -> VariantWeights:
     """The bytes of a model in a variant. Raises CheckpointError where the format cannot hold it."""
     sized = {part: _bytes(variant, model, part) for part in model.parts}
     total = sum(sized.values()) + _beside(variant, model)
     embedding = 0 if model.tied else sum(n for part, n in sized.items() if part.role == "embedding")
-    return Weights(total, embedding, sum(n for part, n in sized.items() if part.expert))
+    return VariantWeights(total, embedding, sum(n for part, n in sized.items() if part.expert))
 
 
-def _bytes(variant: Variant, model: Inventory, part: Part) -> int:
+def _bytes(variant: FormatVariant, model: Inventory, part: InventoryPart) -> int:
     """Of all tensors of a kind, with their entries in a header."""
     if variant.format == "gguf":
         return _gguf(variant, model, part)
@@ -133,7 +138,7 @@ def _bytes(variant: Variant, model: Inventory, part: Part) -> int:
     if variant.format == "safetensors":
         specs = [replace(specs[0], dtype=variant.kind)]
     elif part.linear:
-        codec, form = CODECS[variant.format], Form.planned(_shape(part), _grid(variant))
+        codec, form = CODECS[variant.format], LinearSpec.planned(_shape(part), _grid(variant))
         _check(part, codec.problem(form) or _uneven(part, variant))
         specs = codec.specs(part.name, form)
     return part.count * sum(spec.nbytes + _entry(spec) for spec in specs)
@@ -144,12 +149,12 @@ def _entry(spec: TensorSpec) -> int:
     return len(json.dumps([spec.name, spec.dtype, list(spec.shape)], separators=(",", ":"))) + 34 + HEADER_DIGITS
 
 
-def _onnx(variant: Variant, part: Part) -> int:
+def _onnx(variant: FormatVariant, part: InventoryPart) -> int:
     item = ONNX_ITEM[variant.kind]
     if not part.linear:
         return part.count * _paged(math.prod(part.shape) * item)
     options = OnnxOptions(dtype="float16" if variant.kind == "float16" else "float32")
-    form = Form.planned(_shape(part), _grid(variant))
+    form = LinearSpec.planned(_shape(part), _grid(variant))
     _check(part, onnx_problem(form, options) or _uneven(part, variant))
     shapes = OnnxLayout.of(form, options).shapes
     stored = (math.prod(shape) * (item if name == "scales" else 1) for name, shape in shapes.items())
@@ -160,7 +165,7 @@ def _paged(count: int) -> int:
     return -(-count // PAGE) * PAGE
 
 
-def _gguf(variant: Variant, model: Inventory, part: Part) -> int:
+def _gguf(variant: FormatVariant, model: Inventory, part: InventoryPart) -> int:
     entries = part.count * (ENTRY_BYTES + len(part.name) // 2)
     if len(part.shape) != 2:
         return entries + part.numbers * 4
@@ -180,7 +185,7 @@ def _gguf(variant: Variant, model: Inventory, part: Part) -> int:
     return entries + part.count * mixtures.nbytes(variant.kind, rows, columns)
 
 
-def _beside(variant: Variant, model: Inventory) -> int:
+def _beside(variant: FormatVariant, model: Inventory) -> int:
     """Bytes of the files that no tensor of the model takes."""
     config = model.config
     if variant.format == "gguf":
@@ -191,16 +196,16 @@ def _beside(variant: Variant, model: Inventory) -> int:
     return len(header([], {"format": "pt"}))
 
 
-def _shape(part: Part) -> tuple[int, int]:
+def _shape(part: InventoryPart) -> tuple[int, int]:
     return part.shape[0], part.shape[1]
 
 
-def _check(part: Part, reason: str | None) -> None:
+def _check(part: InventoryPart, reason: str | None) -> None:
     if reason:
         raise CheckpointError(f"{part.name}: {reason}", "choose another format")
 
 
-def _uneven(part: Part, variant: Variant) -> str | None:
+def _uneven(part: InventoryPart, variant: FormatVariant) -> str | None:
     group, columns = variant.group_size or -1, part.shape[1]
     return f"groups of {group} do not divide its {columns} columns" if group != -1 and columns % group else None
 
@@ -209,5 +214,5 @@ def _group(group: int) -> str:
     return "row" if group == -1 else f"g{group}"
 
 
-def _grid(variant: Variant) -> Grid:
+def _grid(variant: FormatVariant) -> Grid:
     return Grid(variant.bits, variant.group_size or -1, True, zero_min=FORMATS[variant.format].zero_min)

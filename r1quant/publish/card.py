@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from r1quant.publish import quality
-from r1quant.publish.evidence import BENCH, VERIFICATION, Evidence, Part
+from r1quant.publish.evidence import BENCH, VERIFICATION, Evidence, PublishedModel
 from r1quant.publish.licence import Licence
 from r1quant.publish.metadata import metadata
 from r1quant.publish.usage import Model, advice, sections
 
 
 @dataclass(frozen=True)
-class Card:
+class ModelCard:
     """All that the card tells.
 
     model       what is published, and how it is run
@@ -24,7 +24,7 @@ class Card:
     """
 
     model: Model
-    parts: Sequence[Part]
+    parts: Sequence[PublishedModel]
     evidence: Evidence
     licence: Licence | None
     base_model: str | None

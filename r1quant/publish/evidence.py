@@ -14,7 +14,7 @@ VERIFICATION, BENCH = "r1quant.verification/2", "r1quant.bench/1"
 
 
 @dataclass(frozen=True)
-class Part:
+class PublishedModel:
     """One model of those that are published.
 
     name      its folder or file inside what is published; empty for the folder itself
@@ -86,7 +86,7 @@ class Evidence:
     records: Mapping[str, tuple[Record, ...]]
     reasons: tuple[str, ...]
 
-    def of(self, part: Part, kind: str) -> list[Record]:
+    def of(self, part: PublishedModel, kind: str) -> list[Record]:
         return [record for record in self.records[part.name] if record.of_kind(kind)]
 
     @property
@@ -94,7 +94,7 @@ class Evidence:
         return list({record.name: record for found in self.records.values() for record in found}.values())
 
 
-def weigh(parts: Sequence[Part], found: Iterable[Record]) -> Evidence:
+def match_records(parts: Sequence[PublishedModel], found: Iterable[Record]) -> Evidence:
     """Takes the records that belong to the parts. Records of other models are left aside unless the user named them."""
     known = [record for record in found if record.of_kind(VERIFICATION) or record.of_kind(BENCH)]
     records = {part.name: tuple(record for record in known if record.identity == part.identity) for part in parts}

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from r1quant.publish.evidence import Part
+from r1quant.publish.evidence import PublishedModel
 
 INSTRUCTION = r"Please reason step by step, and put your final answer within \boxed{}."
 QUESTION = "What is 17 * 23?"
@@ -63,7 +63,7 @@ def advice(model: Model) -> str:
     )
 
 
-def sections(parts: Sequence[Part], model: Model) -> list[tuple[str, str]]:
+def sections(parts: Sequence[PublishedModel], model: Model) -> list[tuple[str, str]]:
     """Title and Markdown of each runtime for each part that it loads, in the order of parts."""
     found = []
     for part in parts:
@@ -78,14 +78,14 @@ def _block(language: str, *lines: str) -> str:
     return "\n".join((f"```{language}", *lines, "```"))
 
 
-def _got(part: Part, model: Model) -> tuple[list[str], str]:
+def _got(part: PublishedModel, model: Model) -> tuple[list[str], str]:
     """Lines that download a part which must lie on the disk, and its path then."""
     if model.repo is None:
         return [], part.name or "."
     return [f"hf download {model.repo} --local-dir {model.name}"], "/".join(filter(None, (model.name, part.name)))
 
 
-def _loaded(part: Part, model: Model) -> tuple[list[str], str]:
+def _loaded(part: PublishedModel, model: Model) -> tuple[list[str], str]:
     """As `_got`, for runtimes that download a repository themselves."""
     return ([], model.repo) if model.repo and not part.name else _got(part, model)
 
@@ -101,21 +101,21 @@ def _request(model: Model, port: int) -> str:
     return f"curl http://localhost:{port}/v1/chat/completions -H 'Content-Type: application/json' -d '{text}'"
 
 
-def _vllm(part: Part, model: Model) -> str:
+def _vllm(part: PublishedModel, model: Model) -> str:
     lines, path = _loaded(part, model)
     parser = f" --reasoning-parser {PARSERS['vLLM']}" if model.r1 else ""
     serve = f"vllm serve {path} --served-model-name {model.name} --max-model-len {model.context}{parser}"
     return _block("sh", *lines, serve, _request(model, 8000))
 
 
-def _sglang(part: Part, model: Model) -> str:
+def _sglang(part: PublishedModel, model: Model) -> str:
     lines, path = _loaded(part, model)
     parser = f" --reasoning-parser {PARSERS['SGLang']}" if model.r1 else ""
     serve = f"python -m sglang.launch_server --model-path {path} --served-model-name {model.name}"
     return _block("sh", *lines, f"{serve} --context-length {model.context}{parser}", _request(model, 30000))
 
 
-def _transformers(part: Part, model: Model) -> str:
+def _transformers(part: PublishedModel, model: Model) -> str:
     lines, path = _loaded(part, model)
     package = NEEDS.get(part.format, "compressed-tensors")
     drawn = "".join(f", {key}={value:g}" for key, value in model.drawn.items())
@@ -143,14 +143,14 @@ def _flags(model: Model) -> str:
     return "".join(f" --{names[key]} {value:g}" for key, value in model.drawn.items())
 
 
-def _llamacpp(part: Part, model: Model) -> str:
+def _llamacpp(part: PublishedModel, model: Model) -> str:
     lines, path = _got(part, model)
     context = f"--jinja -c {model.context}{_flags(model)}"
     asked = json.dumps(model.question).replace("\\\\", "\\")
     return _block("sh", *lines, f"llama-cli -m {path} {context} -p {asked}", f"llama-server -m {path} {context}")
 
 
-def _ollama(part: Part, model: Model) -> str:
+def _ollama(part: PublishedModel, model: Model) -> str:
     lines, path = _got(part, model)
     folder = path.rpartition("/")[0] or "."
     return _block(
@@ -158,7 +158,7 @@ def _ollama(part: Part, model: Model) -> str:
     )
 
 
-def _genai(part: Part, model: Model) -> str:
+def _genai(part: PublishedModel, model: Model) -> str:
     lines, path = _got(part, model)
     drawn = "".join(f", {key}={value:g}" for key, value in model.drawn.items())
     sampled = f"do_sample=True{drawn}, " if drawn else ""
@@ -181,7 +181,7 @@ def _genai(part: Part, model: Model) -> str:
     return "\n\n".join((_block("sh", "pip install onnxruntime-genai", *lines), _block("python", *code)))
 
 
-def _onnxruntime(part: Part, model: Model) -> str:
+def _onnxruntime(part: PublishedModel, model: Model) -> str:
     lines, path = _got(part, model)
     code = (
         "import onnxruntime as ort",

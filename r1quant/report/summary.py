@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from r1quant.report import untrusted, variants
-from r1quant.report.variants import Variant
+from r1quant.report.variants import VariantRecords
 from r1quant.report.verdict import verdict
 
 SCHEMA = "r1quant.report/1"
-Facts = Mapping[str, Any]
+Summary = Mapping[str, Any]
 # What a run predicted, and its measured counterpart: names, unit, where both lie in the record of the run.
 PREDICTIONS = (
     ("files of the quantized model", "bytes", "predicted.output_bytes", "output_bytes"),
@@ -19,7 +19,9 @@ PREDICTIONS = (
 )
 
 
-def facts(found: Sequence[Variant], hardware: Facts | None, commands: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def summary(
+    found: Sequence[VariantRecords], hardware: Summary | None, commands: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
     """All that is known of the variants of one model.
 
     hardware  what the memory model says: `memory` against context, and `rows` of cards; None where no config is known
@@ -36,7 +38,7 @@ def facts(found: Sequence[Variant], hardware: Facts | None, commands: Mapping[st
     }
 
 
-def _variant(each: Variant, hardware: Facts, commands: Sequence[str]) -> dict[str, Any]:
+def _variant(each: VariantRecords, hardware: Summary, commands: Sequence[str]) -> dict[str, Any]:
     recipe = untrusted.mapping(each.made, "recipe")
     quality, linears = variants.quality(each), variants.linears(each)
     return {
@@ -59,7 +61,7 @@ def _variant(each: Variant, hardware: Facts, commands: Sequence[str]) -> dict[st
     }
 
 
-def _budgeted(recipe: Facts) -> bool:
+def _budgeted(recipe: Summary) -> bool:
     return any(recipe.get(key) is not None for key in ("target_bpw", "target_size", "fit_gpu"))
 
 
@@ -67,14 +69,14 @@ def _strings(value: Any) -> list[str]:
     return [line for line in value if isinstance(line, str)] if isinstance(value, list) else []
 
 
-def _bytes(each: Variant, hardware: Facts) -> float | None:
+def _bytes(each: VariantRecords, hardware: Summary) -> float | None:
     """Of the files, where a run told; else of the weights as the memory model has them."""
     stated = untrusted.number(each.run, "output_bytes")
     modelled = untrusted.number(untrusted.mapping(hardware, "weights_bytes"), each.name)
     return stated if stated is not None else modelled
 
 
-def _predictions(each: Variant, quality: Facts | None) -> list[dict[str, Any]]:
+def _predictions(each: VariantRecords, quality: Summary | None) -> list[dict[str, Any]]:
     found = []
     fresh = untrusted.number(each.run, "resumed_layers") == 0 and each.run.get("already_complete") is False
     for name, unit, predicted, measured in PREDICTIONS:
@@ -90,7 +92,7 @@ def _predictions(each: Variant, quality: Facts | None) -> list[dict[str, Any]]:
     ]
 
 
-def _provenance(each: Variant) -> list[list[str]]:
+def _provenance(each: VariantRecords) -> list[list[str]]:
     """Names and values: hashes, recipe, text, versions."""
     found: dict[str, str] = {}
     for key in ("model", "architecture", "config", "tokenizer"):
@@ -112,7 +114,7 @@ def _provenance(each: Variant) -> list[list[str]]:
     return [[name, value] for name, value in found.items() if value]
 
 
-def _flat(name: str, part: Facts) -> dict[str, str]:
+def _flat(name: str, part: Summary) -> dict[str, str]:
     found = {}
     for key, value in part.items():
         if isinstance(value, str):

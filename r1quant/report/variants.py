@@ -20,7 +20,7 @@ SPEEDS = ("prefill_tokens_per_second", "decode_tokens_per_second", "ttft_seconds
 
 
 @dataclass
-class Variant:
+class VariantRecords:
     """The records of one quantized model, by kind; more of a kind are kept in the order in which they were given."""
 
     name: str
@@ -37,14 +37,14 @@ class Variant:
         return next((untrusted.short(name) for name in named if name), None)
 
 
-def gathered(records: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Variant]:
+def gathered(records: Sequence[tuple[str, Mapping[str, Any]]]) -> list[VariantRecords]:
     """One variant for every name of an output; records are given with the name of the folder that they lie in."""
-    found: dict[str, Variant] = {}
+    found: dict[str, VariantRecords] = {}
     for folder, record in records:
         schema = record.get("schema")
         stated = folder if schema == QUANTIZATION else untrusted.text(record, "out") or folder
         name = untrusted.short(stated).rpartition("/")[2] or "artifact"
-        variant = found.setdefault(name, Variant(name))
+        variant = found.setdefault(name, VariantRecords(name))
         if schema == QUANTIZATION:
             variant.made = variant.made or record
         elif schema == RUN:
@@ -56,12 +56,12 @@ def gathered(records: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Variant]:
     return sorted(found.values(), key=lambda variant: (-(bits_of(variant) or 0), variant.name))
 
 
-def bits_of(variant: Variant) -> float | None:
+def bits_of(variant: VariantRecords) -> float | None:
     """Stored bits of a quantized weight, with its share of scales and zero points."""
     return untrusted.number(variant.made, "bits_per_weight")
 
 
-def quality(variant: Variant) -> dict[str, Any] | None:
+def quality(variant: VariantRecords) -> dict[str, Any] | None:
     """What a text said of the model: the first verification that has one."""
     record = next((each for each in variant.verified if untrusted.mapping(each, "perplexity")), None)
     if record is None:
@@ -105,7 +105,7 @@ def _divergence(kl: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def linears(variant: Variant) -> list[dict[str, Any]]:
+def linears(variant: VariantRecords) -> list[dict[str, Any]]:
     """How each linear fared: its layer, what it is, its relative loss and the KL that it is predicted to cost."""
     found = []
     for row in untrusted.rows(variant.made, "linears"):
@@ -124,7 +124,7 @@ def linears(variant: Variant) -> list[dict[str, Any]]:
     return found
 
 
-def gates(variant: Variant) -> list[dict[str, Any]]:
+def gates(variant: VariantRecords) -> list[dict[str, Any]]:
     """Every gate that was set, the last verdict on each."""
     found = {}
     for record in variant.verified:
@@ -136,7 +136,7 @@ def gates(variant: Variant) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def answers(variant: Variant) -> dict[str, Any]:
+def answers(variant: VariantRecords) -> dict[str, Any]:
     """The problems and lengths of the first verification that asked any."""
     record = next((each for each in variant.verified if untrusted.mapping(each, "aime")), {})
     health = {
@@ -151,7 +151,7 @@ def paired_signs() -> tuple[str, ...]:
     return ("closed_think", "truncated", "unparsed", "loops", "language_mixing")
 
 
-def speed(variant: Variant) -> list[dict[str, Any]]:
+def speed(variant: VariantRecords) -> list[dict[str, Any]]:
     """A row for every load that was timed."""
     return [
         _load(record, row, at) for record in variant.benched for at, row in enumerate(untrusted.rows(record, "rows"))

@@ -16,7 +16,7 @@ INSTRUCTION = "Please reason step by step, and put your final answer within \\bo
 
 
 @dataclass(frozen=True)
-class Problem:
+class ArithmeticProblem:
     """One problem. `steps` is the length of the chain, the lines of `reasoning`."""
 
     family: str
@@ -36,8 +36,8 @@ class Problem:
         return f"<think>\n{self.reasoning}\n</think>\n\n\\boxed{{{self.answer}}}"
 
 
-def _problem(family: str, question: str, lines: list[str], answer: int) -> Problem:
-    return Problem(family, question, "\n".join(lines), answer, len(lines))
+def _problem(family: str, question: str, lines: list[str], answer: int) -> ArithmeticProblem:
+    return ArithmeticProblem(family, question, "\n".join(lines), answer, len(lines))
 
 
 def _reduce(value: int, modulus: int) -> tuple[str, int]:
@@ -46,7 +46,7 @@ def _reduce(value: int, modulus: int) -> tuple[str, int]:
     return f"{quotient}*{modulus}={quotient * modulus}, {value}-{quotient * modulus}={rest}", rest
 
 
-def _recurrence(rng: random.Random) -> Problem:
+def _recurrence(rng: random.Random) -> ArithmeticProblem:
     modulus = rng.randint(20, 99)
     a, b, x = rng.randint(2, 9), rng.randint(1, modulus - 1), rng.randint(2, modulus - 1)
     n = rng.randint(3, 12)
@@ -59,7 +59,7 @@ def _recurrence(rng: random.Random) -> Problem:
     return _problem("recurrence", question, lines, x)
 
 
-def _power(rng: random.Random) -> Problem:
+def _power(rng: random.Random) -> ArithmeticProblem:
     modulus, a, n = rng.randint(20, 99), rng.randint(3, 9), rng.randint(4, 14)
     lines, r = [], a
     for i in range(2, n + 1):
@@ -69,7 +69,7 @@ def _power(rng: random.Random) -> Problem:
     return _problem("power", f"Find the remainder when {a}^{n} is divided by {modulus}.", lines, r)
 
 
-def _running_sum(rng: random.Random) -> Problem:
+def _running_sum(rng: random.Random) -> ArithmeticProblem:
     total = rng.randint(10, 99)
     terms, lines = str(total), []
     for _ in range(rng.randint(5, 18)):
@@ -82,7 +82,7 @@ def _running_sum(rng: random.Random) -> Problem:
     return _problem("running sum", f"Compute {terms}.", lines, total)
 
 
-def _two_term_sequence(rng: random.Random) -> Problem:
+def _two_term_sequence(rng: random.Random) -> ArithmeticProblem:
     a, b, n = rng.randint(2, 99), rng.randint(2, 99), rng.randint(6, 18)
     question = (
         f"Let s_1 = {a}, s_2 = {b} and s_(n+2) = s_(n+1) + s_n. Find the remainder when s_{n} is divided by 1000."
@@ -95,7 +95,7 @@ def _two_term_sequence(rng: random.Random) -> Problem:
     return _problem("two-term sequence", question, lines, b)
 
 
-def _series(rng: random.Random) -> Problem:
+def _series(rng: random.Random) -> ArithmeticProblem:
     term, difference, n = rng.randint(2, 30), rng.randint(2, 9), rng.randint(5, 12)
     question = (
         f"An arithmetic sequence has first term {term} and common difference {difference}. "
@@ -114,7 +114,7 @@ def _series(rng: random.Random) -> Problem:
 _NOT_FIVES = [n for n in range(11, 100) if n % 5]  # a factor 5 beside even ones soon leaves only zeros
 
 
-def _product(rng: random.Random) -> Problem:
+def _product(rng: random.Random) -> ArithmeticProblem:
     factors = [rng.choice(_NOT_FIVES)] + [rng.choice((2, 3, 4, 6, 7, 8, 9)) for _ in range(rng.randint(3, 10))]
     question = f"Find the remainder when {'*'.join(map(str, factors))} is divided by 1000."
     lines, r = [], factors[0]
@@ -129,7 +129,7 @@ def _product(rng: random.Random) -> Problem:
     return _problem("product", question, lines, r)
 
 
-def _gcd(rng: random.Random) -> Problem:
+def _gcd(rng: random.Random) -> ArithmeticProblem:
     small, large = 0, rng.choice([1, 1, 2, 3, 4, 6, 7, 9, 12, 15])
     answer = large
     while True:
@@ -145,7 +145,7 @@ def _gcd(rng: random.Random) -> Problem:
     return _problem("gcd", f"Find the greatest common divisor of {large} and {small}.", lines, answer)
 
 
-FAMILIES: tuple[Callable[[random.Random], Problem], ...] = (
+FAMILIES: tuple[Callable[[random.Random], ArithmeticProblem], ...] = (
     _recurrence,
     _power,
     _running_sum,
@@ -156,7 +156,7 @@ FAMILIES: tuple[Callable[[random.Random], Problem], ...] = (
 )
 
 
-def problems(seed: int, exclude: frozenset[str] = frozenset()) -> Iterator[Problem]:
+def problems(seed: int, exclude: frozenset[str] = frozenset()) -> Iterator[ArithmeticProblem]:
     """An endless stream of problems; the same seed gives the same stream. Questions in `exclude` are left out."""
     rng = random.Random(seed)
     while True:

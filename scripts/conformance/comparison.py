@@ -41,7 +41,7 @@ class Expected:
 
 def expect(artifact: Artifact, work: Path, name: str, count: int, questions: Sequence[str]) -> Expected:
     """Reads and runs an artifact in float32. questions: of which the model's answers are compared."""
-    tokenizer = Tokenizer.from_files(artifact.carried, artifact.source)
+    tokenizer = Tokenizer.from_files(artifact.side_files, artifact.source)
     text = windows.evaluation_text(None, tokenizer, 1, count, vocabulary=artifact.config["vocab_size"])
     path = work / f"{name}.npy"
     np.save(path, text.tokens[0])
@@ -50,7 +50,7 @@ def expect(artifact: Artifact, work: Path, name: str, count: int, questions: Seq
     prompts = [tokenizer.encode(tokenizer.render(turn, add_generation_prompt=True)) for turn in turns]
     return Expected(
         path,
-        {linear: digest(artifact.qlinear(linear).dequantize()) for linear in artifact.forms},
+        {linear: digest(artifact.qlinear(linear).dequantize()) for linear in artifact.linear_specs},
         log_softmax(model.logits(text.tokens[0])),
         prompts,
         [model.generate(np.array(prompt), NEW_TOKENS) for prompt in prompts],

@@ -118,8 +118,8 @@ def test_every_grid_is_written_and_read_back(
     out = tmp_path / "out"
     done = r1quant.quantize(llama, out, method="rtn", bits=bits, group_size=group_size, symmetric=symmetric)
     weights = table.artifact(open_folder(out))
-    assert len(weights.forms) == 14
-    for linear in weights.forms:
+    assert len(weights.linear_specs) == 14
+    for linear in weights.linear_specs:
         q = weights.qlinear(linear)
         q.validate()
         assert q.bits == bits

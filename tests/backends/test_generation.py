@@ -20,7 +20,7 @@ from r1quant.backends.generation import Engine, SlotCache, token_bytes, weight_b
 from r1quant.checkpoint.resolve import open_model
 from r1quant.checkpoint.safetensors import Checkpoint, open_folder
 from r1quant.checkpoint.tokenizer import Tokenizer
-from r1quant.engine.forward import Weights
+from r1quant.engine.forward import TensorSource
 from r1quant.errors import NumericError, RecipeError
 from tests import independent, models
 from tests.backends.questions import STOP, questions
@@ -54,7 +54,7 @@ def smollm2_file() -> Path:
     return Path(spec.origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
-def engine(weights: Weights, slots: int | None = None, resident: bool | None = None) -> Engine:
+def engine(weights: TensorSource, slots: int | None = None, resident: bool | None = None) -> Engine:
     return Engine(weights, architecture_of(weights.config), CPU, torch.float32, slots, resident)
 
 
@@ -65,7 +65,9 @@ def by_key(completions: Iterator[Completion]) -> dict[str, Completion]:
     return found
 
 
-def library(weights: Weights, prompts: list[Prompt], most: int, stop: frozenset[int]) -> dict[str, tuple[int, ...]]:
+def library(
+    weights: TensorSource, prompts: list[Prompt], most: int, stop: frozenset[int]
+) -> dict[str, tuple[int, ...]]:
     """What transformers generates, one text at a time."""
     with no_init_weights():
         model, found = independent.whole_model(weights), {}

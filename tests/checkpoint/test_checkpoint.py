@@ -251,7 +251,7 @@ def test_a_file_that_shrinks_while_it_is_read(file: Path) -> None:
 
 @pytest.mark.parametrize("value", [0, 1, 10])
 def test_side_files_have_a_limit(copied: Path, monkeypatch: pytest.MonkeyPatch, value: int) -> None:
-    assert set(open_folder(copied).carried) == {"generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert set(open_folder(copied).side_files) == {"generation_config.json", "tokenizer.json", "tokenizer_config.json"}
     monkeypatch.setattr(safetensors, "SIDE_FILE_LIMIT", value)
     with pytest.raises(CheckpointError, match="larger than any such file"):
         open_folder(copied)
@@ -261,7 +261,7 @@ def test_folders_among_the_side_files_are_passed_over(copied: Path) -> None:
     (copied / "tokenizer_old").mkdir()
     (copied / "README.md").write_text("x")
     (copied / "LICENSE").write_text("MIT")
-    assert sorted(open_folder(copied).carried) == [
+    assert sorted(open_folder(copied).side_files) == [
         "LICENSE",
         "generation_config.json",
         "tokenizer.json",
@@ -303,7 +303,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkpoint]:
 @given(changes=st.dictionaries(st.sampled_from([*models.config("qwen3"), "quantization_config"]), VALUES, max_size=4))
 def test_whatever_the_config_says(whole: Checkpoint, changes: dict[str, Any]) -> None:
     config = {**whole.config, **changes}
-    given_config = Checkpoint("x", whole.folder, config, json.dumps(config), whole.tensors, whole.carried)
+    given_config = Checkpoint("x", whole.folder, config, json.dumps(config), whole.tensors, whole.side_files)
     try:
         made = planner.make(given_config, Recipe(group_size=32, seq_len=64))
         made.as_dict()

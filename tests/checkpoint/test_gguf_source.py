@@ -62,8 +62,8 @@ def test_smollm_config_is_the_models_own(smollm: Checkpoint) -> None:
     }
     assert '"rms_norm_eps": 1e-05' in smollm.config_text
     assert (smollm.name, smollm.dtype) == ("SmolLM2-135M-Instruct.Q4_1", "BF16")
-    assert set(smollm.carried) == {"generation_config.json", "tokenizer.json", "tokenizer_config.json"}
-    assert json.loads(smollm.carried["generation_config.json"])["eos_token_id"] == 2
+    assert set(smollm.side_files) == {"generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert json.loads(smollm.side_files["generation_config.json"])["eos_token_id"] == 2
 
 
 def test_smollm_tensors_are_those_of_the_model_class(smollm: Checkpoint) -> None:
@@ -110,7 +110,7 @@ def test_smollm_knows_its_language(smollm: Checkpoint, tmp_path: Path) -> None:
     """End to end: config, weights and tokenizer are of one model, and the rows of q and k lie right."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    for name, content in smollm.carried.items():
+    for name, content in smollm.side_files.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "config.json").write_text(smollm.config_text)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
@@ -302,6 +302,6 @@ def test_opening_does_not_import_torch(tmp_path: Path) -> None:
 def test_a_file_without_a_tokenizer_carries_none(tmp_path: Path) -> None:
     values = {k: v for k, v in metadata("llama").items() if not k.startswith("tokenizer.")}
     checkpoint = open_gguf(write(tmp_path / "m.gguf", "llama", values, tensors("llama")), "named so")
-    assert set(checkpoint.carried) == {"generation_config.json"}
+    assert set(checkpoint.side_files) == {"generation_config.json"}
     assert checkpoint.source == "named so"
     assert replace(checkpoint, source="a/b.gguf").name == "b"

@@ -122,7 +122,7 @@ def test_transformers_loads_it(header: GgufHeader, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     checkpoint = open_gguf(smollm_path())
-    for name, content in checkpoint.carried.items():
+    for name, content in checkpoint.side_files.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "config.json").write_text(checkpoint.config_text)
     loaded, ours = AutoTokenizer.from_pretrained(tmp_path), rebuilt(header)
@@ -138,16 +138,16 @@ def test_kinds_of_tokens(tmp_path: Path) -> None:
     """Control tokens are special, user-defined ones found but not special, unused ones only in the vocabulary."""
     values = metadata("llama", tokenizer__ggml__eot_token_id=TOKENS.index("<think>"))
     checkpoint = open_gguf(write(tmp_path / "m.gguf", "llama", values, tensors("llama")))
-    raw = json.loads(checkpoint.carried["tokenizer.json"])
+    raw = json.loads(checkpoint.side_files["tokenizer.json"])
     added = {entry["content"]: (entry["id"], entry["special"]) for entry in raw["added_tokens"]}
     expected = {"<s>": True, "</s>": True, "<think>": False}
     assert added == {token: (TOKENS.index(token), special) for token, special in expected.items()}
-    tokenizer = Tokenizer.from_str(checkpoint.carried["tokenizer.json"].decode())
+    tokenizer = Tokenizer.from_str(checkpoint.side_files["tokenizer.json"].decode())
     assert tokenizer.get_vocab() == {token: index for index, token in enumerate(TOKENS)}
     ids = tokenizer.encode("<think>the the</s>").ids
     assert [TOKENS[i] for i in ids] == ["<think>", "the", "Ġth", "e", "</s>"]
     assert tokenizer.decode(ids) == "<think>the the"
-    config = json.loads(checkpoint.carried["tokenizer_config.json"])
+    config = json.loads(checkpoint.side_files["tokenizer_config.json"])
     assert config == {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
@@ -156,7 +156,7 @@ def test_kinds_of_tokens(tmp_path: Path) -> None:
         "eos_token": "</s>",
         "chat_template": values["tokenizer.chat_template"],
     }
-    generation = json.loads(checkpoint.carried["generation_config.json"])
+    generation = json.loads(checkpoint.side_files["generation_config.json"])
     assert generation == {
         "bos_token_id": TOKENS.index("<s>"),
         "eos_token_id": [TOKENS.index(t) for t in ("</s>", "<think>")],
@@ -166,7 +166,7 @@ def test_kinds_of_tokens(tmp_path: Path) -> None:
 def test_sampling_values_become_the_generation_config(tmp_path: Path) -> None:
     sampling = {"general__sampling__temp": 0.6, "general__sampling__top_k": 20}
     checkpoint = open_gguf(write(tmp_path / "m.gguf", "llama", metadata("llama", **sampling), tensors("llama")))
-    generation = json.loads(checkpoint.carried["generation_config.json"])
+    generation = json.loads(checkpoint.side_files["generation_config.json"])
     assert (generation["do_sample"], generation["temperature"], generation["top_k"]) == (True, 0.6, 20)
 
 

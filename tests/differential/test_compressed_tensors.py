@@ -23,7 +23,7 @@ from compressed_tensors.quantization.utils import calculate_qparams
 from safetensors.torch import load_file, save_file
 
 import r1quant
-from r1quant.checkpoint.artifact import Form
+from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.checkpoint.safetensors import open_folder
 from r1quant.core.qlinear import QLinear
 from r1quant.formats.codec import CodecArtifact
@@ -75,7 +75,7 @@ def test_packing(bits: int, shape: tuple[int, int]) -> None:
     group = np.zeros(shape[1], np.int32)
     q = QLinear(codes, np.ones(zero.shape, np.float16), zero, group, bits)
     # Said of the form, because zero points that happen to be all in the middle would not be written.
-    ours = CODECS["compressed-tensors"].encode(q, Form(shape, bits, -1, (0, 2**bits - 1)))
+    ours = CODECS["compressed-tensors"].encode(q, LinearSpec(shape, bits, -1, (0, 2**bits - 1)))
     half = 1 << (bits - 1)
     signed = [torch.from_numpy((values.astype(np.int16) - half).astype(np.int8)) for values in (codes, zero)]
     for packed, values, axis in zip((ours["weight_packed"], ours["weight_zero_point"]), signed, (1, 0), strict=True):
@@ -110,7 +110,7 @@ def test_the_package_reads_our_folders(
     r1quant.quantize(model, out, bits=bits, group_size=size, symmetric=symmetric, method="rtn", format=name)
     ours, tensors = artifact(open_folder(out)), stored(out)
     theirs = dict(schemes(out))
-    assert theirs.keys() == ours.forms.keys()
+    assert theirs.keys() == ours.linear_specs.keys()
     for linear, scheme in theirs.items():
         assert (scheme.weights.num_bits, scheme.weights.symmetric) == (bits, symmetric)
         assert np.array_equal(decompressed(tensors, linear, scheme), ours.read(f"{linear}.weight").numpy())
@@ -120,13 +120,13 @@ def test_the_package_reads_a_folder_of_several_kinds(model: Path, tmp_path: Path
     """Linears of different bits, groups and symmetry are told apart by name; the head stays as it is."""
     source, codec = open_folder(model), CODECS["compressed-tensors"]
     rng = np.random.default_rng(0)
-    forms, tensors, kinds = {}, {}, ((4, 32, True), (8, -1, True), (3, 16, False), (4, 32, False))
+    linear_specs, tensors, kinds = {}, {}, ((4, 32, True), (8, -1, True), (3, 16, False), (4, 32, False))
     for name, info in source.tensors.items():
         linear = name.removesuffix(".weight")
         if not linear.endswith("_proj"):
             tensors[name] = source.read(name)
             continue
-        bits, size, symmetric = kinds[len(forms) % len(kinds)]
+        bits, size, symmetric = kinds[len(linear_specs) % len(kinds)]
         out, columns = info.shape
         group = (np.arange(columns) // (columns if size == -1 else size)).astype(np.int32)
         shape = (out, int(group[-1]) + 1)
@@ -138,13 +138,13 @@ def test_the_package_reads_a_folder_of_several_kinds(model: Path, tmp_path: Path
             group=group,
             bits=bits,
         )
-        forms[linear] = Form.of(q)
+        linear_specs[linear] = LinearSpec.of(q)
         tensors |= {f"{linear}.{suffix}": torch.from_numpy(array) for suffix, array in codec.encode(q).items()}
-    folder = written(tmp_path / "mixed", model, tensors, codec.config(forms, ("lm_head",), {}))
+    folder = written(tmp_path / "mixed", model, tensors, codec.config(linear_specs, ("lm_head",), {}))
     ours = artifact(open_folder(folder))
-    assert dict(ours.forms) == forms and len({form.bits for form in forms.values()}) == 3
+    assert dict(ours.linear_specs) == linear_specs and len({form.bits for form in linear_specs.values()}) == 3
     theirs = dict(schemes(folder))
-    assert theirs.keys() == forms.keys()
+    assert theirs.keys() == linear_specs.keys()
     for linear, scheme in theirs.items():
         assert np.array_equal(decompressed(tensors, linear, scheme), ours.read(f"{linear}.weight").numpy())
 
@@ -208,11 +208,11 @@ def test_we_read_what_the_package_compressed(
         config_groups={"group_0": scheme}, format=layout, quantization_status="compressed", ignore=["lm_head", *ignored]
     ).to_dict()
     ours = artifact(open_folder(written(tmp_path / "theirs", model, tensors, stated)))
-    assert ours.forms.keys() == codes.keys()
+    assert ours.linear_specs.keys() == codes.keys()
     half = 1 << (bits - 1)
     for linear in codes:
         q = ours.qlinear(linear)
-        assert ours.forms[linear] == Form.of(q)
+        assert ours.linear_specs[linear] == LinearSpec.of(q)
         assert np.array_equal(q.codes.astype(np.int16) - half, codes[linear].numpy())
         assert (q.zero.astype(np.int16) - half == zeros[linear].to(torch.int16).numpy()).all()
         assert np.array_equal(q.dequantize(), decompressed(tensors, linear, scheme))
@@ -223,7 +223,7 @@ def again_exactly(ours: CodecArtifact, linear: str, q: QLinear) -> None:
     """What was read can be written in our own way, and is then still the same."""
     assert ours.codec is not None
     codec = ours.codec if q.bits == 8 else CODECS["compressed-tensors"]
-    if codec.problem(Form.of(q)) is None:
+    if codec.problem(LinearSpec.of(q)) is None:
         arrays = codec.encode(q)
-        config = codec.config({linear: Form.of(q)}, (), {})
+        config = codec.config({linear: LinearSpec.of(q)}, (), {})
         assert np.array_equal(codec.decode(arrays, config, linear).dequantize(), q.dequantize())

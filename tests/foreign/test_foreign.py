@@ -45,7 +45,7 @@ def test_dequantized_weights_are_the_makers_own(name: str) -> None:
     artifact = open_artifact(DATA / name)
     theirs = json.loads((DATA / name / "dequantized.json").read_text("utf-8"))["weights"]
     assert artifact.format == MADE[name]
-    assert {linear: digest(artifact.qlinear(linear).dequantize()) for linear in artifact.forms} == theirs
+    assert {linear: digest(artifact.qlinear(linear).dequantize()) for linear in artifact.linear_specs} == theirs
     assert len(theirs) == 7
 
 
@@ -60,6 +60,6 @@ def test_it_exports_without_a_change(name: str, tmp_path: Path) -> None:
 
 
 def test_act_order_is_known_by_its_group_map() -> None:
-    forms = open_artifact(DATA / ACT_ORDER).forms
-    assert {form.group_size for form in forms.values()} <= {None, 32}
-    assert None in {form.group_size for form in forms.values()}
+    linear_specs = open_artifact(DATA / ACT_ORDER).linear_specs
+    assert {form.group_size for form in linear_specs.values()} <= {None, 32}
+    assert None in {form.group_size for form in linear_specs.values()}

@@ -117,8 +117,8 @@ def folder_of(folder: Path, tensors: Mapping[str, Any], stated: Any, **files: An
 
 def reads(ours: CodecArtifact, linear: str, expected: npt.NDArray[np.float32]) -> bool:
     """Whether a linear comes out as expected, and its form is known without its codes."""
-    from r1quant.checkpoint.artifact import Form
+    from r1quant.checkpoint.artifact import LinearSpec
 
     q = ours.qlinear(linear)
-    agree = ours.forms[linear] == Form.of(q) and ours.tensors[f"{linear}.weight"].shape == expected.shape
+    agree = ours.linear_specs[linear] == LinearSpec.of(q) and ours.tensors[f"{linear}.weight"].shape == expected.shape
     return agree and bool(np.array_equal(ours.read(f"{linear}.weight").numpy(), expected))

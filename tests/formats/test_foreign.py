@@ -57,7 +57,7 @@ def test_gptq_where_rules_change_bits_and_groups(tmp_path: Path) -> None:
     ours = folder_of(tmp_path / "m", bare(tensors), {**GPTQ, "dynamic": rules})
     assert reads(ours, LAYER, weights(*four, runs(64, 16)))
     assert reads(ours, OTHER, weights(*eight, runs(64, 64)))
-    assert {linear: (form.bits, form.group_size) for linear, form in ours.forms.items()} == {
+    assert {linear: (form.bits, form.group_size) for linear, form in ours.linear_specs.items()} == {
         LAYER: (4, 16),
         OTHER: (8, -1),
     }
@@ -76,7 +76,7 @@ def test_gptq_with_act_order(tmp_path: Path) -> None:
     codes, zero, scale = numbers(32, 64, 2, 4)
     group = np.random.default_rng(0).permutation(runs(64, 32))
     ours = folder_of(tmp_path / "m", gptq(LAYER, codes, zero, scale, group, 4), {**GPTQ, "desc_act": True})
-    assert ours.forms[LAYER].group_size is None and ours.forms[LAYER].groups == 2
+    assert ours.linear_specs[LAYER].group_size is None and ours.linear_specs[LAYER].groups == 2
     assert reads(ours, LAYER, weights(codes, zero, scale, group))
 
 
@@ -95,7 +95,7 @@ def test_gptq_with_zero_points_that_do_not_fill_the_last_word(bits: int, out: in
     codes, zero, scale = numbers(out, 64, 2, bits)
     ours = folder_of(tmp_path / "m", gptq(LAYER, codes, zero, scale, runs(64, 32), bits), GPTQ)
     assert reads(ours, LAYER, weights(codes, zero, scale, runs(64, 32)))
-    assert ours.codec is not None and f"{out} output rows" in str(ours.codec.problem(ours.forms[LAYER]))
+    assert ours.codec is not None and f"{out} output rows" in str(ours.codec.problem(ours.linear_specs[LAYER]))
 
 
 @pytest.mark.parametrize("key", ["checkpoint_format", "format"])
@@ -169,7 +169,7 @@ def test_awq(stated: dict, tmp_path: Path) -> None:
     codes, zero, scale = numbers(40, 96, 3, 4, smallest=0)
     tensors = awq(LAYER, codes, zero, scale) | {f"{OTHER}.weight": np.ones((4, 4), np.float16)}
     ours = folder_of(tmp_path / "m", tensors, stated)
-    assert list(ours.forms) == [LAYER] and ours.tensors[f"{OTHER}.weight"].dtype == "F16"
+    assert list(ours.linear_specs) == [LAYER] and ours.tensors[f"{OTHER}.weight"].dtype == "F16"
     assert reads(ours, LAYER, weights(codes, zero, scale, runs(96, 32)))
 
 
@@ -278,7 +278,7 @@ def test_scales_beyond_float16(tmp_path: Path) -> None:
     stored = torch.from_numpy(scale).bfloat16().float().numpy()
     assert reads(ours, LAYER, weights(codes, np.full((32, 1), 8), stored, np.zeros(64, int)))
     assert ours.qlinear(LAYER).scale.dtype == np.float32
-    assert ours.codec is not None and "does not fit" in str(ours.codec.problem(ours.forms[LAYER]))
+    assert ours.codec is not None and "does not fit" in str(ours.codec.problem(ours.linear_specs[LAYER]))
 
 
 def test_the_packing_of_these_tests() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1quant.checkpoint.artifact import Form
+from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.formats.names import patterns, with_fused
 from r1quant.formats.table import CODECS
 
@@ -86,9 +86,9 @@ def test_runtimes_find_the_bits_of_every_layer(name: str, found: Any, data: st.D
     chosen = {layer: data.draw(st.sampled_from([None, 2, 4, 8])) for layer in layers}
     chosen[layers[0]] = 3
     bits = {part: chosen[layer] for layer in layers for part in LAYERS[layer]}
-    forms = {n: Form((64, 128), b, 32, (2 ** (b - 1),) * 2) for n, b in bits.items() if b is not None}
+    linear_specs = {n: LinearSpec((64, 128), b, 32, (2 ** (b - 1),) * 2) for n, b in bits.items() if b is not None}
     plain = tuple(n for n, b in bits.items() if b is None)
-    config = CODECS[name].config(forms, (*plain, "lm_head"), {})
+    config = CODECS[name].config(linear_specs, (*plain, "lm_head"), {})
     for layer in layers:
         assert {found(config, layer), *(found(config, part) for part in LAYERS[layer])} == {chosen[layer]}
     if name == "gptq":

@@ -197,16 +197,16 @@ def test_what_does_not_fit_is_said_of_the_linear(kind: str, reason: str, change:
     tensors, stated = good(kind)
     change(tensors, stated)
     ours = folder_of(tmp_path / "m", tensors, stated)
-    for read in (lambda: ours.forms, lambda: ours.tensors, lambda: ours.qlinear(LAYER)):
+    for read in (lambda: ours.linear_specs, lambda: ours.tensors, lambda: ours.qlinear(LAYER)):
         message = refused(read)
         assert LAYER in message
-    assert reason in refused(lambda: ours.forms)
+    assert reason in refused(lambda: ours.linear_specs)
 
 
 @pytest.mark.parametrize("kind", ["gptq", "awq", "packed", "int"])
 def test_what_is_spoilt_here_is_read_when_it_is_not(kind: str, tmp_path: Path) -> None:
     ours = folder_of(tmp_path / "m", *good(kind))
-    assert list(ours.forms) == [LAYER]
+    assert list(ours.linear_specs) == [LAYER]
     ours.qlinear(LAYER).validate()
 
 
@@ -234,7 +234,7 @@ def test_weights_that_are_floats(tmp_path: Path) -> None:
     weight = torch.ones(32, 64).to(torch.float8_e4m3fn)
     tensors = {f"{LAYER}.weight": weight, f"{LAYER}.weight_scale": np.ones((32, 1), np.float32)}
     ours = folder_of(tmp_path / "fp8", tensors, groups(floats, format="mixed-precision"))
-    assert f"{LAYER}: its weights are of type float" in refused(lambda: ours.forms)
+    assert f"{LAYER}: its weights are of type float" in refused(lambda: ours.linear_specs)
     tensors = {
         f"{LAYER}.weight_packed": np.zeros((32, 32), np.uint8),
         f"{LAYER}.weight_scale": torch.ones(32, 4).to(torch.float8_e4m3fn),
@@ -242,7 +242,7 @@ def test_weights_that_are_floats(tmp_path: Path) -> None:
     }
     nvfp4 = scheme(4, 16, True, ["Linear"], type="float", strategy="tensor_group")
     ours = folder_of(tmp_path / "nvfp4", tensors, groups(nvfp4, format="mixed-precision"))
-    assert LAYER in refused(lambda: ours.forms)
+    assert LAYER in refused(lambda: ours.linear_specs)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_a_file_beside_config_json_that_states_nothing(beside: Any, tmp_path: Pa
 @pytest.mark.parametrize("stated", [GPTQ, AWQ, groups(SCHEME)])
 def test_a_statement_without_quantized_tensors(stated: dict[str, Any], tmp_path: Path) -> None:
     ours = folder_of(tmp_path / "m", {f"{LAYER}.weight": np.ones((4, 4), np.float16)}, stated)
-    for read in (lambda: ours.forms, lambda: ours.tensors, lambda: ours.read(f"{LAYER}.weight")):
+    for read in (lambda: ours.linear_specs, lambda: ours.tensors, lambda: ours.read(f"{LAYER}.weight")):
         assert "no tensor is called" in refused(read)
 
 
@@ -295,9 +295,9 @@ def test_names_that_are_no_names_of_linears(name: str, tmp_path: Path) -> None:
     tensors, stated = good("gptq")
     ours = folder_of(tmp_path / "m", {**tensors, name: np.ones((4, 4), np.int32)}, stated)
     if name == ".qweight":
-        refused(lambda: ours.forms)
+        refused(lambda: ours.linear_specs)
     else:
-        assert list(ours.forms) == [LAYER] and name in ours.tensors
+        assert list(ours.linear_specs) == [LAYER] and name in ours.tensors
 
 
 def test_a_linear_that_is_not_there(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import r1quant
 from r1quant.checkpoint import artifact as artifacts
-from r1quant.checkpoint.artifact import Form, quantized, rows
+from r1quant.checkpoint.artifact import LinearSpec, quantized, rows
 from r1quant.checkpoint.safetensors import open_folder
 from r1quant.core.floats import widen
 from r1quant.formats.codec import CodecArtifact
@@ -58,10 +58,10 @@ def test_a_folder_is_the_model_in_another_form(
     ours = quantize(model, tmp_path / "out", kind)
     assert len(ours.checkpoint.files) > 2
     before = artifact(open_folder(model))
-    assert (before.codec, dict(before.forms)) == (None, {})
+    assert (before.codec, dict(before.linear_specs)) == (None, {})
     assert ours.format == kind[0] and before.format == "safetensors"
     assert {n: s.shape for n, s in ours.tensors.items()} == {n: s.shape for n, s in before.tensors.items()}
-    assert ours.forms.keys() == {n.removesuffix(".weight") for n in before.tensors if n.endswith("_proj.weight")}
+    assert ours.linear_specs.keys() == {n.removesuffix(".weight") for n in before.tensors if n.endswith("_proj.weight")}
     for name, spec in ours.tensors.items():
         linear = quantized(ours, name)
         values = whole(ours, name)
@@ -72,7 +72,7 @@ def test_a_folder_is_the_model_in_another_form(
             assert np.array_equal(np.concatenate(pieces), values)
         if linear is not None:
             q = ours.qlinear(linear)
-            assert ours.forms[linear] == Form.of(q) and spec.dtype == "F32"
+            assert ours.linear_specs[linear] == LinearSpec.of(q) and spec.dtype == "F32"
             assert q.bits == kind[1] and q.symmetric == kind[3]
             assert np.array_equal(q.dequantize(), values)
         else:
@@ -87,7 +87,7 @@ def test_one_file_or_several_hold_the_same(model: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(layout, "SHARD_LIMIT", 20_000)
     several = quantize(model, tmp_path / "several", KINDS[0])
     assert len(one.checkpoint.files) == 1 < len(several.checkpoint.files)
-    assert one.tensors == several.tensors and one.forms == several.forms
+    assert one.tensors == several.tensors and one.linear_specs == several.linear_specs
     for name in one.checkpoint.tensors:
         assert one.checkpoint.read(name).equal(several.checkpoint.read(name))
 
@@ -99,7 +99,7 @@ def test_every_format_holds_the_same_weights(model: Path, tmp_path: Path) -> Non
     }
     first, *others = found.values()
     for other in others:
-        assert other.forms == first.forms
+        assert other.linear_specs == first.linear_specs
         assert all(np.array_equal(whole(other, name), whole(first, name)) for name in first.tensors)
 
 

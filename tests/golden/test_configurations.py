@@ -8,19 +8,21 @@ from typing import Any
 
 import pytest
 
-from r1quant.checkpoint.artifact import Form
+from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.errors import RecipeError
 from r1quant.formats.table import CODECS, codec_of
 
 META = {"quantizer": ["r1quant:0"]}
 LAYER = "model.layers.0.mlp.up_proj"
 OTHER = "model.layers.0.mlp.down_proj"
-SYMMETRIC = Form((64, 256), 4, 128, (8, 8))
+SYMMETRIC = LinearSpec((64, 256), 4, 128, (8, 8))
 ASYMMETRIC = replace(SYMMETRIC, zeros=(1, 15))
 
 
-def stated(name: str, forms: Mapping[str, Form] | None = None, plain: tuple[str, ...] = ()) -> dict[str, Any]:
-    return CODECS[name].config(forms or {LAYER: SYMMETRIC}, plain, META)
+def stated(
+    name: str, linear_specs: Mapping[str, LinearSpec] | None = None, plain: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    return CODECS[name].config(linear_specs or {LAYER: SYMMETRIC}, plain, META)
 
 
 def without_null(value: Any) -> bool:
@@ -31,8 +33,8 @@ def without_null(value: Any) -> bool:
 
 @pytest.mark.parametrize("name", CODECS)
 def test_a_configuration_leads_back_to_its_format(name: str) -> None:
-    forms = {LAYER: replace(SYMMETRIC, bits=8, zeros=(128, 128))} if name.endswith("-int") else None
-    assert codec_of(stated(name, forms)).name == name
+    linear_specs = {LAYER: replace(SYMMETRIC, bits=8, zeros=(128, 128))} if name.endswith("-int") else None
+    assert codec_of(stated(name, linear_specs)).name == name
 
 
 @pytest.mark.parametrize(("name", "version"), [("gptq", "gptq"), ("gptq-v2", "gptq_v2")])
@@ -60,12 +62,12 @@ def test_gptq_stands_in_two_files_with_the_same_content() -> None:
 
 def test_gptq_says_what_differs() -> None:
     """`dynamic` is there only then. A head in floats needs no rule: `lm_head` says it."""
-    forms = {
+    linear_specs = {
         LAYER: ASYMMETRIC,
         "model.layers.1.mlp.up_proj": SYMMETRIC,
         OTHER: replace(SYMMETRIC, bits=8, group_size=-1),
     }
-    config = stated("gptq", forms, ("lm_head", "model.layers.1.mlp.down_proj"))
+    config = stated("gptq", linear_specs, ("lm_head", "model.layers.1.mlp.down_proj"))
     assert not config["sym"] and not config["lm_head"]
     assert config["dynamic"] == {
         r"+:^model\.layers\.0\.mlp\.down_proj(?:\.|$)": {"bits": 8, "group_size": -1},
@@ -82,14 +84,14 @@ def test_gptq_says_act_order() -> None:
 
 def test_a_row_as_long_as_the_groups_is_no_exception() -> None:
     """A linear of 128 columns in groups of 128 has one group, as one with -1 has."""
-    forms = {LAYER: SYMMETRIC, OTHER: Form((64, 128), 4, -1, (8, 8))}
-    assert "dynamic" not in stated("gptq", forms) and stated("gptq", forms)["group_size"] == 128
-    assert stated("awq", forms)["group_size"] == 128
-    assert len(stated("compressed-tensors", forms)["config_groups"]) == 1
+    linear_specs = {LAYER: SYMMETRIC, OTHER: LinearSpec((64, 128), 4, -1, (8, 8))}
+    assert "dynamic" not in stated("gptq", linear_specs) and stated("gptq", linear_specs)["group_size"] == 128
+    assert stated("awq", linear_specs)["group_size"] == 128
+    assert len(stated("compressed-tensors", linear_specs)["config_groups"]) == 1
 
 
 @pytest.mark.parametrize("form", [SYMMETRIC, ASYMMETRIC])
-def test_awq(form: Form) -> None:
+def test_awq(form: LinearSpec) -> None:
     """zero_point is true also where all are 8: kernels for false are not in use."""
     awq = {"quant_method": "awq", "version": "gemm", "bits": 4, "group_size": 128, "zero_point": True}
     config = stated("awq", {LAYER: form})
@@ -111,7 +113,7 @@ def test_awq_has_one_group_size() -> None:
 )
 @pytest.mark.parametrize(("size", "strategy"), [(128, "group"), (-1, "channel")])
 def test_compressed_tensors(name: str, bits: int, layout: str, size: int, strategy: str) -> None:
-    form = Form((64, 256), bits, size, (1, 9))
+    form = LinearSpec((64, 256), bits, size, (1, 9))
     assert stated(name, {LAYER: form}) == {
         "quant_method": "compressed-tensors",
         "format": layout,

@@ -10,7 +10,7 @@ import pytest
 import r1quant
 from r1quant.arch.kvcache import Cache
 from r1quant.arch.tables import architecture_of
-from r1quant.checkpoint.artifact import Form
+from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.errors import RecipeError
 from r1quant.hardware.cards import Card, card
 from r1quant.hardware.memory import MEMORY_SHARE, RUNTIME_BYTES
@@ -37,11 +37,11 @@ QWEN_1_5B: dict[str, Any] = {
 EIGHT = sizes(LLAMA_8B, architecture_of(LLAMA_8B))
 
 
-def w4(config: dict[str, Any]) -> dict[str, Form]:
+def w4(config: dict[str, Any]) -> dict[str, LinearSpec]:
     """All linears of the layers in 4 bits, groups of 128."""
     arch = architecture_of(config)
     return {
-        name.removesuffix(".weight"): Form((shape[0], shape[1]), 4, 128, (8, 8))
+        name.removesuffix(".weight"): LinearSpec((shape[0], shape[1]), 4, 128, (8, 8))
         for name, shape in arch.shapes(config).items()
         if "layers" in name and len(shape) == 2
     }
@@ -65,15 +65,15 @@ def test_sizes_are_those_of_the_files(tmp_path: Path) -> None:
     assert sizes(float_model.config, arch).weights_bytes == stored
     out = r1quant.quantize("tiny-r1", tmp_path / "out", bits=4, group_size=64, method="rtn").out
     quantized = open_artifact(out)
-    found = sizes(quantized.config, arch, quantized.forms).weights_bytes
+    found = sizes(quantized.config, arch, quantized.linear_specs).weights_bytes
     assert found <= (out / "model.safetensors").stat().st_size <= 1.2 * found
     assert sizes(quantized.config, arch).weights_bytes == stored
 
 
 def test_bits_of_a_quantized_weight() -> None:
-    assert stored_bits(Form((8, 256), 4, 128, (8, 8))) == 4 + 16 / 128
-    assert stored_bits(Form((8, 256), 4, 128, (0, 15))) == 4 + 20 / 128
-    assert stored_bits(Form((8, 256), 8, -1, (128, 128))) == 8 + 16 / 256
+    assert stored_bits(LinearSpec((8, 256), 4, 128, (8, 8))) == 4 + 16 / 128
+    assert stored_bits(LinearSpec((8, 256), 4, 128, (0, 15))) == 4 + 20 / 128
+    assert stored_bits(LinearSpec((8, 256), 8, -1, (128, 128))) == 8 + 16 / 256
 
 
 def test_one_step_by_hand() -> None:

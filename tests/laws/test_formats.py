@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from r1quant.checkpoint.artifact import Form
+from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.checkpoint.tensorfile import TensorSpec
 from r1quant.core import bits as packing
 from r1quant.core.qlinear import QLinear
@@ -56,7 +56,7 @@ def holds(name: str, q: QLinear) -> bool:
 def written(name: str, q: QLinear) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tensors of a linear called `x`, and the configuration."""
     codec = CODECS[name]
-    return codec.encode(q), codec.config({"x": Form.of(q)}, (), {})
+    return codec.encode(q), codec.config({"x": LinearSpec.of(q)}, (), {})
 
 
 @each_codec
@@ -66,7 +66,7 @@ def test_a_linear_comes_back_bit_for_bit_or_is_refused(name: str, data: st.DataO
     q = data.draw(drawn(name))
     q.validate()
     codec = CODECS[name]
-    reason = codec.problem(Form.of(q))
+    reason = codec.problem(LinearSpec.of(q))
     assert (reason is None) == holds(name, q), reason
     if reason is not None:
         with pytest.raises(RecipeError) as refused:
@@ -87,7 +87,7 @@ def test_what_is_written_and_what_its_header_says_is_known_before(name: str, dat
     """Also where the form was planned without the linear, and allows more than it turns out to need."""
     q = data.draw(held(name))
     assume(holds(name, q))
-    codec, own = CODECS[name], Form.of(q)
+    codec, own = CODECS[name], LinearSpec.of(q)
     top = 2**q.bits - 1
     anything = replace(own, zeros=(min(1, own.zeros[0]), top), scale_bits=11)
     for form in (own, anything):
@@ -98,7 +98,7 @@ def test_what_is_written_and_what_its_header_says_is_known_before(name: str, dat
         for spec, array in zip(specs, tensors.values(), strict=True):
             assert (spec.dtype, spec.shape, spec.nbytes) == (DTYPES[array.dtype.name], array.shape, array.nbytes)
             assert array.flags.c_contiguous
-        assert set(tensors) <= set(codec.suffixes) and codec.telling in tensors
+        assert set(tensors) <= set(codec.suffixes) and codec.marker_suffix in tensors
         config = codec.config({"a.b": form}, (), {})
         assert same(codec.decode(tensors, config, "a.b"), q)
         codes, *others = (suffix for suffix in codec.suffixes if suffix in tensors)
@@ -110,7 +110,7 @@ def test_what_is_written_and_what_its_header_says_is_known_before(name: str, dat
 @given(linears())
 @settings(max_examples=40, deadline=None)
 def test_a_form_that_does_not_cover_a_linear_is_not_taken(q: QLinear) -> None:
-    form = Form.of(q)
+    form = LinearSpec.of(q)
     assert form.covers(form)
     wider = replace(form, zeros=(0, 255), scale_bits=24)
     assert wider.covers(form)
@@ -155,13 +155,13 @@ def test_the_configuration_says_how_linears_differ(name: str, data: st.DataObjec
     several = [q for q in drawn_ones if holds(name, q) and q.contiguous]
     named = {f"model.layers.{10**i}.mlp.up_proj": q for i, q in enumerate(several)}
     assume(named)
-    forms = {linear: Form.of(q) for linear, q in named.items()}
+    linear_specs = {linear: LinearSpec.of(q) for linear, q in named.items()}
     differ = len({q.shape[1] // q.groups for q in several}) > 1 and any(q.groups > 1 for q in several)
     if name == "awq" and differ:
         with pytest.raises(RecipeError, match="one group size"):
-            codec.config(forms, (), {})
+            codec.config(linear_specs, (), {})
         return
-    config = codec.config(forms, ("lm_head",), {"quantizer": ["r1quant:0"]})
+    config = codec.config(linear_specs, ("lm_head",), {"quantizer": ["r1quant:0"]})
     for linear, q in named.items():
         tensors = codec.encode(q)
         assert same(codec.decode(tensors, config, linear), q)
@@ -256,7 +256,7 @@ def test_linears_that_turn_out_symmetric_keep_the_form_of_the_run() -> None:
         bits=4,
     )
     codec = CODECS["compressed-tensors"]
-    planned = Form((8, 32), 4, 32, (0, 15), 11)
+    planned = LinearSpec((8, 32), 4, 32, (0, 15), 11)
     assert set(codec.encode(q)) < set(codec.encode(q, planned))
     specs = {spec.name: spec.dtype for spec in codec.specs("x", planned)}
     assert specs["x.weight_zero_point"] == "I32" and specs["x.weight_scale"] == "F16"
@@ -285,7 +285,7 @@ def test_packing_refuses_ragged_rows() -> None:
 def test_every_suffix_is_listed_with_the_codes_first(name: str) -> None:
     codec = CODECS[name]
     assert codec.name == name
-    form = Form((32, 64), 4 if name == "awq" else 8, 32, (0 if name != "gptq" else 1, 9), 11)
+    form = LinearSpec((32, 64), 4 if name == "awq" else 8, 32, (0 if name != "gptq" else 1, 9), 11)
     specs = codec.specs("a.b", form)
     sizes = {spec.name.rpartition(".")[2]: spec.nbytes for spec in specs}
     first = next(suffix for suffix in codec.suffixes if suffix in sizes)
@@ -329,4 +329,4 @@ def test_the_shapes_that_a_format_packs(name: str, bits: int, rows: int, columns
         if out % rows == 0 and n % columns == 0:
             assert same(codec.decode(*written(name, q), "x"), q)
         else:
-            assert f"are not a multiple of {rows if out % rows else columns}" in str(codec.problem(Form.of(q)))
+            assert f"are not a multiple of {rows if out % rows else columns}" in str(codec.problem(LinearSpec.of(q)))

@@ -13,8 +13,8 @@ import pytest
 from r1quant.data.problemsets import health_prompts
 from r1quant.metrics.health import (
     TYPES,
+    ModelSummary,
     Signs,
-    Told,
     compare,
     foreign_scripts,
     loop_period,
@@ -73,7 +73,7 @@ def test_the_chains_of_the_embedded_model_are_no_loops_and_are_healthy() -> None
     stream = problems(11)
     for _ in range(400):
         problem = next(stream)
-        found = signs(Told(problem.prompt, problem.solution, 100, True, True))
+        found = signs(ModelSummary(problem.prompt, problem.solution, 100, True, True))
         assert found == Signs(True, False, False, False, False, 100)
 
 
@@ -108,11 +108,11 @@ def test_the_period_is_the_smallest_of_any_end() -> None:
 )
 def test_language_mixing(text: str, prompt: str, found: set[str]) -> None:
     assert foreign_scripts(text, prompt) == found
-    assert signs(Told(prompt, text, 1, True, True)).language_mixing == bool(found)
+    assert signs(ModelSummary(prompt, text, 1, True, True)).language_mixing == bool(found)
 
 
-WELL = Told("How many?", "x</think>\\boxed{1}", 100, True, True)
-ILL = Told("How many?", "<think>但是 " + WAIT * 20, 300, False, False)
+WELL = ModelSummary("How many?", "x</think>\\boxed{1}", 100, True, True)
+ILL = ModelSummary("How many?", "<think>但是 " + WAIT * 20, 300, False, False)
 
 
 def test_signs() -> None:

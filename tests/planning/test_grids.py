@@ -59,7 +59,7 @@ def test_bytes_are_those_of_each_linear(checkpoint: Checkpoint, format: str) -> 
     weights = 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 96 * 64)
     assert found.bits_per_weight == 8 * sum(entry["bytes"] for entry in entries.values()) / weights
     assert found.quantized_parameters == weights - 64 * 96
-    assert found.plain == ("model.layers.1.mlp.down_proj", "lm_head") and len(found.forms) == 13
+    assert found.plain == ("model.layers.1.mlp.down_proj", "lm_head") and len(found.linear_specs) == 13
     names = {spec.name for shard in found.layout.shards for spec in shard}
     assert "model.layers.1.mlp.down_proj.weight" in names and "model.layers.1.mlp.up_proj.weight" not in names
     everything = sum(spec.nbytes for shard in found.layout.shards for spec in shard)

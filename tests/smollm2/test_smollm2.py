@@ -64,7 +64,7 @@ def test_the_output_is_complete(gguf: Path, out: Path) -> None:
     wanted = {"config.json", "quantize_config.json", "model.safetensors", "r1quant.json", "tokenizer.json"}
     assert wanted | {"tokenizer_config.json", "generation_config.json"} <= names
     source, written = open_model(gguf), open_folder(out)
-    for name, content in source.carried.items():
+    for name, content in source.side_files.items():
         assert (out / name).read_bytes() == content
     for name in ("model.embed_tokens.weight", "model.norm.weight", "model.layers.3.input_layernorm.weight"):
         assert written.read(name).equal(source.read(name))

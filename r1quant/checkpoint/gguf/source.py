@@ -120,7 +120,7 @@ def open_gguf(path: Path, source: str | None = None) -> GgufCheckpoint:
         config=config,
         config_text=_json(config).decode(),
         tensors={name: presented(name, tensor, dtype) for name, tensor in stored.items()},
-        carried={"generation_config.json": _json(generation_config(header)), **tokenizer_files(header)},
+        side_files={"generation_config.json": _json(generation_config(header)), **tokenizer_files(header)},
         stored=stored,
         heads=heads,
     )

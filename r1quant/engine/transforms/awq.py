@@ -25,7 +25,7 @@ Round = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Choice:
+class FactorChoice:
     """The factors that were found.
 
     scale    float32 [K], geometric mean 1, equal where channels share a source: for folds.apply
@@ -49,7 +49,7 @@ def search(
     rounded: Round,
     magnitude: torch.Tensor | None = None,
     rows: int = ROWS,
-) -> Choice:
+) -> FactorChoice:
     """The best of 2 x 20 factors for the linears of a fold; the identity is among them.
 
     weight     float32 [N, K], the linears as one stack of rows (Fold.stacked), on the device of hessian
@@ -71,11 +71,11 @@ def search(
         return float(((error @ hessian) * error).sum(dtype=torch.float64))
 
     plain = loss(torch.ones_like(inputs))
-    best = Choice(torch.ones_like(inputs), 0.0, False, plain, plain)
+    best = FactorChoice(torch.ones_like(inputs), 0.0, False, plain, plain)
     for alpha, balanced, scale in _candidates(_living(inputs), _living(largest)):
         found = loss(scale)
         if found < best.loss:
-            best = Choice(scale, alpha, balanced, found, plain)
+            best = FactorChoice(scale, alpha, balanced, found, plain)
     return best
 
 

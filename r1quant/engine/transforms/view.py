@@ -144,7 +144,7 @@ def view(checkpoint: Checkpoint, turns: Mapping[str, Turn], **changes: Any) -> V
         "config": checkpoint.config,
         "config_text": checkpoint.config_text,
         "tensors": checkpoint.tensors,
-        "carried": checkpoint.carried,
+        "side_files": checkpoint.side_files,
     } | changes
     kept = {name: Turn(name) for name in presented["tensors"]}
     return View(**presented, inner=checkpoint, turns=kept | dict(turns))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from r1quant.checkpoint.artifact import Form
+from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.core.qlinear import QLinear
 from r1quant.errors import RecipeError
 from r1quant.formats.gguf.options import BLOCK, RANGES, problem
@@ -42,7 +42,7 @@ def row_bytes(kind: str, columns: int) -> int:
 
 def encode(q: QLinear, kind: str) -> Bytes:
     """The blocks of a linear, uint8 [out, row bytes]. Raises RecipeError where the type cannot hold it exactly."""
-    reason = problem(Form.of(q), kind) if kind != "q4_1" else problem(Form.of(q), "q8_0")
+    reason = problem(LinearSpec.of(q), kind) if kind != "q4_1" else problem(LinearSpec.of(q), "q8_0")
     if reason:
         raise RecipeError(reason, CONTINUE)
     out, columns = q.shape

@@ -27,10 +27,10 @@ FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "b
 SIZES = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K"))
 
 
-def general(arch: Architecture, carried: Mapping[str, bytes], name: str, parameters: int) -> dict[str, Any]:
+def general(arch: Architecture, side_files: Mapping[str, bytes], name: str, parameters: int) -> dict[str, Any]:
     """The keys that say what the file is. parameters: how many numbers its tensors have."""
     keys: dict[str, Any] = {"general.architecture": arch.gguf.architecture, "general.type": "model"}
-    keys |= _sampling(carried)
+    keys |= _sampling(side_files)
     return keys | {"general.name": name, "general.size_label": size_label(parameters)}
 
 
@@ -41,9 +41,9 @@ def size_label(parameters: int) -> str:
     return f"{scaled:.{max(0, 2 - len(str(round(scaled)).lstrip('0')))}f}{letter}"
 
 
-def _sampling(carried: Mapping[str, bytes]) -> dict[str, Any]:
+def _sampling(side_files: Mapping[str, bytes]) -> dict[str, Any]:
     """The sampling values of generation_config.json."""
-    stated = generation_config(carried)
+    stated = generation_config(side_files)
     keys: dict[str, Any] = {}
     for key in ("top_k", "top_p", "min_p", "temp"):
         value = stated.get(SAMPLING[key])

@@ -74,11 +74,11 @@ class Style:
         )
 
 
-def modelfile(carried: Mapping[str, bytes], config: Mapping[str, Any], file: str) -> str:
+def modelfile(side_files: Mapping[str, bytes], config: Mapping[str, Any], file: str) -> str:
     """The text of the Modelfile beside the GGUF file of that name. carried: as Artifact.carried."""
-    tokenizer = Tokenizer.from_files(carried, file)
-    generation = generation_config(carried)
-    style = style_of(tokenizer, _puts_bos(carried, tokenizer))
+    tokenizer = Tokenizer.from_files(side_files, file)
+    generation = generation_config(side_files)
+    style = style_of(tokenizer, _puts_bos(side_files, tokenizer))
     reasons = tokenizer.backend.token_to_id(REASONING) is not None
     lines = [f"FROM ./{file}", ""]
     if style is None:
@@ -97,10 +97,10 @@ def modelfile(carried: Mapping[str, bytes], config: Mapping[str, Any], file: str
     return "\n".join(lines) + "\n"
 
 
-def _puts_bos(carried: Mapping[str, bytes], tokenizer: Tokenizer) -> bool:
+def _puts_bos(side_files: Mapping[str, bytes], tokenizer: Tokenizer) -> bool:
     """Whether the runtime puts the BOS token before every prompt, so that a template must not."""
-    settings = json.loads(carried.get("tokenizer_config.json", b"{}"))
-    return puts_around(json.loads(carried["tokenizer.json"]), settings, tokenizer.specials)["bos"]
+    settings = json.loads(side_files.get("tokenizer_config.json", b"{}"))
+    return puts_around(json.loads(side_files["tokenizer.json"]), settings, tokenizer.specials)["bos"]
 
 
 def _number(value: Any) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from r1quant.checkpoint.artifact import Form
+from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.errors import RecipeError
 
 BLOCK = 32
@@ -63,7 +63,7 @@ class GgufOptions:
             )
 
 
-def problem(form: Form, kind: str = "auto") -> str | None:
+def problem(form: LinearSpec, kind: str = "auto") -> str | None:
     """Why a quantized linear cannot be held exactly in a type of TYPES, and what to do; None where it can."""
     if kind == "f32":
         return None
@@ -82,17 +82,17 @@ def problem(form: Form, kind: str = "auto") -> str | None:
     return _offset_problem(form) if kind == "q4_1" else _range_problem(form, kind)
 
 
-def smallest(form: Form) -> str | None:
+def smallest(form: LinearSpec) -> str | None:
     """The smallest block type that holds a form exactly, of those that `problem` passes; None where none does."""
     return next((kind for kind in BLOCK_TYPES if problem(form, kind) is None), None)
 
 
-def differences(form: Form) -> tuple[int, int]:
+def differences(form: LinearSpec) -> tuple[int, int]:
     """The smallest and the largest code - zero point that a form allows."""
     return -form.zeros[1], (1 << form.bits) - 1 - form.zeros[0]
 
 
-def _range_problem(form: Form, kind: str) -> str | None:
+def _range_problem(form: LinearSpec, kind: str) -> str | None:
     (low, high), (least, most) = differences(form), RANGES[kind]
     if least <= low and high <= most:
         return None
@@ -100,7 +100,7 @@ def _range_problem(form: Form, kind: str) -> str | None:
     return f"its weights are {low} .. {high} steps of the scale, {kind.upper()} holds {least} .. {most}: {remedy}"
 
 
-def _offset_problem(form: Form) -> str | None:
+def _offset_problem(form: LinearSpec) -> str | None:
     if form.bits > 4:
         return f"its {form.bits}-bit codes do not fit Q4_1: let the type be chosen (auto)"
     need = form.scale_bits + max(1, form.zeros[1].bit_length())
@@ -109,7 +109,7 @@ def _offset_problem(form: Form) -> str | None:
     return None
 
 
-def _float_problem(form: Form, kind: str) -> str | None:
+def _float_problem(form: LinearSpec, kind: str) -> str | None:
     low, high = differences(form)
     need, have = form.scale_bits + max(-low, high).bit_length(), HALF_BITS if kind == "f16" else 8
     if need <= have:

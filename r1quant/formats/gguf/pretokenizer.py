@@ -22,14 +22,14 @@ NEAREST = {(r"\p{N}", r"\s?\p{L}+|\s?[^\s\p{L}\p{N}]|\s+"): "qwen2"}
 
 
 @dataclass(frozen=True)
-class Rule:
+class SplitRule:
     """The value of `tokenizer.ggml.pre`, and whether it cuts every text as tokenizer.json does."""
 
     name: str
     exact: bool
 
 
-def rule_of(tokenizer: Mapping[str, Any], stated: str | None = None) -> Rule:
+def rule_of(tokenizer: Mapping[str, Any], stated: str | None = None) -> SplitRule:
     """The rule of a parsed tokenizer.json of byte-level BPE.
 
     stated: the name the user gives, which goes unchecked where the rule is not in the table. Raises CheckpointError
@@ -48,17 +48,17 @@ def rule_of(tokenizer: Mapping[str, Any], stated: str | None = None) -> Rule:
             raise RecipeError(
                 f"tokenizer.json cuts text by the rule {names[0]}, not {stated}", "leave the pre-tokenizer out"
             )
-        return Rule(stated, bool(names))
+        return SplitRule(stated, bool(names))
     if rule is not None and rule in NEAREST:
-        return Rule(NEAREST[rule], False)
+        return SplitRule(NEAREST[rule], False)
     if not names:
         raise CheckpointError(
             "the pre-tokenizer rule of tokenizer.json has no name that is known in GGUF",
             f"state it with --pre NAME if llama.cpp has one; known are {', '.join(PRE_TOKENIZERS)}",
         )
     if names[0] == "qwen2" and any(token.get("content") == R1_BOS for token in tokenizer.get("added_tokens") or ()):
-        return Rule("deepseek-r1-qwen", True)
-    return Rule(names[0], True)
+        return SplitRule("deepseek-r1-qwen", True)
+    return SplitRule(names[0], True)
 
 
 def splits(stated: Any) -> tuple[str, ...] | None:

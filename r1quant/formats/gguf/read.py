@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from r1quant.arch.tables import architecture_of
-from r1quant.checkpoint.artifact import CheckpointArtifact, Form
+from r1quant.checkpoint.artifact import CheckpointArtifact, LinearSpec
 from r1quant.checkpoint.gguf.header import StoredTensor
 from r1quant.checkpoint.gguf.source import FLOAT_KINDS, GgufCheckpoint, neox_order, open_gguf, presented
 from r1quant.checkpoint.safetensors import CHUNK, TensorInfo, fill
@@ -44,7 +44,7 @@ class GgufArtifact(CheckpointArtifact):
         return {name: TensorSpec(name, i.dtype, i.shape) for name, i in self.checkpoint.tensors.items()}
 
     @cached_property
-    def forms(self) -> Mapping[str, Form]:
+    def linear_specs(self) -> Mapping[str, LinearSpec]:
         """The linears of the layers that are grids of integers.
 
         Nothing is read for types with a fixed zero point, so their scales are taken to need all bits of float16.
@@ -59,17 +59,17 @@ class GgufArtifact(CheckpointArtifact):
                     found[name.removesuffix(".weight")] = form
         return found
 
-    def _form(self, stored: StoredTensor) -> Form | None:
+    def _form(self, stored: StoredTensor) -> LinearSpec | None:
         kind = GRIDS[stored.kind]
         shape = (stored.shape[0], stored.shape[1])
         if kind == "q4_1":
             zeros = _zero_range(stored)
-            return None if zeros is None else Form(shape, BITS[kind], BLOCK, zeros, HALF_BITS)
+            return None if zeros is None else LinearSpec(shape, BITS[kind], BLOCK, zeros, HALF_BITS)
         zero = -RANGES[kind][0]
-        return Form(shape, BITS[kind], BLOCK, (zero, zero), HALF_BITS)
+        return LinearSpec(shape, BITS[kind], BLOCK, (zero, zero), HALF_BITS)
 
     def qlinear(self, linear: str) -> QLinear:
-        if linear not in self.forms:
+        if linear not in self.linear_specs:
             raise CheckpointError(f"{linear} is not quantized in {self.source}", "name a linear that is")
         name = f"{linear}.weight"
         stored, heads = self.checkpoint.stored[name], self.checkpoint.heads.get(name)
@@ -95,7 +95,7 @@ def open_gguf_artifact(path: Path, source: str | None = None) -> GgufArtifact:
             config=checkpoint.config,
             config_text=checkpoint.config_text,
             tensors=exact,
-            carried=checkpoint.carried,
+            side_files=checkpoint.side_files,
             stored=checkpoint.stored,
             heads=checkpoint.heads,
         )

@@ -106,7 +106,7 @@ def _type(artifact: Artifact, arch: Architecture, spec: TensorSpec, linear: str 
             wanted = options.type
         wanted = "auto" if wanted == "exact" else wanted
     if linear is not None:
-        form = artifact.forms[linear]
+        form = artifact.linear_specs[linear]
         reason = problem(form, wanted)
         if reason:
             what, _, remedy = reason.partition(": ")

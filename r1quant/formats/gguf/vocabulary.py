@@ -31,12 +31,12 @@ SPACES = (
 
 
 def keys(
-    carried: Mapping[str, bytes], config: Mapping[str, Any], source: str, pre: str | None = None
+    side_files: Mapping[str, bytes], config: Mapping[str, Any], source: str, pre: str | None = None
 ) -> dict[str, Any]:
     """All `tokenizer.` keys. Raises CheckpointError where the tokenizer is missing or of a kind GGUF cannot hold."""
-    tokenizer = Tokenizer.from_files(carried, source)
-    raw = json.loads(carried["tokenizer.json"])
-    settings = _object(carried, "tokenizer_config.json")
+    tokenizer = Tokenizer.from_files(side_files, source)
+    raw = json.loads(side_files["tokenizer.json"])
+    settings = _object(side_files, "tokenizer_config.json")
     tokens, kinds = _tokens(raw, size(config, "vocab_size"), source)
     bpe = raw.get("model") or {}
     if bpe.get("type") != "BPE":
@@ -53,18 +53,18 @@ def keys(
             "token_type": np.array(kinds, np.int32),
             "merges": merges(bpe),
         }
-    found |= _special(tokenizer, config, generation_config(carried), len(tokens))
+    found |= _special(tokenizer, config, generation_config(side_files), len(tokens))
     around = puts_around(raw, settings, tokenizer.specials)
     found |= {f"add_{name}_token": value for name, value in around.items()}
     named: dict[str, Any] = {f"tokenizer.ggml.{key}": value for key, value in found.items()}
     if not faithful(raw, pre):
-        named[WHOLE] = carried["tokenizer.json"].decode()
+        named[WHOLE] = side_files["tokenizer.json"].decode()
     return named | ({"tokenizer.chat_template": tokenizer.template} if tokenizer.template else {})
 
 
-def notes(carried: Mapping[str, bytes], pre: str | None) -> tuple[str, ...]:
+def notes(side_files: Mapping[str, bytes], pre: str | None) -> tuple[str, ...]:
     """What a user should know of the tokenizer in the file."""
-    raw = json.loads(carried["tokenizer.json"])
+    raw = json.loads(side_files["tokenizer.json"])
     if (raw.get("model") or {}).get("byte_fallback"):
         return () if faithful(raw, pre) else (SPACES,)
     rule = rule_of(raw, pre)
@@ -92,8 +92,8 @@ def _normalizers(raw: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [step for step in steps if step]
 
 
-def _object(carried: Mapping[str, bytes], name: str) -> Mapping[str, Any]:
-    found = json.loads(carried.get(name, b"{}"))
+def _object(side_files: Mapping[str, bytes], name: str) -> Mapping[str, Any]:
+    found = json.loads(side_files.get(name, b"{}"))
     return found if isinstance(found, dict) else {}
 
 

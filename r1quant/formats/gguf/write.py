@@ -32,7 +32,7 @@ PART_NAME = "{stem}-{number:05d}-of-{count:05d}.gguf"
 
 
 @dataclass(frozen=True)
-class Written:
+class GgufFile:
     """What was written.
 
     paths    the files; the first is the one to open
@@ -59,7 +59,7 @@ def write(
     path: Path,
     options: GgufOptions,
     step: Callable[[int], None] = lambda written: None,
-) -> Written:
+) -> GgufFile:
     """Writes `path`, or parts beside it named PATH-00001-of-0000N.gguf where options.split_bytes asks for several.
 
     step is called with the number of bytes just written. Raises RecipeError and CheckpointError where the model has no
@@ -88,8 +88,8 @@ def write(
     types: dict[str, int] = {}
     for target in targets:
         types[target.type] = types.get(target.type, 0) + 1
-    notes = vocabulary.notes(artifact.carried, options.pre)
-    return Written(tuple(paths), rounded, types, nbytes, notes)
+    notes = vocabulary.notes(artifact.side_files, options.pre)
+    return GgufFile(tuple(paths), rounded, types, nbytes, notes)
 
 
 def part_paths(path: Path, count: int) -> list[Path]:
@@ -101,9 +101,9 @@ def part_paths(path: Path, count: int) -> list[Path]:
 def _keys(artifact: Artifact, arch: Architecture, options: GgufOptions, targets: list[Target]) -> dict[str, Any]:
     numbers = sum(int(np.prod(target.entry.shape)) for target in targets)
     name = options.name or artifact.folder.resolve().name
-    keys = metadata.general(arch, artifact.carried, name, numbers)
+    keys = metadata.general(arch, artifact.side_files, name, numbers)
     keys |= metadata.model(artifact.config, arch, metadata.FILE_TYPES[main_type(targets)])
-    return keys | vocabulary.keys(artifact.carried, artifact.config, artifact.source, options.pre)
+    return keys | vocabulary.keys(artifact.side_files, artifact.config, artifact.source, options.pre)
 
 
 def _split_keys(number: int, count: int, tensors: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from r1quant.formats.onnx.dimensions import Dimensions
 from r1quant.formats.onnx.graph import CONTRIB, Graph
-from r1quant.formats.onnx.layout import Layout
+from r1quant.formats.onnx.layout import BlockLayout
 from r1quant.formats.onnx.standard import rms_norm
 from r1quant.formats.onnx.weights import Q8_BLOCK, Weights, joined
 
@@ -96,7 +96,7 @@ class Contrib:
         base, blocks = self.weights.rounded(name), -(-self.sizes.hidden // Q8_BLOCK)
         self.graph.add_view(f"{base}.blocks", f"{base}.codes", (self.sizes.vocabulary, blocks, Q8_BLOCK))
         shape = self.sizes.vocabulary, self.sizes.hidden
-        layout = Layout("matmulnbits", shape, 8, Q8_BLOCK, 8, 1, Q8_BLOCK, zeros=False)
+        layout = BlockLayout("matmulnbits", shape, 8, Q8_BLOCK, 8, 1, Q8_BLOCK, zeros=False)
         return self._matmul(x, [f"{base}.blocks", f"{base}.scales"], layout, "logits")
 
     def _fused(self, names: tuple[str, ...]) -> bool:
@@ -118,7 +118,7 @@ class Contrib:
         base, layout = self.weights.quantized(names)
         return self._matmul(x, [f"{base}.{suffix}" for suffix in layout.shapes], layout, output or f"{base}.out")
 
-    def _matmul(self, x: str, tensors: list[str], layout: Layout, output: str) -> str:
+    def _matmul(self, x: str, tensors: list[str], layout: BlockLayout, output: str) -> str:
         attributes = {
             "N": layout.rows,
             "K": layout.shape[1],

@@ -19,7 +19,7 @@ def config(artifact: Artifact, sizes: Dimensions, options: OnnxOptions, file: st
     onnxruntime-genai reserves keys and values for max_length tokens when it starts, so the default is the longest
     power of two that takes CACHE_LIMIT bytes, not the context: an 8B model of 131,072 positions would take 39 GB.
     """
-    stated = generation_config(artifact.carried)
+    stated = generation_config(artifact.side_files)
     ids = {}
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         found = stated.get(key, artifact.config.get(key))

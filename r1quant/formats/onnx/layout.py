@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from r1quant.checkpoint.artifact import Form
+from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.core import bits as packing
 from r1quant.core.qlinear import QLinear
 from r1quant.formats.onnx.options import OnnxOptions, Style, block_size, stored_bits
@@ -28,7 +28,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Layout:
+class BlockLayout:
     """How one linear is stored. `width` is of a stored code, in each of `planes`; `zeros`: zero points are written."""
 
     style: Style
@@ -41,13 +41,13 @@ class Layout:
     zeros: bool
 
     @staticmethod
-    def of(form: Form, options: OnnxOptions) -> Layout:
+    def of(form: LinearSpec, options: OnnxOptions) -> BlockLayout:
         """form must have no problem."""
         block, group = block_size(form, options), form.group_size
         assert block is not None and group is not None
         width, planes = stored_bits(form, options)
         zeros = not form.symmetric or planes == 2 or (options.zero_points and options.style == "matmulnbits")
-        return Layout(options.style, form.shape, form.bits, group, width, planes, block, zeros)
+        return BlockLayout(options.style, form.shape, form.bits, group, width, planes, block, zeros)
 
     @property
     def rows(self) -> int:
@@ -80,13 +80,13 @@ class Layout:
             zeros = (rows, -(-self.blocks * self.width // 8))
         return shapes | ({"qzeros": zeros} if self.zeros else {})
 
-    def fuses_with(self, other: Layout) -> bool:
+    def fuses_with(self, other: BlockLayout) -> bool:
         """Whether rows of both can be one MatMulNBits."""
         alike = (self.style, self.shape[1], self.width, self.planes, self.block, self.zeros)
         return alike == (other.style, other.shape[1], other.width, other.planes, other.block, other.zeros)
 
 
-def encode(q: QLinear, layout: Layout) -> Arrays:
+def encode(q: QLinear, layout: BlockLayout) -> Arrays:
     """qweight and qzeros as the bytes of the file, scales float16 or float32, each block with those of its group."""
     codes = q.codes + np.uint8(layout.moved)
     scales = np.repeat(q.scale, layout.blocks_per_group, axis=1)
@@ -106,7 +106,7 @@ def encode(q: QLinear, layout: Layout) -> Arrays:
     return found
 
 
-def decode(arrays: Arrays, layout: Layout) -> QLinear:
+def decode(arrays: Arrays, layout: BlockLayout) -> QLinear:
     """The inverse of encode. Raises ValueError where the arrays cannot be a linear of this layout."""
     columns = layout.shape[1]
     scale, zero = decode_grid(arrays, layout)
@@ -120,7 +120,7 @@ def decode(arrays: Arrays, layout: Layout) -> QLinear:
     return QLinear(np.ascontiguousarray(codes), scale, zero, group, layout.bits)
 
 
-def decode_grid(arrays: Arrays, layout: Layout) -> tuple[npt.NDArray[Any], Bytes]:
+def decode_grid(arrays: Arrays, layout: BlockLayout) -> tuple[npt.NDArray[Any], Bytes]:
     """scale and zero [out, groups], without a look at the codes. Raises ValueError as decode does."""
     out, step = layout.shape[0], layout.blocks_per_group
     if layout.style == "qdq":
@@ -145,7 +145,7 @@ def decode_grid(arrays: Arrays, layout: Layout) -> tuple[npt.NDArray[Any], Bytes
     return found[0], found[1]
 
 
-def _decode_codes(stored: Bytes, layout: Layout) -> Bytes:
+def _decode_codes(stored: Bytes, layout: BlockLayout) -> Bytes:
     """uint8 [out, in], still moved."""
     out, columns = layout.shape
     if layout.style == "qdq":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_type_hints
 
-from r1quant.checkpoint.artifact import Form
+from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.errors import RecipeError
 
 Style = Literal["matmulnbits", "qdq"]
@@ -62,7 +62,7 @@ class OnnxOptions:
             )
 
 
-def block_size(form: Form, options: OnnxOptions) -> int | None:
+def block_size(form: LinearSpec, options: OnnxOptions) -> int | None:
     """The block in which a linear is stored: the largest that divides its groups; None where there is none.
 
     A whole row is cut into the blocks that take the fewest bytes, the last one padded. Every block repeats the scale
@@ -80,7 +80,7 @@ def block_size(form: Form, options: OnnxOptions) -> int | None:
     return min(reversed(BLOCK_SIZES), key=row_bytes)
 
 
-def stored_bits(form: Form, options: OnnxOptions) -> tuple[int, int]:
+def stored_bits(form: LinearSpec, options: OnnxOptions) -> tuple[int, int]:
     """(width, planes): a code is stored in `planes` integers of `width` bits, high bits in the first.
 
     The width is the next that the operator has, and opset 21 has no 2-bit integers. Where MatMulNBits computes in
@@ -94,7 +94,7 @@ def stored_bits(form: Form, options: OnnxOptions) -> tuple[int, int]:
     return next(width for width in (2, 4, 8) if form.bits <= width), 1
 
 
-def problem(form: Form, options: OnnxOptions) -> str | None:
+def problem(form: LinearSpec, options: OnnxOptions) -> str | None:
     """Why a linear of this form cannot be stored exactly; None where it can."""
     if form.group_size is None:
         return "its groups are not equal runs of columns (act-order), which ONNX cannot express"

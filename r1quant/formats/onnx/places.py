@@ -17,7 +17,7 @@ from onnx import ModelProto, TensorProto
 
 from r1quant.errors import CheckpointError
 from r1quant.formats.onnx.graph import WIDTHS, Outside
-from r1quant.formats.onnx.layout import Layout
+from r1quant.formats.onnx.layout import BlockLayout
 from r1quant.formats.onnx.options import BLOCK_SIZES
 from r1quant.formats.onnx.writer import DATA, MODEL, PROPERTY, SCHEMA
 
@@ -35,7 +35,7 @@ class Stored:
 
     base: str
     row: int
-    layout: Layout
+    layout: BlockLayout
 
 
 @dataclass(frozen=True)
@@ -125,14 +125,14 @@ def _whole(text: str | None) -> int:
 def _place(name: str, entry: Any, outside: Mapping[str, Outside]) -> Stored:
     """Where a linear lies, checked against the initializers that hold it."""
     invalid = CheckpointError(f"{MODEL}: what it says of {name[:100]!r} is not valid", AGAIN)
-    keys = {"in", "row"} | {field.name for field in fields(Layout)}
+    keys = {"in", "row"} | {field.name for field in fields(BlockLayout)}
     if not isinstance(entry, dict) or set(entry) != keys or not isinstance(entry["shape"], list):
         raise invalid
     values = [entry[key] for key in ("row", "bits", "group_size", "width", "planes", "block")] + entry["shape"]
     if not all(isinstance(v, int) and not isinstance(v, bool) for v in values) or len(entry["shape"]) != 2:
         raise invalid
     kept = {key: value for key, value in entry.items() if key not in ("in", "row")}
-    layout = Layout(**kept | {"shape": tuple(entry["shape"])})
+    layout = BlockLayout(**kept | {"shape": tuple(entry["shape"])})
     if not _possible(layout) or not isinstance(entry["in"], str) or entry["row"] < 0:
         raise invalid
     place = Stored(entry["in"], entry["row"], layout)
@@ -152,7 +152,7 @@ def _place(name: str, entry: Any, outside: Mapping[str, Outside]) -> Stored:
     return place
 
 
-def _possible(layout: Layout) -> bool:
+def _possible(layout: BlockLayout) -> bool:
     """Whether the numbers of a layout go together."""
     out, columns = layout.shape
     group = columns if layout.group_size == -1 else layout.group_size

@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from r1quant.arch.tables import layer_count
-from r1quant.checkpoint.artifact import Form
+from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.checkpoint.safetensors import CARRIED, CHUNK, fill, read_json, read_side_file
 from r1quant.checkpoint.tensorfile import TensorSpec
 from r1quant.core.qlinear import QLinear
 from r1quant.errors import CheckpointError
-from r1quant.formats.codec import shipped
+from r1quant.formats.codec import as_stored_scale
 from r1quant.formats.onnx.graph import Outside
 from r1quant.formats.onnx.layout import decode, decode_grid
 from r1quant.formats.onnx.places import AGAIN, FLOATS, Places, Stored, read_places
@@ -41,7 +41,7 @@ class OnnxArtifact:
     source: str
     folder: Path
     config: Mapping[str, Any]
-    carried: Mapping[str, bytes]
+    side_files: Mapping[str, bytes]
     places: Places
 
     @property
@@ -81,17 +81,17 @@ class OnnxArtifact:
         return name.endswith(".scales") and f"{name.removesuffix('.scales')}.codes" in self.places.outside
 
     @cached_property
-    def forms(self) -> Mapping[str, Form]:
+    def linear_specs(self) -> Mapping[str, LinearSpec]:
         """Read from scales and zero points."""
         return {linear: self._form(linear, place) for linear, place in self.places.stored.items()}
 
-    def _form(self, linear: str, place: Stored) -> Form:
+    def _form(self, linear: str, place: Stored) -> LinearSpec:
         arrays = {suffix: self._array(place, suffix) for suffix in place.layout.shapes if suffix != "qweight"}
         try:
             scale, zero = decode_grid(arrays, place.layout)
         except ValueError as error:
             raise CheckpointError(f"{linear}: {error}", AGAIN) from None
-        return Form.found(place.layout.shape, place.layout.bits, None, zero, scale)
+        return LinearSpec.found(place.layout.shape, place.layout.bits, None, zero, scale)
 
     def qlinear(self, linear: str) -> QLinear:
         place = self.places.stored.get(linear)
@@ -100,7 +100,7 @@ class OnnxArtifact:
         arrays = {suffix: self._array(place, suffix) for suffix in place.layout.shapes}
         try:
             q = decode(arrays, place.layout)
-            q = replace(q, scale=shipped(q.scale))
+            q = replace(q, scale=as_stored_scale(q.scale))
             q.validate()
         except ValueError as error:
             raise CheckpointError(f"{linear}: {error}", AGAIN) from None
@@ -179,7 +179,7 @@ def open_onnx(path: Path, source: str | None = None) -> OnnxArtifact:
         source=source or str(path),
         folder=folder,
         config=config,
-        carried={name: read_side_file(folder / name) for name in names},
+        side_files={name: read_side_file(folder / name) for name in names},
         places=read_places(folder),
     )
     layer_count(config, len(artifact.tensors))

@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto
 
-from r1quant.checkpoint.artifact import Artifact, Form, rows
+from r1quant.checkpoint.artifact import Artifact, LinearSpec, rows
 from r1quant.errors import CheckpointError, NumericError, RecipeError
 from r1quant.formats.onnx.graph import Content, Graph, Piece
-from r1quant.formats.onnx.layout import Layout, encode
+from r1quant.formats.onnx.layout import BlockLayout, encode
 from r1quant.formats.onnx.options import OnnxOptions, problem
 
 Q8_BLOCK = 32
@@ -45,8 +45,8 @@ class Weights:
     def numpy_dtype(self) -> npt.DTypeLike:
         return np.float16 if self.options.dtype == "float16" else np.float32
 
-    def form(self, linear: str) -> Form | None:
-        return self.artifact.forms.get(linear)
+    def form(self, linear: str) -> LinearSpec | None:
+        return self.artifact.linear_specs.get(linear)
 
     def has(self, name: str) -> bool:
         return name in self.artifact.tensors
@@ -59,18 +59,18 @@ class Weights:
             self.graph.contents.append(self._floats(name))
         return name
 
-    def layouts(self, linears: tuple[str, ...]) -> list[Layout]:
+    def layouts(self, linears: tuple[str, ...]) -> list[BlockLayout]:
         """Of quantized linears. Raises RecipeError where one cannot be stored."""
         found = []
         for linear in linears:
-            form = self.artifact.forms[linear]
+            form = self.artifact.linear_specs[linear]
             reason = problem(form, self.options)
             if reason:
                 raise RecipeError(f"{linear}: {reason}", "choose another format, or quantize with other options")
-            found.append(Layout.of(form, self.options))
+            found.append(BlockLayout.of(form, self.options))
         return found
 
-    def quantized(self, linears: tuple[str, ...]) -> tuple[str, Layout]:
+    def quantized(self, linears: tuple[str, ...]) -> tuple[str, BlockLayout]:
         """The common name of the initializers of linears stored as one, and the layout of all their rows together.
 
         Several linears must have layouts that fuse. Only MatMulNBits takes several.
@@ -101,7 +101,7 @@ class Weights:
             self.graph.contents.append(self._rounded(name))
         return name
 
-    def _kinds(self, layout: Layout) -> dict[str, int]:
+    def _kinds(self, layout: BlockLayout) -> dict[str, int]:
         codes = TensorProto.UINT8
         if layout.style == "qdq":
             signed = {4: TensorProto.INT4, 8: TensorProto.INT8}
@@ -133,7 +133,7 @@ class Weights:
             raise NumericError(f"tensor {name} has values beyond the range of float16", "export with dtype float32")
         return cast
 
-    def _quantized(self, linear: str, layout: Layout, base: str, place: tuple[int, int]) -> Content:
+    def _quantized(self, linear: str, layout: BlockLayout, base: str, place: tuple[int, int]) -> Content:
         """place: the first row of this linear, and the rows of all that are stored with it."""
         row, total = place
 

@@ -29,7 +29,7 @@ SCHEMA = "r1quant.onnx/1"
 
 
 @dataclass(frozen=True)
-class Written:
+class OnnxFolder:
     """files: all that was written. inexact: why a tensor does not hold the source's numbers exactly, by name."""
 
     files: list[Path]
@@ -47,7 +47,7 @@ def write(
     folder: Path,
     options: OnnxOptions,
     step: Callable[[int], None] = lambda written: None,
-) -> Written:
+) -> OnnxFolder:
     """Writes into an existing empty folder. step is called with the number of bytes just written.
 
     Raises CheckpointError where tensors are missing or do not fit the configuration, RecipeError where a linear
@@ -68,9 +68,9 @@ def write(
         GENAI: _json(genai.config(artifact, sizes, options, MODEL)),
         "config.json": _json(dict(artifact.config)),
     }
-    for name, raw in small.items() | artifact.carried.items():
+    for name, raw in small.items() | artifact.side_files.items():
         atomic.write_bytes(folder / name, raw)
-    return Written([folder / name for name in (DATA, *small, *artifact.carried)], dict(weights.inexact))
+    return OnnxFolder([folder / name for name in (DATA, *small, *artifact.side_files)], dict(weights.inexact))
 
 
 def _graph(artifact: Artifact, arch: Architecture, options: OnnxOptions) -> tuple[Graph, Weights, Dimensions]:

@@ -22,14 +22,14 @@ from r1quant.backends import Prompt, Runtime, Sampling
 from r1quant.checkpoint.artifact import Artifact
 from r1quant.errors import R1QuantError
 from r1quant.jobs.artifacts import open_artifact
-from r1quant.jobs.bench.process import Settings
+from r1quant.jobs.bench.process import ProcessSettings
 from r1quant.jobs.runtimes import SERVER, backend_of, open_runtime
 from r1quant.storage.provenance import environment, peak_rss_bytes
 
 STATUS = Path("/proc/self/status")
 
 
-def main(settings: Settings) -> None:
+def main(settings: ProcessSettings) -> None:
     """Answers until the input ends. What libraries print on stdout goes to stderr."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -60,7 +60,7 @@ def _told(error: Exception) -> dict[str, str]:
     return {"kind": "R1QuantError", "message": f"unexpected: {type(error).__name__}: {reason}", "hint": hint}
 
 
-def _open(settings: Settings) -> tuple[Runtime, dict[str, Any]]:
+def _open(settings: ProcessSettings) -> tuple[Runtime, dict[str, Any]]:
     artifact, setup = open_artifact(settings.model), replace(settings.setup, slots=settings.slots)
     if setup.backend == SERVER:
         return _served(artifact, settings)
@@ -91,12 +91,12 @@ def _open(settings: Settings) -> tuple[Runtime, dict[str, Any]]:
     }
 
 
-def _served(artifact: Artifact, settings: Settings) -> tuple[Runtime, dict[str, Any]]:
+def _served(artifact: Artifact, settings: ProcessSettings) -> tuple[Runtime, dict[str, Any]]:
     """A model on a server, which is sent the very tokens where it takes them. Its memory is not this process's."""
     from r1quant.backends.openai import OpenAI
     from r1quant.checkpoint.tokenizer import Tokenizer
 
-    tokenizer = Tokenizer.from_files(artifact.carried, artifact.source)
+    tokenizer = Tokenizer.from_files(artifact.side_files, artifact.source)
     runtime = OpenAI(
         settings.setup.base_urls,
         settings.setup.served,
@@ -174,4 +174,4 @@ def _nvml_bytes() -> int | None:
 
 
 if __name__ == "__main__":
-    main(Settings.restored(json.loads(sys.argv[1])))
+    main(ProcessSettings.restored(json.loads(sys.argv[1])))

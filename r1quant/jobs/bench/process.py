@@ -25,7 +25,7 @@ PATIENCE = 10  # seconds that a child may take to end once it has nothing to do
 
 
 @dataclass(frozen=True)
-class Settings:
+class ProcessSettings:
     """What is opened, how, and for what: `slots` texts at a time, of `context` tokens. Of a model that servers run
     `model` gives the tokenizer."""
 
@@ -36,13 +36,13 @@ class Settings:
     debug: bool = False
 
     @staticmethod
-    def restored(values: Mapping[str, Any]) -> Settings:
+    def restored(values: Mapping[str, Any]) -> ProcessSettings:
         """From what dataclasses.asdict made of them."""
-        return Settings(**{**values, "setup": Setup(**values["setup"])})
+        return ProcessSettings(**{**values, "setup": Setup(**values["setup"])})
 
 
 @dataclass(frozen=True)
-class Batch:
+class BenchLoad:
     """One batch completed.
 
     memory   bytes by kind, see bench_child.peak_memory
@@ -61,7 +61,7 @@ class BenchProcess:
     context their memory `holds`; of others None.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ProcessSettings) -> None:
         self.settings = settings
         words = [sys.executable, "-m", CHILD, json.dumps(asdict(settings))]
         self._child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -77,7 +77,7 @@ class BenchProcess:
         resident, holds = self.opened["resident"], self.opened["holds"]
         return resident is False or (holds is not None and holds < self.settings.slots)
 
-    def run(self, prompts: Sequence[Mapping[str, Any]], new_tokens: int) -> Batch:
+    def run(self, prompts: Sequence[Mapping[str, Any]], new_tokens: int) -> BenchLoad:
         """Completes prompts (key, text and tokens of each) by new_tokens each, all at once."""
         assert self._child.stdin is not None
         try:
@@ -87,7 +87,7 @@ class BenchProcess:
             raise self._ended() from None
         found = self._answer()
         texts = tuple(Timed(**{**text, "moments": tuple(text["moments"])}) for text in found["texts"])
-        return Batch(texts, found["memory"], found["at_once"])
+        return BenchLoad(texts, found["memory"], found["at_once"])
 
     def _answer(self) -> dict[str, Any]:
         assert self._child.stdout is not None

@@ -63,8 +63,8 @@ def _measured(side: Mapping[str, Any]) -> dict[str, Any]:
 
 def stored_sizes(artifact: Artifact) -> roofline.Sizes:
     """As the model is stored. A GGUF file whose blocks are no QLinears is taken at its own size, evenly spread."""
-    made = roofline.sizes(artifact.config, architecture_of(artifact.config), artifact.forms)
-    if artifact.format != "gguf" or artifact.forms:
+    made = roofline.sizes(artifact.config, architecture_of(artifact.config), artifact.linear_specs)
+    if artifact.format != "gguf" or artifact.linear_specs:
         return made
     path = file_of(artifact)
     parts = path.parent.glob(re.sub(r"-\d{5}-of-", "-?????-of-", glob.escape(path.name)))  # where it is in several

@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from r1quant.backends.openai_client import complete, shown
+from r1quant.backends.openai_client import complete, redact_url
 from r1quant.checkpoint.artifact import Artifact
 from r1quant.checkpoint.tokenizer import Tokenizer
 from r1quant.data import windows
 from r1quant.errors import CheckpointError, RecipeError
 from r1quant.hardware.detect import host
 from r1quant.jobs.artifacts import newest_output, open_artifact, source_of
-from r1quant.jobs.bench.process import Batch, BenchProcess, Settings
+from r1quant.jobs.bench.process import BenchLoad, BenchProcess, ProcessSettings
 from r1quant.jobs.bench.record import headline, order, reference, stated_sizes
 from r1quant.jobs.identity import identity
 from r1quant.jobs.runtimes import SERVER, Setup, backend_of
@@ -86,7 +86,7 @@ class _Side:
     """One of the two models at one load: its process, and what came of each repeat."""
 
     process: BenchProcess
-    batches: list[Batch] = field(default_factory=list)
+    batches: list[BenchLoad] = field(default_factory=list)
 
     def figures(self) -> dict[str, Any]:
         opened, last = self.process.opened, dict(self.batches[-1].memory)
@@ -173,7 +173,7 @@ class _Case:
 
 def _told(setup: Setup) -> dict[str, Any]:
     """The setup without the names and passwords that addresses of servers may hold."""
-    urls = [shown(complete(url)) for url in setup.base_urls]
+    urls = [redact_url(complete(url)) for url in setup.base_urls]
     kept = {name: getattr(setup, name) for name in ("backend", "device", "dtype")}
     return {**kept, "base_urls": urls, "served": setup.served}
 
@@ -190,7 +190,7 @@ def _opened(out: str | Path | None, baseline: str | Path | None, setup: Setup, p
         models["baseline"] = base
         own = backend_of(open_artifact(base), "auto")
         setups["baseline"] = replace(setup, backend=own, base_urls=(), served=None)
-    tokenizer = Tokenizer.from_files(artifact.carried, artifact.source)
+    tokenizer = Tokenizer.from_files(artifact.side_files, artifact.source)
     vocabulary = int(artifact.config["vocab_size"])
     text = windows.evaluation_text(None, tokenizer, 1 << 14, 64, vocabulary=vocabulary)  # a million, or all
     return _Case(artifact, models, setups, tokenizer, text)
@@ -207,7 +207,8 @@ def _measured(
     for load in loads:
         context = load.prompt_tokens + load.new_tokens + 16  # tokens that a chat format may put around a prompt
         made = {
-            side: Settings(model, case.setups[side], context, load.batch, debug) for side, model in case.models.items()
+            side: ProcessSettings(model, case.setups[side], context, load.batch, debug)
+            for side, model in case.models.items()
         }
         row, found = _row(load, made, prompts, protocol, progress)
         rows.append(row)
@@ -216,7 +217,7 @@ def _measured(
 
 
 def _row(
-    load: Load, made: Mapping[str, Settings], prompts: _Prompts, protocol: Protocol, progress: Progress
+    load: Load, made: Mapping[str, ProcessSettings], prompts: _Prompts, protocol: Protocol, progress: Progress
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Both models at one load, in turn where memory holds both; and what their processes ran in."""
     given = [prompts.take(load) for _ in range(protocol.warm_up + protocol.repeats)]

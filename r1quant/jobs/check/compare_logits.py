@@ -30,7 +30,7 @@ def agree(a: Artifact, b: Artifact, count: int, wanted: bool | None, progress: P
     if wanted is None and {a.format, b.format}.isdisjoint(("onnx", "gguf")):
         return {"reason": "both are run by torch, from the weights that were compared"}
     try:
-        tokens = _tokens(a if "tokenizer.json" in a.carried else b, count)
+        tokens = _tokens(a if "tokenizer.json" in a.side_files else b, count)
         progress.begin("running both", 2)
         scores = []
         for artifact in (a, b):
@@ -54,7 +54,7 @@ def agree(a: Artifact, b: Artifact, count: int, wanted: bool | None, progress: P
 
 def _tokens(artifact: Artifact, count: int) -> npt.NDArray[np.int64]:
     vocabulary = int(artifact.config["vocab_size"])
-    tokenizer = Tokenizer.from_files(artifact.carried, artifact.source)
+    tokenizer = Tokenizer.from_files(artifact.side_files, artifact.source)
     text = windows.evaluation_text(None, tokenizer, 1, count, vocabulary=vocabulary)
     first: npt.NDArray[np.int64] = text.tokens[0]
     return first

@@ -60,7 +60,10 @@ class Checked:
         return not self.differences and not self.only_in_one
 
     def as_dict(self) -> dict[str, Any]:
-        names = {*linears(self.a.config, architecture_of(self.a.config))[:-1], *self.a.forms}  # the head, if quantized
+        names = {
+            *linears(self.a.config, architecture_of(self.a.config))[:-1],
+            *self.a.linear_specs,
+        }  # the head, if quantized
         apart = [d.tensor for d in self.differences if d.tensor.removesuffix(".weight") in names]
         return {
             "identical": self.identical,

@@ -39,7 +39,7 @@ def write_gguf(task: ExportTask, folder: Path, stem: str | None = None) -> tuple
     name = stem or name_of(task.artifact)
     make = _requantized if task.options.k_quant else _exact
     path, rounded, details = make(task, folder, name, stem)
-    text = modelfile(task.artifact.carried, task.artifact.config, path.name)
+    text = modelfile(task.artifact.side_files, task.artifact.config, path.name)
     atomic.write_bytes(folder / (f"{stem}.Modelfile" if stem else "Modelfile"), text.encode())
     return rounded, details
 
@@ -66,7 +66,7 @@ def _requantized(
     assert kind is not None
     means, origin = _importance(task, folder, name)
     floats = folder / "floats.gguf"
-    dtype = "f32" if task.forms else FLOATS.get(task.artifact.tensors[task.arch.tensors.embedding].dtype, "f32")
+    dtype = "f32" if task.linear_specs else FLOATS.get(task.artifact.tensors[task.arch.tensors.embedding].dtype, "f32")
     task.progress.begin("writing floats", sum(spec.nbytes for spec in task.artifact.tensors.values()))
     write(task.artifact, task.arch, floats, GgufOptions(dtype, name=name, pre=task.options.pre), task.progress.advance)
     path = folder / f"{stem or f'{name}-{kind}'}.gguf"
@@ -96,7 +96,7 @@ def _importance(
     if options.imatrix not in MATRICES:
         return imatrix.read(Path(options.imatrix)).means(), {"file": Path(options.imatrix).name}
     artifact = task.artifact
-    tokenizer = Tokenizer.from_files(artifact.carried, artifact.source)
+    tokenizer = Tokenizer.from_files(artifact.side_files, artifact.source)
     spec, vocabulary = options.calib or default_text(artifact), size(artifact.config, "vocab_size")
     text = windows.load(spec, tokenizer, options.samples, options.seq_len, options.seed, vocabulary)
     found = _measured(task, text)
@@ -111,7 +111,7 @@ def _importance(
 def _measured(task: ExportTask, text: windows.Calibration) -> Importance:
     from r1quant.engine.forward import DTYPES, Decoder, pick_device
     from r1quant.jobs.export.importance import importance
-    from r1quant.jobs.quantize.fingerprint import deciding, precision
+    from r1quant.jobs.quantize.fingerprint import fingerprint, precision
     from r1quant.jobs.quantize.sensitivity import measured
 
     where = precision("auto", "auto")
@@ -120,7 +120,7 @@ def _measured(task: ExportTask, text: windows.Calibration) -> Importance:
     )
     guidance = None
     if task.options.imatrix == GUIDED:
-        seen = deciding(task.artifact, text, where, task.progress)
+        seen = fingerprint(task.artifact, text, where, task.progress)
         guidance = measured(decoder, text.tokens, cache_folder(), seen, task.progress)
     return importance(decoder, text.tokens, guidance, task.progress)
 

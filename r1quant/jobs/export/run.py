@@ -28,7 +28,7 @@ from r1quant.storage import atomic, provenance
 
 
 @dataclass(frozen=True)
-class Written:
+class FormatExport:
     """One export. inexact: tensors that were rounded, with the reason."""
 
     path: Path
@@ -55,7 +55,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Exported:
-    written: tuple[Written, ...]
+    written: tuple[FormatExport, ...]
     source: str
     seconds: float
     peak_rss_bytes: int
@@ -97,7 +97,7 @@ def export(
     return Exported(written, artifact.source, time.monotonic() - begun, provenance.peak_rss_bytes())
 
 
-def _written(task: ExportTask) -> Written:
+def _written(task: ExportTask) -> FormatExport:
     """Runs one task."""
     task.place.parent.mkdir(exist_ok=True)
     if task.format == "gguf" and task.place.suffix == ".gguf":
@@ -105,13 +105,13 @@ def _written(task: ExportTask) -> Written:
             inexact, details = write_gguf(task, folder, task.place.stem)
             names = [path.name for path in folder.iterdir()]
         files = tuple(sorted(task.place.with_name(name) for name in names))
-        return Written(task.place, task.format, files, inexact, details)
+        return FormatExport(task.place, task.format, files, inexact, details)
     write = {"gguf": write_gguf, "onnx": _write_onnx}.get(task.format, write_folder)
     with atomic.whole_folder(task.place) as folder:
         inexact, details = write(task, folder)
         _record(task, folder, inexact, details)
     files = tuple(sorted(path for path in task.place.iterdir() if path.is_file()))
-    return Written(task.place, task.format, files, inexact, details)
+    return FormatExport(task.place, task.format, files, inexact, details)
 
 
 def _write_onnx(task: ExportTask, folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
@@ -125,8 +125,8 @@ def _write_onnx(task: ExportTask, folder: Path) -> tuple[dict[str, str], dict[st
 
 def _record(task: ExportTask, folder: Path, inexact: Mapping[str, str], details: Mapping[str, Any]) -> None:
     """What the result says about itself. `source` is the float model, where that is known."""
-    before = _record_of(task.artifact.folder) if task.artifact.forms else {}
-    made = {"source": _located(task.artifact, before, task.place)} if before or not task.artifact.forms else {}
+    before = _record_of(task.artifact.folder) if task.artifact.linear_specs else {}
+    made = {"source": _located(task.artifact, before, task.place)} if before or not task.artifact.linear_specs else {}
     record = {
         "schema": "r1quant.export/1",
         "format": task.format,
@@ -156,7 +156,7 @@ def _record_of(folder: Path) -> dict[str, Any]:
 
 def _located(artifact: Artifact, before: Mapping[str, Any], place: Path) -> str:
     """The float model as seen from the new place."""
-    base, stated = (artifact.folder, before.get("source")) if artifact.forms else (Path(), artifact.source)
+    base, stated = (artifact.folder, before.get("source")) if artifact.linear_specs else (Path(), artifact.source)
     if not isinstance(stated, str):
         raise CheckpointError(f"the {RECORD} of {artifact.source} is damaged", "delete that file")
     local = (base / stated).resolve()

@@ -26,20 +26,20 @@ from r1quant.storage import provenance
 def write_folder(task: ExportTask, folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
     """Writes all but the record. Returns the tensors that were rounded, with the reason."""
     artifact, codec = task.artifact, CODECS.get(task.format)
-    forms = task.forms if codec is not None else {}
+    linear_specs = task.linear_specs if codec is not None else {}
     dtype = DTYPES[task.options.dtype] if task.options.dtype else None
-    floats = _Floats(artifact, frozenset(forms), dtype, _usual_dtype(artifact, task.arch))
+    floats = _Floats(artifact, frozenset(linear_specs), dtype, _usual_dtype(artifact, task.arch))
     specs = floats.specs()
-    made = layout.make(specs, task.arch, forms, codec)
+    made = layout.make(specs, task.arch, linear_specs, codec)
     task.progress.begin(f"writing {task.format}", made.nbytes)
-    contents = Contents(codec, forms, floats.chunks, artifact.qlinear)
+    contents = Contents(codec, linear_specs, floats.chunks, artifact.qlinear)
     write_weights(folder, made, contents, task.progress.advance)
     text, sides = with_attention_factor(_config_text(artifact, task.options.dtype)), {}
     if codec is not None:
-        plain = tuple(name for name in linears(artifact.config, task.arch) if name not in forms)
-        stated = codec.config(forms, plain, {"quantizer": [f"r1quant:{provenance.VERSION}"]})
+        plain = tuple(name for name in linears(artifact.config, task.arch) if name not in linear_specs)
+        stated = codec.config(linear_specs, plain, {"quantizer": [f"r1quant:{provenance.VERSION}"]})
         text, sides = with_key(text, "quantization_config", stated), codec.side_files(stated)
-    write_side_files(folder, text, artifact.carried, sides)
+    write_side_files(folder, text, artifact.side_files, sides)
     return floats.rounded, {}
 
 

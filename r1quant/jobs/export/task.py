@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from r1quant.arch.tables import Architecture, linears
-from r1quant.checkpoint.artifact import Artifact, Form
+from r1quant.checkpoint.artifact import Artifact, LinearSpec
 from r1quant.errors import RecipeError, ResumeError
 from r1quant.formats.table import CODECS
 from r1quant.planning.targets import ExportOptions, fitting, problem
@@ -25,10 +25,10 @@ class ExportTask:
     progress: Progress
 
     @property
-    def forms(self) -> dict[str, Form]:
+    def linear_specs(self) -> dict[str, LinearSpec]:
         """The quantized linears. What is quantized beside them, an embedding in GGUF, is taken as floats."""
         known = frozenset(linears(self.artifact.config, self.arch))
-        return {name: form for name, form in self.artifact.forms.items() if name in known}
+        return {name: form for name, form in self.artifact.linear_specs.items() if name in known}
 
     def require(self) -> None:
         """Raises what would stop the run, before anything is written."""
@@ -37,13 +37,13 @@ class ExportTask:
             raise ResumeError(f"{place} exists already", "choose another --out, or delete it first")
         if not place.parent.is_dir() and not place.parent.parent.is_dir():
             raise RecipeError(f"the folder {place.parent} does not exist", "create it, or choose another --out")
-        if self.format in CODECS and not self.forms:
+        if self.format in CODECS and not self.linear_specs:
             hint = f"quantize it first: r1quant quantize {source} --format {self.format}"
             raise RecipeError(f"{source} holds floats, and {self.format} holds quantized weights", hint)
-        for name, form in self.forms.items():
+        for name, form in self.linear_specs.items():
             reason = problem(self.format, form, self.options)
             if reason:
-                others = fitting(self.forms.values(), self.options)
+                others = fitting(self.linear_specs.values(), self.options)
                 hint = f"export it --to {', '.join(others)}" if others else "quantize with other options"
                 raise RecipeError(f"{self.format} cannot hold {name}: {reason}", hint)
 

@@ -17,7 +17,7 @@ from r1quant.hardware.detect import Host, host, processor
 from r1quant.hardware.fitting import Point, fitted
 from r1quant.hardware.inventory import Inventory
 from r1quant.hardware.roofline import USUAL, Efficiency, Sizes
-from r1quant.planning.variants import Variant, Weights, held, variants
+from r1quant.planning.variants import FormatVariant, VariantWeights, held, variants
 
 SCHEMA = "r1quant.bench/1"
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -81,7 +81,7 @@ class Records:
 
     measurements: tuple[Measurement, ...] = ()
     fitted: tuple[Fitted, ...] = ()
-    variants: Mapping[Variant, Weights] = field(default_factory=dict)
+    variants: Mapping[FormatVariant, VariantWeights] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -94,7 +94,7 @@ class Records:
         own = (one.efficiency for one in self.fitted if (one.machine, one.backend) == (card.name, backend))
         return next(own, USUAL)
 
-    def beside(self, card: Card, variant: Variant) -> tuple[dict[str, Any], ...]:
+    def beside(self, card: Card, variant: FormatVariant) -> tuple[dict[str, Any], ...]:
         """What was measured of a variant on a card."""
         found = [one for one in self.measurements if one.point.card.name == card.name]
         mine = [one for one in found if _nearest(one, self.variants) == variant]
@@ -208,7 +208,7 @@ def _as_run(of: Sizes, figures: Mapping[str, Any], stored: int) -> Sizes:
     return replace(of, weights_bytes=stored, streamed_bytes=round(stored * (1 - unread / of.weights_bytes)))
 
 
-def _nearest(one: Measurement, known: Mapping[Variant, Weights]) -> Variant | None:
+def _nearest(one: Measurement, known: Mapping[FormatVariant, VariantWeights]) -> FormatVariant | None:
     """The variant that a measured model is: of its format, the one of about as many bytes."""
     alike = {v: abs(w.total / one.weights_bytes - 1) for v, w in known.items() if v.format == one.format}
     best = min(alike, key=lambda variant: alike[variant], default=None)

@@ -19,7 +19,7 @@ from r1quant.hardware.cards import Card, cards, matching, with_own
 from r1quant.hardware.inventory import Inventory
 from r1quant.hardware.roofline import USUAL, Modelled, Sizes
 from r1quant.jobs.fit.model import outline
-from r1quant.planning.variants import Variant, Weights, held, usual, variants
+from r1quant.planning.variants import FormatVariant, VariantWeights, held, usual, variants
 from r1quant.recipe import FLOAT
 
 BASELINE_CARD, BASELINE_FORMAT = "A100 40GB", "fp16"
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class FitOptions:
     """What is asked.
 
     gpus      names of cards, or of kinds of them; all where it is empty
@@ -79,7 +79,7 @@ class Wanted:
 class Row:
     """One variant on one card, or on several."""
 
-    variant: Variant
+    variant: FormatVariant
     card: Card
     modelled: Modelled
     max_context: int
@@ -141,13 +141,13 @@ class Fit:
         }
 
 
-def fit(model: str | Path, wanted: Wanted | None = None) -> Fit:
+def fit(model: str | Path, wanted: FitOptions | None = None) -> Fit:
     """Every wanted variant of a model on every wanted card.
 
     Raises RecipeError for what is not known or cannot be asked, CheckpointError where the model is not found or its
     config lacks a size.
     """
-    wanted = wanted or Wanted()
+    wanted = wanted or FitOptions()
     found, name = outline(model)
     longest = found.config.get("max_position_embeddings")
     context = _context(wanted, longest if isinstance(longest, int) else None)
@@ -164,7 +164,7 @@ def fit(model: str | Path, wanted: Wanted | None = None) -> Fit:
         here = [card for card in records.cards if card not in chosen]
         chosen = [*chosen, *here] if wanted.named else records.cards or chosen
 
-    def row(variant: Variant, card: Card, count: int) -> Row:
+    def row(variant: FormatVariant, card: Card, count: int) -> Row:
         of = sized[variant]
         efficiency = records.efficiency(card, variant.backend) if records else USUAL
         prompt = min(PROMPT, max(1, context // 2))
@@ -194,7 +194,7 @@ def fit(model: str | Path, wanted: Wanted | None = None) -> Fit:
     return Fit(about, load, tuple(rows), tuple(buy), tuple(filter(None, (found.note, *notes))), records)
 
 
-def _context(wanted: Wanted, longest: int | None) -> int:
+def _context(wanted: FitOptions, longest: int | None) -> int:
     if wanted.context is None:
         return min(DEFAULT_CONTEXT, longest or DEFAULT_CONTEXT)
     if longest is not None and wanted.context > longest:
@@ -204,7 +204,7 @@ def _context(wanted: Wanted, longest: int | None) -> int:
     return wanted.context
 
 
-def _cards(wanted: Wanted) -> tuple[Mapping[str, Card], list[Card], list[str]]:
+def _cards(wanted: FitOptions) -> tuple[Mapping[str, Card], list[Card], list[str]]:
     """The table, the cards of it that are wanted, and what is to be said of them."""
     table = cards() if wanted.hardware is None else with_own(wanted.hardware)
     chosen, notes = [card for name in wanted.gpus for card in matching(name, table)], list[str]()
@@ -226,7 +226,7 @@ def _check_split(model: Inventory, count: int) -> None:
         raise RecipeError(f"{heads} attention heads cannot be split over {count} cards", f"use --gpus {able}")
 
 
-def _weights(model: Inventory, wanted: Wanted) -> dict[Variant, Weights]:
+def _weights(model: Inventory, wanted: FitOptions) -> dict[FormatVariant, VariantWeights]:
     """Of the wanted variants, the floats first. Raises RecipeError where none is known or can hold the model."""
     floats = [variant for variant in variants() if variant.label == BASELINE_FORMAT]
     if not wanted.narrowed:
@@ -247,12 +247,12 @@ def _formats() -> list[str]:
     return [variant.format for variant in variants()] + [BASELINE_FORMAT]
 
 
-def _asked(variant: Variant, wanted: Wanted) -> bool:
+def _asked(variant: FormatVariant, wanted: FitOptions) -> bool:
     named = not wanted.formats or any(name.lower() in (variant.label, variant.format) for name in wanted.formats)
     return named and (not wanted.bits or variant.bits in wanted.bits)
 
 
-def _records(model: Inventory, wanted: Wanted, table: Mapping[str, Card]) -> Records | None:
+def _records(model: Inventory, wanted: FitOptions, table: Mapping[str, Card]) -> Records | None:
     if not wanted.records:
         return None
     from r1quant.jobs.fit.records import read_records
@@ -266,11 +266,13 @@ def _unread(model: Inventory) -> int:
     return 0 if model.tied else sum(part.numbers for part in model.parts if part.role == "embedding")
 
 
-def _sizes(model: Inventory, weights: Weights, kv_bits: int) -> Sizes:
+def _sizes(model: Inventory, weights: VariantWeights, kv_bits: int) -> Sizes:
     return roofline.sized(model, weights.total, weights.total - weights.embedding, kv_bits, weights.experts)
 
 
-def _buy(model: Inventory, shown: Sequence[Variant], table: Mapping[str, Card], row: Any, count: int) -> list[Row]:
+def _buy(
+    model: Inventory, shown: Sequence[FormatVariant], table: Mapping[str, Card], row: Any, count: int
+) -> list[Row]:
     """For each variant and each kind of hardware the smallest that holds it, several cards where one does not."""
     heads, found = size(model.config, "num_attention_heads"), []
     ordered = sorted(table.values(), key=lambda card: (card.memory_bytes, card.bandwidth))

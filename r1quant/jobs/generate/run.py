@@ -23,7 +23,7 @@ from r1quant.checkpoint.tokenizer import Tokenizer
 from r1quant.data import prompts, texts, windows
 from r1quant.errors import CalibrationError, RecipeError, ResumeError
 from r1quant.jobs.artifacts import open_artifact
-from r1quant.jobs.generate.selftext import Author, Options, Text, summary
+from r1quant.jobs.generate.selftext import GeneratedText, GenerateOptions, TextGenerator, summary
 from r1quant.metrics import tokenclass
 from r1quant.progress import Progress, Silent
 from r1quant.storage import atomic, provenance
@@ -80,7 +80,7 @@ class Shown:
 def generate(
     model: str | Path,
     out: str | Path | None = None,
-    options: Options | None = None,
+    options: GenerateOptions | None = None,
     progress: Progress | None = None,
 ) -> Generated:
     """Has a model answer prompts, and writes what it says, reasoning and all, as JSON lines for `--calib`.
@@ -90,13 +90,13 @@ def generate(
     Raises RecipeError, CheckpointError, CalibrationError, ResumeError where `out` is something else, MissingDependency,
     and what the backend raises. Answers that came until then are in the cache.
     """
-    begun, options, progress = time.monotonic(), options or Options(), progress or Silent()
+    begun, options, progress = time.monotonic(), options or GenerateOptions(), progress or Silent()
     artifact = open_artifact(model)
     name = short_name(artifact.source, artifact.folder)
     out = Path(out) if out is not None else Path(f"{name.removesuffix('.gguf')}-self.jsonl")
     _check_place(out)
     asked = prompts.load(options.prompts, is_embedded(artifact.source, artifact.folder), options.limit)
-    author = Author(artifact, options, progress)
+    author = TextGenerator(artifact, options, progress)
     header = _header(name, author, asked)
     finished = _finished(out, header)
     if finished is not None:
@@ -123,7 +123,7 @@ def show(text: str | None, model: str | Path) -> Shown:
     Raises CalibrationError where the text cannot be read, CheckpointError where the tokenizer cannot.
     """
     artifact = open_artifact(model)
-    tokenizer = Tokenizer.from_files(artifact.carried, artifact.source)
+    tokenizer = Tokenizer.from_files(artifact.side_files, artifact.source)
     opening, closing = (tokenizer.backend.token_to_id(tag) for tag in ("<think>", "</think>"))
     ends = stop_tokens(artifact, tokenizer.eos_id)
     lengths, thinking, unclosed = [], 0, 0
@@ -152,14 +152,14 @@ def _is_open(document: Sequence[int], opening: int | None, closing: int | None) 
     return last != closing
 
 
-def _header(name: str, author: Author, asked: prompts.PromptSet) -> dict[str, Any]:
+def _header(name: str, author: TextGenerator, asked: prompts.PromptSet) -> dict[str, Any]:
     """All that decides the texts."""
     options, identity = author.options, author.identity
     return {
         texts.HEADER: VERSION,
         "model": name,
         "model_sha256": identity["model"],
-        "tokenizer_sha256": provenance.sha256_of_files(author.model.carried),
+        "tokenizer_sha256": provenance.sha256_of_files(author.model.side_files),
         **{key: identity[key] for key in ("backend", "server", "served", "device", "dtype")},
         "sampling": {key: getattr(options, key) for key in ("temperature", "top_p", "max_tokens", "seed")},
         "stop": sorted(author.stop),
@@ -168,7 +168,7 @@ def _header(name: str, author: Author, asked: prompts.PromptSet) -> dict[str, An
     }
 
 
-def _row(text: Text) -> dict[str, Any]:
+def _row(text: GeneratedText) -> dict[str, Any]:
     row: dict[str, Any] = {"kind": "self", "key": text.key, "finished": text.finished, "text": text.text}
     return row | ({"tokens": text.tokens} if text.tokens else {})
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from r1quant.backends import Prompt, Runtime, Sampling
-from r1quant.backends.openai_client import shown
+from r1quant.backends.openai_client import redact_url
 from r1quant.checkpoint.artifact import Artifact, stop_tokens
 from r1quant.checkpoint.resolve import is_embedded
 from r1quant.checkpoint.safetensors import Checkpoint
@@ -38,7 +38,7 @@ Asked = tuple[str, Messages, int]  # a prompt's name, what it says, and for whic
 
 
 @dataclass(frozen=True)
-class Options:
+class GenerateOptions:
     """What a model is asked, and how its answers are drawn.
 
     prompts             a JSONL file, or None for the bundled prompts; limit: only the first so many
@@ -67,11 +67,11 @@ class Options:
             )
 
     @staticmethod
-    def of(values: Mapping[str, Any]) -> Options:
+    def of(values: Mapping[str, Any]) -> GenerateOptions:
         """From options and those of the setup in one. Raises TypeError for a name that neither has."""
         names = {each.name for each in fields(Setup)} & set(values)
         rest = {name: value for name, value in values.items() if name not in names}
-        return Options(**rest, setup=Setup(**{name: values[name] for name in names}))
+        return GenerateOptions(**rest, setup=Setup(**{name: values[name] for name in names}))
 
     @property
     def sampling(self) -> Sampling:
@@ -79,7 +79,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Text:
+class GeneratedText:
     """A prompt and its answer.
 
     text      both, as the model saw and wrote them
@@ -96,21 +96,21 @@ class Text:
     finished: bool
 
 
-class Author:
+class TextGenerator:
     """A model that is asked. It is opened only where answers are missing."""
 
-    def __init__(self, model: Artifact, options: Options, progress: Progress, endless: bool = False) -> None:
+    def __init__(self, model: Artifact, options: GenerateOptions, progress: Progress, endless: bool = False) -> None:
         """endless: it goes on where a text would end. Raises RecipeError for a backend that cannot run this model,
         MissingDependency where it is not installed."""
         self.model, self.options, self.progress = model, options, progress
-        self.tokenizer = Tokenizer.from_files(model.carried, model.source)
+        self.tokenizer = Tokenizer.from_files(model.side_files, model.source)
         self.stop = frozenset[int]() if endless else stop_tokens(model, self.tokenizer.eos_id)
         self.backend = backend_of(model, options.setup.backend)
         installed(self.backend)
         self._device, self._dtype = self._place()
         self.identity = self._identity()
 
-    def write(self, asked: Iterable[Asked]) -> list[Text]:
+    def write(self, asked: Iterable[Asked]) -> list[GeneratedText]:
         """The answers, in the order of the prompts; those that did not fit the context are left out.
 
         Raises CalibrationError where the model has no chat template, and what the runtime raises.
@@ -131,14 +131,14 @@ class Author:
                 self.progress.note(f"the server's chat template or tokenizer makes other tokens of {changed} prompts")
         return [have[prompt.key] for prompt in prompted]
 
-    def _text(self, prompt: Prompt, sample: Sample) -> Text:
+    def _text(self, prompt: Prompt, sample: Sample) -> GeneratedText:
         if sample.ids:
             tokens = prompt.tokens + sample.ids
             whole = self.tokenizer.decode(tokens)
         else:
             answered = [*prompt.messages, {"role": "assistant", "content": sample.text}]
             tokens, whole = (), self.tokenizer.render_trace(answered, sample.finished)
-        return Text(prompt.key, whole, tokens, sample.text, sample.count, sample.finished)
+        return GeneratedText(prompt.key, whole, tokens, sample.text, sample.count, sample.finished)
 
     def _place(self) -> tuple[str, str]:
         """Where and in what precision torch computes; empty for other runtimes."""
@@ -156,7 +156,7 @@ class Author:
             "purpose": "calibration",
             "model": identity(self.model, cache_folder(), self.progress),
             "backend": setup.backend if self.backend == "mock" else self.backend,
-            "server": " ".join(map(shown, setup.base_urls)),
+            "server": " ".join(map(redact_url, setup.base_urls)),
             "served": setup.served or "",
             "device": self._device,
             "dtype": self._dtype,
@@ -170,7 +170,7 @@ class Author:
         return open_runtime(self.model, context, self.options.setup, tokenizer=self.tokenizer, note=self.progress.note)
 
 
-def summary(texts: Sequence[Text]) -> dict[str, int]:
+def summary(texts: Sequence[GeneratedText]) -> dict[str, int]:
     """What to say of texts: how many there are, ended by themselves, and closed their reasoning; and their tokens."""
     return {
         "texts": len(texts),
@@ -180,7 +180,7 @@ def summary(texts: Sequence[Text]) -> dict[str, int]:
     }
 
 
-def told(found: Mapping[str, int]) -> str:
+def summary_line(found: Mapping[str, int]) -> str:
     """A summary in one line."""
     cut = found["texts"] - found["finished"]
     return (
@@ -197,10 +197,10 @@ def own_text(checkpoint: Checkpoint, recipe: Recipe, progress: Progress) -> Cali
     """
     asked = prompts.load(embedded=is_embedded(checkpoint.source, checkpoint.folder))
     setup = Setup("torch", recipe.device, recipe.dtype)
-    options = Options(max_tokens=selfcalib.MAX_TOKENS, seed=recipe.seed, setup=setup)
-    author = Author(table.artifact(checkpoint), options, progress)
+    options = GenerateOptions(max_tokens=selfcalib.MAX_TOKENS, seed=recipe.seed, setup=setup)
+    author = TextGenerator(table.artifact(checkpoint), options, progress)
     endless = ((name, messages, n) for n in itertools.count() for name, messages in asked.prompts.items())
-    need, texts, have = recipe.samples * recipe.seq_len, list[Text](), 0
+    need, texts, have = recipe.samples * recipe.seq_len, list[GeneratedText](), 0
     while have < need:
         mean = have / len(texts) if texts else TOKENS_GUESSED
         fresh = author.write(itertools.islice(endless, min(math.ceil((need - have) / mean), len(asked.prompts))))
@@ -211,7 +211,7 @@ def own_text(checkpoint: Checkpoint, recipe: Recipe, progress: Progress) -> Cali
             )
         texts, have = texts + fresh, have + sum(len(text.tokens) for text in fresh)
     texts = texts[: _enough(texts, need)]
-    progress.note(f"calibrating on {told(summary(texts))}")
+    progress.note(f"calibrating on {summary_line(summary(texts))}")
     label = f"the model's own answers to {asked.source}"
     vocabulary = int(checkpoint.config["vocab_size"])
     documents = [text.tokens for text in texts]
@@ -223,8 +223,10 @@ def continued(checkpoint: Checkpoint, recipe: Recipe, text: Calibration, progres
     from its whole distribution, whose divergence is what counts."""
     keep = selfcalib.kept(recipe.seq_len)
     setup = Setup("torch", recipe.device, recipe.dtype)
-    options = Options(max_tokens=recipe.seq_len - keep, temperature=1.0, top_p=1.0, seed=recipe.seed, setup=setup)
-    author = Author(table.artifact(checkpoint), options, progress, endless=True)
+    options = GenerateOptions(
+        max_tokens=recipe.seq_len - keep, temperature=1.0, top_p=1.0, seed=recipe.seed, setup=setup
+    )
+    author = TextGenerator(table.artifact(checkpoint), options, progress, endless=True)
     prompted = []
     for count in range(math.ceil(recipe.continued * text.windows)):
         number, window = divmod(count, text.windows)
@@ -234,7 +236,7 @@ def continued(checkpoint: Checkpoint, recipe: Recipe, text: Calibration, progres
     return text.followed_by(np.array(written, np.int64), label)
 
 
-def _enough(texts: Sequence[Text], need: int) -> int:
+def _enough(texts: Sequence[GeneratedText], need: int) -> int:
     """How many of the texts, from the first, hold so many tokens."""
     totals = itertools.accumulate(len(text.tokens) for text in texts)
     return next(count for count, total in enumerate(totals, 1) if total >= need)

@@ -23,7 +23,7 @@ from r1quant.jobs.checkpoint_writer import RECORD
 from r1quant.jobs.identity import WEIGHTS, combined, weight_files
 from r1quant.planning import preflight
 from r1quant.progress import Progress
-from r1quant.publish.evidence import VERIFICATION, Part, Record
+from r1quant.publish.evidence import VERIFICATION, PublishedModel, Record
 from r1quant.publish.usage import Model
 
 FLOATS = "safetensors"
@@ -36,7 +36,7 @@ SAMPLING = ("temperature", "top_p", "top_k")
 class Opened:
     """A part, and the model that it is."""
 
-    part: Part
+    part: PublishedModel
     artifact: Artifact
     path: Path
 
@@ -79,9 +79,9 @@ def with_equals(parts: list[Opened], records: list[Record], progress: Progress) 
 
 def model_of(parts: list[Opened], name: str, repo: str | None) -> Model:
     """How they are run, by the files of the first part that has a tokenizer."""
-    carried, config = parts[0].artifact.carried, parts[0].artifact.config
-    tokenizer = Tokenizer.from_files(carried, parts[0].artifact.source)
-    stated = generation_config(carried)
+    side_files, config = parts[0].artifact.side_files, parts[0].artifact.config
+    tokenizer = Tokenizer.from_files(side_files, parts[0].artifact.source)
+    stated = generation_config(side_files)
     return Model(
         repo,
         name,
@@ -125,7 +125,7 @@ def _opened(out: Path, path: Path, artifact: Artifact, record: Mapping[str, Any]
     own = record.get("format", (record.get("recipe") or {}).get("format"))
     mine = isinstance(own, str) and own.removesuffix("-int") == artifact.format.removesuffix("-int")
     name = "" if path == out else path.relative_to(out).as_posix()
-    part = Part(
+    part = PublishedModel(
         name,
         frozenset({path.resolve().name, *([path.parent.resolve().name] if path.is_file() else [])}),
         artifact.format,
@@ -143,8 +143,8 @@ def _grid(artifact: Artifact, record: Mapping[str, Any]) -> str:
     """Bits and group sizes in words; of a GGUF file its type where that is known."""
     if isinstance(record.get("type"), str):
         return str(record["type"])
-    bits = sorted({form.bits for form in artifact.forms.values()})
-    groups = Counter(form.group_size for form in artifact.forms.values()).most_common(1)
+    bits = sorted({form.bits for form in artifact.linear_specs.values()})
+    groups = Counter(form.group_size for form in artifact.linear_specs.values()).most_common(1)
     if not bits:
         return ""
     widths = f"{bits[0]} bits" if len(bits) == 1 else f"{bits[0]} to {bits[-1]} bits"
@@ -155,7 +155,7 @@ def _grid(artifact: Artifact, record: Mapping[str, Any]) -> str:
 
 def _runtimes(artifact: Artifact, path: Path) -> tuple[str, ...]:
     """Those that load it. Some need a file beside the weights."""
-    verdicts = preflight.runtimes(architecture_of(artifact.config), artifact.config, artifact.forms)
+    verdicts = preflight.runtimes(architecture_of(artifact.config), artifact.config, artifact.linear_specs)
     lacks = {"Ollama": not _modelfile(path), "onnxruntime-genai": not (path / "genai_config.json").is_file()}
     able = (verdict.runtime for verdict in verdicts if artifact.format in verdict.loads)
     return tuple(name for name in able if not lacks.get(name, False))

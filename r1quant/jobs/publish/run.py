@@ -25,9 +25,9 @@ from r1quant.jobs.publish.scan import scan
 from r1quant.jobs.publish.upload import Outgoing, Sent, upload
 from r1quant.progress import Progress, Silent
 from r1quant.publish import licence as licences
-from r1quant.publish.card import Card
+from r1quant.publish.card import ModelCard
 from r1quant.publish.checksums import STATEMENT, SUMS, statement, sums
-from r1quant.publish.evidence import Evidence, Record, weigh
+from r1quant.publish.evidence import Evidence, Record, match_records
 from r1quant.publish.paths import public
 from r1quant.publish.quality import readable
 from r1quant.storage import atomic, provenance
@@ -38,7 +38,7 @@ PIECE = 1 << 22
 
 
 @dataclass(frozen=True)
-class Options:
+class PublishOptions:
     """to: a folder, or owner/name on the Hub; records: files or folders, beside those that are found; base_model and
     licence: what cannot be found out; revision: a branch; force: although something speaks against it."""
 
@@ -64,7 +64,7 @@ class Options:
 class Published:
     """refused: what speaks against it; files: what was written or sent, or would be; folder: where it was written."""
 
-    options: Options
+    options: PublishOptions
     refused: tuple[str, ...]
     files: tuple[Outgoing, ...] = ()
     folder: Path | None = None
@@ -93,7 +93,7 @@ class Published:
         }
 
 
-def publish(out: str | Path | None, options: Options, progress: Progress | None = None) -> Published:
+def publish(out: str | Path | None, options: PublishOptions, progress: Progress | None = None) -> Published:
     """Puts everything together and writes or uploads it, unless something speaks against it.
 
     Raises RecipeError or ResumeError where the place is not free, CheckpointError where OUT is no quantized model,
@@ -106,7 +106,7 @@ def publish(out: str | Path | None, options: Options, progress: Progress | None 
     hashes = _hashes(files, progress)
     records = found_records(folder, files.values(), options.records)
     parts = with_equals(parts_of(folder, hashes), records, progress)
-    evidence = weigh([opened.part for opened in parts], records)
+    evidence = match_records([opened.part for opened in parts], records)
     for record in evidence.used:
         if not readable(record.content):
             raise CheckpointError(f"the record {record.name} is damaged", "measure again")
@@ -127,7 +127,7 @@ def publish(out: str | Path | None, options: Options, progress: Progress | None 
     return Published(options, reasons, whole, None, sent)
 
 
-def _place(out: Path, options: Options) -> Path | None:
+def _place(out: Path, options: PublishOptions) -> Path | None:
     """The folder to write; None for an upload. Raises where it cannot be that."""
     if options.repo is not None and not options.dry_run:
         return None
@@ -158,7 +158,7 @@ def _hash(path: Path, progress: Progress) -> str:
     return digest.hexdigest()
 
 
-def _origin(out: Path, parts: Sequence[Opened], options: Options) -> Origin:
+def _origin(out: Path, parts: Sequence[Opened], options: PublishOptions) -> Origin:
     """By the record that says most: of quantize, else of an export."""
     opened = max(parts, key=lambda one: ("recipe" in one.part.record, bool(one.part.record)))
     folder = opened.path if opened.path.is_dir() else opened.path.parent
@@ -206,7 +206,7 @@ def _whole(
     source: Origin,
     payload: Sequence[Outgoing],
     forced: Sequence[str],
-    options: Options,
+    options: PublishOptions,
 ) -> tuple[Outgoing, ...]:
     """All that is published."""
     files = [*payload, *_kept(evidence)]
@@ -217,7 +217,7 @@ def _whole(
     shown = Evidence(
         {n: tuple(replace(r, content=public(r.content)) for r in rs) for n, rs in evidence.records.items()}, ()
     )
-    card = Card(
+    card = ModelCard(
         model_of(list(parts), name, options.repo),
         described,
         shown,

@@ -30,7 +30,7 @@ def build(run: RunDir, made: Plan, origin: Mapping[str, Any]) -> dict[str, Any]:
     layer_of = {linear.name: linear.layer for linear in made.linears}
     contents = Contents(
         made.codec,
-        made.forms,
+        made.linear_specs,
         lambda name: checkpoint.chunks(checkpoint.info(name)),
         lambda linear: layer_files.read(run.part(layer_of[linear]), linear),
     )
@@ -40,9 +40,9 @@ def build(run: RunDir, made: Plan, origin: Mapping[str, Any]) -> dict[str, Any]:
     meta["act_order"] = recipe.act_order and recipe.method == "gptq"
     if recipe.method == "gptq":
         meta["damp_percent"] = recipe.damping
-    stated = made.codec.config(made.forms, made.plain, meta)
+    stated = made.codec.config(made.linear_specs, made.plain, meta)
     text = with_key(with_attention_factor(checkpoint.config_text), "quantization_config", stated)
-    write_side_files(out, text, checkpoint.carried, made.codec.side_files(stated))
+    write_side_files(out, text, checkpoint.side_files, made.codec.side_files(stated))
     record = _record(run, made, origin)
     atomic.write_bytes(out / RECORD, record_bytes(record))
     return record

@@ -28,7 +28,7 @@ def precision(device: str, dtype: str) -> dict[str, str]:
     return {"device": found.type, "dtype": str(pick_dtype(dtype, found)).removeprefix("torch.")}
 
 
-def deciding(
+def fingerprint(
     model: Artifact,
     text: Calibration,
     compute: Mapping[str, str],

@@ -23,10 +23,10 @@ import torch
 
 from r1quant.core.grid import Grid
 from r1quant.core.qlinear import QLinear
-from r1quant.engine.layer import Stream, sums_of
+from r1quant.engine.layer import Stream, accumulator_for
 from r1quant.engine.methods import gptq, rtn
 from r1quant.engine.sensitivity import Sensitivity
-from r1quant.engine.stats import Stats, Sums
+from r1quant.engine.stats import HessianAccumulator, Stats
 from r1quant.jobs.quantize.fingerprint import decoder_of
 from r1quant.jobs.quantize.sensitivity import guidance_of
 from r1quant.planning.budget import Predictions, tried
@@ -86,8 +86,8 @@ def _layer(
     for stage, inputs in stream.stages():
         linears = stream.layer.arch.layer.stages[stage]
         width, device = stream.layer.weight(linears[0]).shape[1], stream.layer.weight(linears[0]).device
-        felt = [Sums(width, device, needed[name].squares, needed[name].covariance) for name in linears]
-        known = [sums_of(stream.layer, linears, needed if made.recipe.guided else None)] if trials else []
+        felt = [HessianAccumulator(width, device, needed[name].squares, needed[name].covariance) for name in linears]
+        known = [accumulator_for(stream.layer, linears, needed if made.recipe.guided else None)] if trials else []
         for x in inputs():
             for sums in (*felt, *known):
                 sums.add(x)

@@ -25,7 +25,7 @@ from r1quant.errors import OutOfSpaceError, RecipeError, ResumeError
 from r1quant.formats import table
 from r1quant.jobs.checkpoint_writer import RECORD
 from r1quant.jobs.quantize import finalize
-from r1quant.jobs.quantize.fingerprint import deciding, precision
+from r1quant.jobs.quantize.fingerprint import fingerprint, precision
 from r1quant.planning import planner
 from r1quant.planning.budget import Predictions
 from r1quant.planning.planner import Plan
@@ -197,7 +197,7 @@ def _seen(made: Plan, text: windows.Calibration, compute: Mapping[str, str], pro
     basis = {} if recipe.rotate is None else {"rotate": recipe.rotate, "seed": str(recipe.seed)}
     if recipe.factors is not None:
         basis |= {"factors": recipe.factors, "smooth": str(recipe.smooth), "grid": str(recipe.grid)}
-    return deciding(table.artifact(made.checkpoint), text, compute, progress, basis)
+    return fingerprint(table.artifact(made.checkpoint), text, compute, progress, basis)
 
 
 def _finished_record(out: Path) -> dict[str, Any] | None:
@@ -334,7 +334,7 @@ class _Job:
             "architecture": self.plan.arch.model_type,
             "weights": dict(known or checkpoint.survey(self.progress.advance)),
             "config": provenance.sha256(checkpoint.config_text.encode()),
-            "tokenizer": provenance.sha256_of_files(checkpoint.carried),
+            "tokenizer": provenance.sha256_of_files(checkpoint.side_files),
             "recipe": recipe.as_dict(),
             "compute": self.compute,
             "allocation": None if self.plan.allocation is None else self.plan.allocation.as_dict(),

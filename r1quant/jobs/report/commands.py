@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from r1quant.jobs.verify.pair import Options
+from r1quant.jobs.verify.pair import VerifyOptions
 from r1quant.recipe import TARGETS, Recipe
 from r1quant.report import untrusted
-from r1quant.report.variants import Variant
+from r1quant.report.variants import VariantRecords
 
 ALWAYS = ("method", "bits")  # a method that is named keeps presets out
 OFF = {
@@ -21,7 +21,7 @@ OFF = {
 }  # what false is called
 
 
-def commands(variant: Variant) -> list[str]:
+def commands(variant: VariantRecords) -> list[str]:
     """One a line, in the order in which they are to be run."""
     found, recipe = [], untrusted.mapping(variant.made, "recipe")
     if recipe and variant.model:
@@ -30,7 +30,7 @@ def commands(variant: Variant) -> list[str]:
         )
     for record in variant.verified:
         options = untrusted.mapping(record, "options")
-        found.append(_line("verify", variant.name, *_flags(options, Options())))
+        found.append(_line("verify", variant.name, *_flags(options, VerifyOptions())))
     for record in variant.benched:
         found.append(_line("bench", variant.name, *_bench(record)))
     return found

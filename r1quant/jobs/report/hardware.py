@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from r1quant.arch.tables import architecture_of, linears, size
-from r1quant.checkpoint.artifact import Form
+from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.errors import R1QuantError
 from r1quant.hardware import roofline
 from r1quant.hardware.cards import Card, card, cards
@@ -57,7 +57,7 @@ def hardware(config: Mapping[str, Any], made: Mapping[str, Mapping[str, Any]]) -
         return None
 
 
-def _forms(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Form]:
+def _forms(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, LinearSpec]:
     """The form of each quantized linear."""
     recipe = Recipe(**{**record["recipe"], "allowed_bits": tuple(record["recipe"]["allowed_bits"])})
     arch = architecture_of(config)
@@ -67,7 +67,7 @@ def _forms(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Fo
         width = bits.get(name, recipe.bits)
         if width != FLOAT:
             rows, columns = shapes[f"{name}.weight"]
-            found[name] = Form.planned((rows, columns), replace(recipe.grid, bits=width))
+            found[name] = LinearSpec.planned((rows, columns), replace(recipe.grid, bits=width))
     return found
 
 

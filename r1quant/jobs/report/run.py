@@ -16,8 +16,8 @@ from r1quant.jobs.report.commands import commands
 from r1quant.jobs.report.hardware import hardware
 from r1quant.report import untrusted
 from r1quant.report.sections import document
-from r1quant.report.summary import facts
-from r1quant.report.variants import SCHEMAS, Variant, gathered
+from r1quant.report.summary import summary
+from r1quant.report.variants import SCHEMAS, VariantRecords, gathered
 from r1quant.storage import atomic
 
 LARGEST, MOST = 1 << 26, 10_000  # bytes of a record, files that are looked at in a folder
@@ -79,7 +79,7 @@ def _made(records: Records, png: bool) -> dict[str, bytes]:
     from r1quant.report import html, markdown, plots
 
     variants = gathered(records)
-    told = facts(variants, _modelled(variants), {each.name: commands(each) for each in variants})
+    told = summary(variants, _modelled(variants), {each.name: commands(each) for each in variants})
     text = json.dumps(told, indent=1, ensure_ascii=True) + "\n"
     shown = document(json.loads(text))
     made = {HTML: html.page(shown).encode(), MARKDOWN: markdown.page(shown).encode(), FACTS: text.encode()}
@@ -89,7 +89,7 @@ def _made(records: Records, png: bool) -> dict[str, bytes]:
     return made
 
 
-def _modelled(variants: Sequence[Variant]) -> dict[str, Any] | None:
+def _modelled(variants: Sequence[VariantRecords]) -> dict[str, Any] | None:
     """By the memory model; only where all variants are of one model, and a run says what its config is."""
     config = next((found for each in variants if (found := untrusted.mapping(each.run, "config"))), None)
     recorded = {each.name: each.made for each in variants if each.made}

@@ -28,7 +28,7 @@ SERVER = "openai"  # gives text, which cannot be gone on with token by token
 
 
 @dataclass(frozen=True)
-class Wanted:
+class HarnessRequest:
     """A text to go on with, as a task asks for it."""
 
     context: str
@@ -40,7 +40,7 @@ class Wanted:
 class _Answer:
     """A text under way: what it was given, what was made of it so far, and whether that is all."""
 
-    wanted: Wanted
+    wanted: HarnessRequest
     key: str
     seed: int
     prompt: list[int]
@@ -106,7 +106,7 @@ class Harness:
             piece *= 2
         return [answer.text for answer in answers]
 
-    def wanted(self, context: str, settings: Mapping[str, Any]) -> Wanted:
+    def wanted(self, context: str, settings: Mapping[str, Any]) -> HarnessRequest:
         """A request with lm-eval's settings read; those that no runtime has are noted in `ignored`."""
         self.ignored |= {key for key in settings if key not in KNOWN}
         length = next((settings[key] for key in LENGTHS if settings.get(key) is not None), DEFAULT_LENGTH)
@@ -123,7 +123,7 @@ class Harness:
                 1.0 if top_p is None else float(top_p),
                 self._max_tokens or int(length),
             )
-        return Wanted(context, sampling, strings)
+        return HarnessRequest(context, sampling, strings)
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """Messages in the model's chat format; without a generation prompt, the last one is left open to go on with."""
@@ -197,7 +197,7 @@ class Harness:
             pieces = (piece.cpu().numpy() for piece in self._runtime.projected(torch.cat(needed)).pieces())
             yield from zip(batch, _split(pieces, [wanted[text] for text in batch]), strict=True)
 
-    def _begun(self, wanted: Wanted, index: int) -> _Answer:
+    def _begun(self, wanted: HarnessRequest, index: int) -> _Answer:
         prompt = self._encode(wanted.context) or [self._prefix()]
         room = min(wanted.sampling.max_tokens, self._context - 1)
         if room < 1:

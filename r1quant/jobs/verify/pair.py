@@ -9,7 +9,7 @@ from typing import Any
 
 from r1quant.arch.tables import Architecture
 from r1quant.backends import Runtime
-from r1quant.backends.openai_client import shown
+from r1quant.backends.openai_client import redact_url
 from r1quant.checkpoint.artifact import Artifact, stop_tokens
 from r1quant.checkpoint.tokenizer import Tokenizer
 from r1quant.data import problemsets
@@ -19,7 +19,7 @@ from r1quant.jobs.runtimes import DTYPES, Setup, backend_of, open_runtime
 
 
 @dataclass(frozen=True)
-class Options:
+class VerifyOptions:
     """What is measured, and how.
 
     text, windows, seq_len   a text or JSONL file, or None for the bundled held-out text; 0 windows measure no text
@@ -97,15 +97,15 @@ class Options:
                 )
 
     @staticmethod
-    def restored(values: Mapping[str, Any]) -> Options:
+    def restored(values: Mapping[str, Any]) -> VerifyOptions:
         """From a record. Raises RecipeError where it has options that are not known."""
-        known = {field.name for field in fields(Options)}
+        known = {field.name for field in fields(VerifyOptions)}
         if unknown := set(values) - known:
             raise RecipeError(
                 f"the record has the unknown option {min(unknown)!r}", "use the version of r1quant that wrote it"
             )
         given: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-        return Options(**given)
+        return VerifyOptions(**given)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +116,7 @@ class Pair:
     quantized: Artifact
     arch: Architecture
     tokenizer: Tokenizer
-    options: Options
+    options: VerifyOptions
     hashes: tuple[str, str]
 
     @property
@@ -136,7 +136,7 @@ class Pair:
         return {
             "model": self.hashes[which],
             "backend": (options.baseline_backend, options.backend)[which] if backend == "mock" else backend,
-            "server": " ".join(map(shown, urls)),
+            "server": " ".join(map(redact_url, urls)),
             "served": (options.baseline_served, options.served_model)[which] or "",
             "dtype": options.dtype if backend == "torch" else "",
         }

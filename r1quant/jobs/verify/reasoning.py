@@ -16,7 +16,7 @@ from r1quant.backends import Prompt, Sampling
 from r1quant.data import problemsets
 from r1quant.data.problemsets import HealthPrompt, Problem
 from r1quant.jobs.generate.samples import Sample, Samples, collect, prompt_for
-from r1quant.jobs.verify.pair import Options, Pair
+from r1quant.jobs.verify.pair import Pair, VerifyOptions
 from r1quant.metrics import accuracy, grading, health
 from r1quant.progress import Progress
 from r1quant.storage.cache import cache_folder
@@ -37,10 +37,10 @@ def measure(pair: Pair, progress: Progress) -> dict[str, Any]:
     return found
 
 
-def shape(options: Options) -> dict[str, Any]:
+def shape(options: VerifyOptions) -> dict[str, Any]:
     """The numbers that a record will have, all of them made up."""
     right = np.array([[True], [False]])
-    told = [health.Told(prompt, "<think>2</think>2", 4, True, True) for prompt in ("1 + 1", "4 - 2")]
+    told = [health.ModelSummary(prompt, "<think>2</think>2", 4, True, True) for prompt in ("1 + 1", "4 - 2")]
     found: dict[str, Any] = {}
     if options.aime is not None:
         marks = [[("1", True)], [("2", False)]]
@@ -87,10 +87,10 @@ def _graded(asked: Sequence[Problem], answers: Answers, thinking: bool) -> Grade
     return marks
 
 
-def _told(asked: Sequence[Problem], answers: Answers, graded: Graded) -> Iterator[health.Told]:
+def _told(asked: Sequence[Problem], answers: Answers, graded: Graded) -> Iterator[health.ModelSummary]:
     for problem, samples, marks in zip(asked, answers, graded, strict=True):
         for sample, (answer, _) in zip(samples, marks, strict=True):
-            yield health.Told(problem.question, sample.text, sample.count, sample.finished, answer is not None)
+            yield health.ModelSummary(problem.question, sample.text, sample.count, sample.finished, answer is not None)
 
 
 def _scores(right: Sequence[accuracy.Right], graded: Sequence[Graded]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from r1quant.arch.tables import architecture_of, layer_count
-from r1quant.backends.openai_client import shown
+from r1quant.backends.openai_client import redact_url
 from r1quant.checkpoint.artifact import Artifact
 from r1quant.checkpoint.resolve import open_model
 from r1quant.checkpoint.safetensors import short_name
@@ -24,7 +24,7 @@ from r1quant.jobs.artifacts import newest_output, open_artifact, predicted_kl, s
 from r1quant.jobs.identity import identity
 from r1quant.jobs.quantize.run import default_text
 from r1quant.jobs.runtimes import installed
-from r1quant.jobs.verify.pair import Options, Pair
+from r1quant.jobs.verify.pair import Pair, VerifyOptions
 from r1quant.metrics import tokenclass
 from r1quant.metrics.divergence import TokenScores, summary
 from r1quant.metrics.gates import applicable, judge, parse, refuse_unknown
@@ -53,7 +53,7 @@ class Verified:
         return dict(self.record)
 
 
-def applicable_gates(gates: Sequence[str], options: Options) -> tuple[str, ...]:
+def applicable_gates(gates: Sequence[str], options: VerifyOptions) -> tuple[str, ...]:
     """Those of the gates that say something of what these options measure."""
     kept = applicable([parse(gate) for gate in gates], _shape(options), ("tasks.",) if options.tasks else ())
     return tuple(map(str, kept))
@@ -62,7 +62,7 @@ def applicable_gates(gates: Sequence[str], options: Options) -> tuple[str, ...]:
 def verify(
     out: str | Path | None = None,
     baseline: str | Path | None = None,
-    options: Options | None = None,
+    options: VerifyOptions | None = None,
     progress: Progress | None = None,
 ) -> Verified:
     """Measures what the options say of both models, each after the other.
@@ -70,11 +70,11 @@ def verify(
     out       a quantized model in any format that is read; the newest one in the current folder where it is left out
     baseline  the model it was made from; looked up in the checkpoint's record where it is left out
     """
-    options = options or Options()
-    return _verified(lambda shown: _opened(out, baseline, options, shown), options, progress or Silent())
+    options = options or VerifyOptions()
+    return _verified(lambda progress: _opened(out, baseline, options, progress), options, progress or Silent())
 
 
-def _verified(opened: Callable[[Progress], Pair], options: Options, progress: Progress) -> Verified:
+def _verified(opened: Callable[[Progress], Pair], options: VerifyOptions, progress: Progress) -> Verified:
     begun = time.monotonic()
     gates = [parse(text) for text in options.gate]
     refuse_unknown(gates, _shape(options), free=("tasks.",) if options.tasks else ())
@@ -107,9 +107,9 @@ def _verified(opened: Callable[[Progress], Pair], options: Options, progress: Pr
     return Verified(record)
 
 
-def _told(options: Options) -> dict[str, Any]:
+def _told(options: VerifyOptions) -> dict[str, Any]:
     """The options without the names and passwords that addresses of servers may hold."""
-    urls = {name: list(map(shown, getattr(options, name))) for name in ("base_url", "baseline_url")}
+    urls = {name: list(map(redact_url, getattr(options, name))) for name in ("base_url", "baseline_url")}
     return asdict(options) | urls
 
 
@@ -120,10 +120,10 @@ def repeat(record: Mapping[str, Any], progress: Progress | None = None) -> Verif
     known = isinstance(record, Mapping) and record.get("schema") == SCHEMA
     if not known or not all(isinstance(record.get(name), kind) for name, kind in parts):
         raise RecipeError(f"this is no record of verify ({SCHEMA})", "give a file written by r1quant verify --record")
-    options = Options.restored(record["options"])
+    options = VerifyOptions.restored(record["options"])
 
-    def unchanged(shown: Progress) -> Pair:
-        pair = _opened(record["out"], record["baseline"], options, shown)
+    def unchanged(progress: Progress) -> Pair:
+        pair = _opened(record["out"], record["baseline"], options, progress)
         _unchanged(record["hashes"], _hashes(pair))
         return pair
 
@@ -144,18 +144,18 @@ def _unchanged(before: Mapping[str, Any], now: Mapping[str, str]) -> None:
 
 
 def _hashes(pair: Pair) -> dict[str, str]:
-    tokenizer = provenance.sha256_of_files(pair.baseline.carried)
+    tokenizer = provenance.sha256_of_files(pair.baseline.side_files)
     return {"baseline": pair.hashes[0], "quantized": pair.hashes[1], "tokenizer": tokenizer}
 
 
-def _opened(out: str | Path | None, baseline: str | Path | None, options: Options, progress: Progress) -> Pair:
+def _opened(out: str | Path | None, baseline: str | Path | None, options: VerifyOptions, progress: Progress) -> Pair:
     quantized = open_artifact(out if out is not None else newest_output(Path()))
     named = baseline if baseline is not None else source_of(quantized)
     base = _float_model(named) if options.baseline_backend == "torch" else open_artifact(named)
-    if base.forms:
+    if base.linear_specs:
         progress.note(f"the baseline {base.source} is quantized itself: the numbers compare two forms of it")
     arch = same_model(base, quantized)
-    tokenizer = Tokenizer.from_files(base.carried, base.source)
+    tokenizer = Tokenizer.from_files(base.side_files, base.source)
     cache = cache_folder()
     hashes = identity(base, cache, progress), identity(quantized, cache, progress)
     if hashes[0] == hashes[1] and options.backend == options.baseline_backend == "torch":
@@ -228,7 +228,7 @@ def _tasks(pair: Pair, progress: Progress) -> dict[str, Any]:
     return {"tasks": compare(pair, progress)}
 
 
-def _shape(options: Options) -> dict[str, Any]:
+def _shape(options: VerifyOptions) -> dict[str, Any]:
     """A record's numbers as they will be called, all of them made up."""
     found: dict[str, Any] = {}
     if options.windows:

@@ -36,7 +36,7 @@ CONTEXT = 4096  # tokens of a question and its answer, where the model has so ma
 
 
 @dataclass(frozen=True)
-class Choice:
+class TaskChoice:
     """Which tasks, and how they are asked. Raises RecipeError for what cannot be.
 
     names       tasks, groups or tags of lm-eval, or of the folder `include`
@@ -95,11 +95,11 @@ def compare(pair: Pair, progress: Progress) -> dict[str, Any]:
     }
 
 
-def choice_of(pair: Pair) -> Choice:
+def choice_of(pair: Pair) -> TaskChoice:
     """What the options of a pair ask for."""
     options = pair.options
     longest = pair.baseline.config.get("max_position_embeddings")
-    return Choice(
+    return TaskChoice(
         options.tasks,
         include=options.task_folder,
         limit=options.task_limit,
@@ -111,7 +111,7 @@ def choice_of(pair: Pair) -> Choice:
 
 
 @cache
-def find(choice: Choice) -> Any:
+def find(choice: TaskChoice) -> Any:
     """lm-eval's TaskManager with these tasks in it, before a model is opened. Raises as `compare`.
 
     Its thousands of own tasks are looked through only for those that the folder does not have: that takes a while.
@@ -139,7 +139,7 @@ Samples = dict[tuple[str, str], dict[str, float]]  # by task and metric: of each
 
 
 def score(
-    runtime: Runtime, tokenizer: Tokenizer, stop: frozenset[int], choice: Choice, known: Any
+    runtime: Runtime, tokenizer: Tokenizer, stop: frozenset[int], choice: TaskChoice, known: Any
 ) -> tuple[dict[str, Any], Samples]:
     """The scores of one model as lm-eval gives them, and those of every question. Raises as `compare`.
 
@@ -237,7 +237,7 @@ def _model(harness: Harness, tokenizer: Tokenizer) -> Any:
     return Model()
 
 
-def _unavailable(choice: Choice, error: Exception) -> CalibrationError:
+def _unavailable(choice: TaskChoice, error: Exception) -> CalibrationError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
     return CalibrationError(
         f"the tasks {', '.join(choice.names)} cannot be loaded: {reason}",

@@ -18,9 +18,9 @@ import numpy.typing as npt
 import torch
 
 from r1quant.backends import Runtime
-from r1quant.backends.distance import Expected, Given, Projected, distance, expected, likelihood, under_one_head
+from r1quant.backends.distance import BaselineSummary, Given, Projected, distance, expected, likelihood, under_one_head
 from r1quant.backends.openai import OpenAI
-from r1quant.backends.topk_logprobs import KEPT, Sketch, against, sketch
+from r1quant.backends.topk_logprobs import KEPT, TopKLogprobs, against, sketch
 from r1quant.backends.torch import TorchModel
 from r1quant.engine.forward import pick_device
 from r1quant.extras import EXTRAS
@@ -40,10 +40,10 @@ class Known:
     """What is kept of a baseline that torch ran."""
 
     projected: Projected
-    expected: Expected
+    expected: BaselineSummary
 
 
-Said = Known | Sketch | npt.NDArray[np.float64]  # of a baseline; the last is negative log-probabilities alone
+Said = Known | TopKLogprobs | npt.NDArray[np.float64]  # of a baseline; the last is negative log-probabilities alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +79,7 @@ def score(pair: Pair, tokens: Tokens, text: str, cache: Path, progress: Progress
         known = np.tile(by_window, len(tokens))
         scores = TokenScores(mine[known], theirs[known], None, None)
         return Scored(scores, "none: a server gives no distributions", cached, known)
-    if isinstance(said, Sketch):
+    if isinstance(said, TopKLogprobs):
         exact = "exact" if int(said.top) == said.ids.shape[1] else f"{KEPT} of each distribution"
         return Scored(against(said, _pieces(quantized, tokens, step), coming), exact, cached, whole)
     if isinstance(quantized, TorchModel):
@@ -128,7 +128,7 @@ def _listen(
 def _surprise(said: Said) -> npt.NDArray[np.float64]:
     if isinstance(said, Known):
         return said.expected.nll
-    return said.nll if isinstance(said, Sketch) else said
+    return said.nll if isinstance(said, TopKLogprobs) else said
 
 
 def _restored(arrays: Arrays, opened: Callable[[], Runtime]) -> Said:
@@ -138,10 +138,10 @@ def _restored(arrays: Arrays, opened: Callable[[], Runtime]) -> Said:
         assert isinstance(runtime, TorchModel)
         dtype = getattr(torch, str(arrays["dtype"]))
         projected = runtime.projected(torch.from_numpy(arrays["states"]).view(dtype))
-        stored: dict[str, Any] = {field.name: arrays[field.name] for field in fields(Expected)}
-        return Known(projected, Expected(**stored))
+        stored: dict[str, Any] = {field.name: arrays[field.name] for field in fields(BaselineSummary)}
+        return Known(projected, BaselineSummary(**stored))
     if "ids" in arrays:
-        return Sketch(**arrays)  # type: ignore[arg-type]
+        return TopKLogprobs(**arrays)  # type: ignore[arg-type]
     return arrays["nll"].astype(np.float64)
 
 

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from r1quant.backends import pool
-from r1quant.backends.pool import Again, Pool
+from r1quant.backends.pool import Pool, RetryLater
 from r1quant.errors import CheckpointError
 
 
@@ -49,7 +49,7 @@ def failing(times: int, clock: SimpleNamespace, after: float | None = None) -> t
     async def ask(client: Client) -> float:
         asked.append(clock.now)
         if len(asked) <= times:
-            raise Again("busy", after)
+            raise RetryLater("busy", after)
         return clock.now
 
     return asked, ask
@@ -89,7 +89,7 @@ def test_a_success_renews_patience(clock: SimpleNamespace) -> None:
         nonlocal count
         count += 1
         if count % 3:
-            raise Again("busy", 40.0)
+            raise RetryLater("busy", 40.0)
         return 0.0
 
     assert len(list(Pool[Client](1, 100.0, print).each(lambda: [Client("a")], [every_third] * 5))) == 5
@@ -122,7 +122,7 @@ def test_a_server_that_rests_is_passed_over(clock: SimpleNamespace) -> None:
     async def ask(client: Client) -> float:
         asked.append(client.url)
         if client.url == "bad":
-            raise Again("busy", 1000.0)
+            raise RetryLater("busy", 1000.0)
         return 0.0
 
     list(Pool[Client](1, 1e6, print).each(lambda: [Client("bad"), Client("good")], [ask] * 4))

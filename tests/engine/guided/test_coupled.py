@@ -8,7 +8,7 @@ import torch
 
 from r1quant.core.grid import Grid
 from r1quant.engine.methods import gptq, scales
-from r1quant.engine.stats import Stats, Sums, gather
+from r1quant.engine.stats import HessianAccumulator, Stats, gather
 from tests.laws.test_methods import CPU, correlated, weight
 
 
@@ -94,7 +94,7 @@ def test_the_target_makes_up_for_inputs_that_have_changed() -> None:
     x, w = correlated(64, 2048), weight(24, 64)
     seen = x + 0.3 * correlated(64, 2048, seed=9)
     best = torch.linalg.lstsq(seen.double(), (x @ w.T).double()).solution.T
-    sums = Sums(64, CPU)
+    sums = HessianAccumulator(64, CPU)
     for start in range(0, 2048, 512):
         part = slice(start, start + 512)
         sums.add(seen[part], (x[part] - seen[part]) @ w.T)
@@ -112,21 +112,21 @@ def test_the_target_makes_up_for_inputs_that_have_changed() -> None:
 
 def test_weights_of_tokens_are_relative_and_rows_of_bfloat16_stay_positive() -> None:
     x, counted = correlated(32, 300), torch.rand(300) + 0.1
-    alike, scaled = Sums(32, CPU, counted), Sums(32, CPU, counted * 7)
+    alike, scaled = HessianAccumulator(32, CPU, counted), HessianAccumulator(32, CPU, counted * 7)
     for sums in (alike, scaled):
         sums.add(x[:100].reshape(4, 25, 32))
         sums.add(x[100:])
     expected = (x * (counted / counted.mean())[:, None]).T @ x
     for sums in (alike, scaled):
         assert torch.allclose(sums.stats.hessian, expected, rtol=1e-4, atol=1e-3) and sums.stats.tokens == 300
-    halved = Sums(32, CPU, counted)
+    halved = HessianAccumulator(32, CPU, counted)
     halved.add(x.bfloat16())
     assert float(torch.linalg.eigvalsh(halved.stats.hessian.double()).min()) > 0
 
 
 def test_tokens_beyond_those_that_are_weighted_have_the_mean_weight() -> None:
     x, weights = correlated(16, 50), torch.rand(30) + 0.1
-    sums = Sums(16, CPU, weights)
+    sums = HessianAccumulator(16, CPU, weights)
     for chunk in x.split(20):
         sums.add(chunk, chunk[:, :4])
     counted = torch.cat([weights / weights.mean(), torch.ones(20)])
@@ -139,7 +139,7 @@ def test_tokens_beyond_those_that_are_weighted_have_the_mean_weight() -> None:
 @pytest.mark.parametrize("columns", [1, 2, 3, 5, 64, 131])
 def test_a_sum_is_whole_however_its_columns_divide(columns: int) -> None:
     """Also where it goes on after it was looked at."""
-    x, sums = correlated(max(columns, 2), 60)[:, :columns].contiguous(), Sums(columns, CPU)
+    x, sums = correlated(max(columns, 2), 60)[:, :columns].contiguous(), HessianAccumulator(columns, CPU)
     for count, chunk in enumerate(x.split(20), 1):
         sums.add(chunk)
         seen = x[: 20 * count]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from r1quant.checkpoint.artifact import CheckpointArtifact, Form
+from r1quant.checkpoint.artifact import CheckpointArtifact, LinearSpec
 from r1quant.checkpoint.resolve import open_model
 from r1quant.checkpoint.tensorfile import TensorSpec
 from r1quant.core.qlinear import QLinear
@@ -58,8 +58,8 @@ class Held(CheckpointArtifact):
         return {**self.checkpoint.config, **self.changes}
 
     @cached_property
-    def forms(self) -> Mapping[str, Form]:
-        return {name: Form.of(q) for name, q in self.linears.items()}
+    def linear_specs(self) -> Mapping[str, LinearSpec]:
+        return {name: LinearSpec.of(q) for name, q in self.linears.items()}
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorSpec]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1quant.checkpoint.artifact import Form
+from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.core.qlinear import QLinear
 from r1quant.errors import RecipeError
 from r1quant.formats.gguf import blocks
@@ -58,7 +58,7 @@ def test_every_type_that_has_no_problem_is_exact(
         np.random.default_rng(seed), (out, columns),
         bits=bits, group_size=group_size, symmetric=symmetric, significant=significant, signed=signed,
     )  # fmt: skip
-    form = Form.of(q)
+    form = LinearSpec.of(q)
     for kind in BLOCK_TYPES:
         if kind == "q4_1" and (signed or problem(form, kind)):
             continue
@@ -84,7 +84,7 @@ def test_the_smallest_exact_type_is_chosen(bits: int, symmetric: bool, significa
     q = random_linear(
         np.random.default_rng(1), (64, 128), bits=bits, symmetric=symmetric, significant=significant, signed=False
     )
-    assert smallest(Form.of(q)) == chosen
+    assert smallest(LinearSpec.of(q)) == chosen
     if chosen:
         check_exact(q, chosen)
 
@@ -130,11 +130,14 @@ def test_q4_1_refuses_offsets_that_are_not_exact() -> None:
 
 
 REFUSED = {
-    "columns": (Form((4, 100), 4, -1, (8, 8)), "100 columns are not a multiple of 32"),
-    "small groups": (Form((4, 128), 4, 16, (8, 8)), "group size 16 is not a multiple of 32"),
-    "act-order": (Form((4, 128), 4, None, (8, 8)), "not runs of neighbouring columns"),
-    "scales": (Form((4, 128), 4, 32, (8, 8), 24), "not float16 numbers"),
-    "asymmetric 8 bits": (Form((4, 128), 8, 32, (0, 255)), "-255 .. 255 steps of the scale, Q8_0 holds -128 .. 127"),
+    "columns": (LinearSpec((4, 100), 4, -1, (8, 8)), "100 columns are not a multiple of 32"),
+    "small groups": (LinearSpec((4, 128), 4, 16, (8, 8)), "group size 16 is not a multiple of 32"),
+    "act-order": (LinearSpec((4, 128), 4, None, (8, 8)), "not runs of neighbouring columns"),
+    "scales": (LinearSpec((4, 128), 4, 32, (8, 8), 24), "not float16 numbers"),
+    "asymmetric 8 bits": (
+        LinearSpec((4, 128), 8, 32, (0, 255)),
+        "-255 .. 255 steps of the scale, Q8_0 holds -128 .. 127",
+    ),
 }
 
 
@@ -148,9 +151,9 @@ def test_refusals_say_why_and_what_to_do(case: str) -> None:
 
 
 def test_float_types_hold_what_their_significand_holds() -> None:
-    form = Form((4, 64), 4, 32, (8, 8), 8)
+    form = LinearSpec((4, 64), 4, 32, (8, 8), 8)
     assert problem(form, "f16") and problem(form, "bf16")
-    narrow = Form((4, 64), 3, 32, (4, 4), 8)  # 8 bits times -4..3
+    narrow = LinearSpec((4, 64), 3, 32, (4, 4), 8)  # 8 bits times -4..3
     assert problem(narrow, "f16") is None and problem(narrow, "bf16")
     assert differences(narrow) == (-4, 3)
 

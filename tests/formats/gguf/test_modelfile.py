@@ -106,8 +106,8 @@ def go(template: str, turns: list[tuple[str, str]]) -> str:
     return block(None, False, True)[0]
 
 
-def carried(folder: Path, template: str | None, **settings: Any) -> Mapping[str, bytes]:
-    files = dict(open_model(str(write_model(folder, "qwen3"))).carried)
+def side_files(folder: Path, template: str | None, **settings: Any) -> Mapping[str, bytes]:
+    files = dict(open_model(str(write_model(folder, "qwen3"))).side_files)
     config = json.loads(files["tokenizer_config.json"]) | {"chat_template": template} | settings
     files["tokenizer_config.json"] = json.dumps({k: v for k, v in config.items() if v is not None}).encode()
     return files
@@ -128,7 +128,7 @@ def check(files: Mapping[str, bytes], text: str, bos: str = "") -> None:
 @pytest.mark.parametrize("template", [R1, CHATML, LLAMA3], ids=["r1", "chatml", "llama3"])
 @pytest.mark.parametrize("puts_bos", [True, False])
 def test_templates_of_turns_are_said_in_go(tmp_path: Path, template: str, puts_bos: bool) -> None:
-    files = carried(tmp_path / "a", template, add_bos_token=puts_bos)
+    files = side_files(tmp_path / "a", template, add_bos_token=puts_bos)
     text = modelfile(files, {"max_position_embeddings": 4096}, "m.gguf")
     begins = puts_bos and template is not CHATML
     check(files, text, "<|begin|>" if begins else "")
@@ -136,7 +136,7 @@ def test_templates_of_turns_are_said_in_go(tmp_path: Path, template: str, puts_b
 
 
 def test_the_template_of_r1(tmp_path: Path) -> None:
-    text = modelfile(carried(tmp_path / "a", R1, add_bos_token=True), {}, "m.gguf")
+    text = modelfile(side_files(tmp_path / "a", R1, add_bos_token=True), {}, "m.gguf")
     assert template_of(text) == (
         "{{ if .System }}{{ .System }}{{ end }}"
         "{{ range $i, $_ := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}"
@@ -149,8 +149,8 @@ def test_the_template_of_r1(tmp_path: Path) -> None:
 def test_templates_of_real_models(tmp_path: Path, source: str) -> None:
     paths = {"tiny-r1": embedded_folder, "smollm2": smollm_path, "llama": lambda: write_model(tmp_path / "a", "llama")}
     model = open_model(str(paths[source]()))
-    text = modelfile(model.carried, model.config, "m.gguf")
-    check(model.carried, text)
+    text = modelfile(model.side_files, model.config, "m.gguf")
+    check(model.side_files, text)
     assert text.startswith("FROM ./m.gguf\n")
 
 
@@ -158,7 +158,7 @@ PARAMETERS = re.compile(r"^PARAMETER (\S+) (.+)$", re.MULTILINE)
 
 
 def test_parameters_are_the_models_own(tmp_path: Path) -> None:
-    files = dict(carried(tmp_path / "a", LLAMA3))
+    files = dict(side_files(tmp_path / "a", LLAMA3))
     files["generation_config.json"] = json.dumps(
         {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05, "eos_token_id": [1, 3]}
     ).encode()
@@ -170,7 +170,7 @@ def test_parameters_are_the_models_own(tmp_path: Path) -> None:
 
 
 def test_parameters_of_a_model_that_reasons_and_says_nothing(tmp_path: Path) -> None:
-    files = {k: v for k, v in carried(tmp_path / "a", R1).items() if k != "generation_config.json"}
+    files = {k: v for k, v in side_files(tmp_path / "a", R1).items() if k != "generation_config.json"}
     found = dict(PARAMETERS.findall(modelfile(files, {"max_position_embeddings": 2048}, "m.gguf")))
     assert found["temperature"] == "0.6" and found["top_p"] == "0.95" and found["num_ctx"] == "2048"
 
@@ -186,11 +186,11 @@ def test_parameters_of_a_model_that_reasons_and_says_nothing(tmp_path: Path) -> 
     ids=["changed content", "counted", "braces", "refuses"],
 )
 def test_templates_that_are_more_than_turns_are_left_to_ollama(tmp_path: Path, template: str) -> None:
-    text = modelfile(carried(tmp_path / "a", template), {}, "m.gguf")
+    text = modelfile(side_files(tmp_path / "a", template), {}, "m.gguf")
     assert 'TEMPLATE "' not in text
     assert "it is not a plain sequence of turns). Ollama takes tokenizer.chat_template." in text
 
 
 def test_a_model_without_a_template(tmp_path: Path) -> None:
-    text = modelfile(carried(tmp_path / "a", None), {}, "m.gguf")
+    text = modelfile(side_files(tmp_path / "a", None), {}, "m.gguf")
     assert "(there is none)" in text and 'TEMPLATE "' not in text

@@ -53,7 +53,7 @@ def check_same(one: Artifact, other: Artifact) -> None:
 def test_a_float_model_comes_back(tmp_path: Path, model_type: str, dtype: str) -> None:
     artifact = floats(write_model(tmp_path / "a", model_type, dtype=dtype, tied=model_type == "qwen2"))
     back = export(artifact, tmp_path / "m.gguf")
-    assert back.format == "gguf" and not back.forms
+    assert back.format == "gguf" and not back.linear_specs
     check_same(artifact, back)
     matrices = {spec.dtype for spec in back.tensors.values() if len(spec.shape) == 2}
     assert matrices == {{"bfloat16": "BF16", "float16": "F16", "float32": "F32"}[dtype]}
@@ -78,8 +78,8 @@ def test_a_quantized_model_comes_back_as_integers(
     artifact = quantized(write_model(tmp_path / "a", model_type), **grid)
     back = export(artifact, tmp_path / "m.gguf")
     check_same(artifact, back)
-    assert set(back.forms) == set(artifact.forms)
-    for name, form in back.forms.items():
+    assert set(back.linear_specs) == set(artifact.linear_specs)
+    for name, form in back.linear_specs.items():
         q = back.qlinear(name)
         q.validate()
         assert (form.shape, form.bits, form.group_size, form.zeros) == (q.shape, bits, 32, (zero, zero))
@@ -100,15 +100,15 @@ def test_q4_1_with_whole_zero_points_is_integers(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "a", "llama")
     artifact = quantized(folder, symmetric=False, significant=7, signed=False)
     back = export(artifact, tmp_path / "m.gguf")
-    assert set(back.forms) == set(artifact.forms)
+    assert set(back.linear_specs) == set(artifact.linear_specs)
     check_same(artifact, back)
     for name, q in artifact.linears.items():
-        assert np.array_equal(back.qlinear(name).zero, q.zero) and back.forms[name].zeros == (0, 15)
+        assert np.array_equal(back.qlinear(name).zero, q.zero) and back.linear_specs[name].zeros == (0, 15)
 
 
 def test_q4_1_with_real_offsets_is_floats(tmp_path: Path) -> None:
     back = export(floats(write_model(tmp_path / "a", "llama")), tmp_path / "m.gguf", type="q4_1")
-    assert not back.forms
+    assert not back.linear_specs
     reader = gguf.GGUFReader(tmp_path / "m.gguf")
     stored = next(t for t in reader.tensors if t.name == "blk.0.ffn_up.weight")
     name = "model.layers.0.mlp.up_proj.weight"
@@ -129,7 +129,7 @@ def test_other_types_are_exact_floats(tmp_path: Path) -> None:
     values = gguf_files.metadata("qwen2", general__file_type=7)
     path = gguf_files.write(tmp_path / "m.gguf", "qwen2", values, written, kinds)
     artifact = open_gguf_artifact(path)
-    assert not artifact.forms and {spec.dtype for spec in artifact.tensors.values()} == {"F32"}
+    assert not artifact.linear_specs and {spec.dtype for spec in artifact.tensors.values()} == {"F32"}
     for name, stored in (
         ("model.embed_tokens.weight", "token_embd.weight"),
         ("model.layers.0.mlp.up_proj.weight", "blk.0.ffn_up.weight"),
@@ -154,8 +154,8 @@ def test_a_damaged_scale_is_named(tmp_path: Path) -> None:
 def test_texts_have_the_same_tokens(tmp_path: Path, model_type: str) -> None:
     artifact = floats(write_model(tmp_path / "a", model_type))
     back = export(artifact, tmp_path / "m.gguf")
-    ours = Tokenizer.from_files(artifact.carried, "a")
-    theirs = Tokenizer.from_files(back.carried, "b")
+    ours = Tokenizer.from_files(artifact.side_files, "a")
+    theirs = Tokenizer.from_files(back.side_files, "b")
     for line in TEXTS:
         assert theirs.encode(line) == ours.encode(line)
         assert theirs.encode(line, special=True) == ours.encode(line, special=True)
@@ -209,7 +209,7 @@ def test_smollm2_quantized_and_back(tmp_path: Path) -> None:
     r1quant.quantize(str(source), tmp_path / "gptq", bits=4, group_size=64, method="rtn")
     artifact = open_artifact(tmp_path / "gptq")
     back = export(artifact, tmp_path / "m.gguf")
-    assert len(back.forms) == 210 and {form.bits for form in back.forms.values()} == {4}
+    assert len(back.linear_specs) == 210 and {form.bits for form in back.linear_specs.values()} == {4}
     reader = {t.name: t for t in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
     assert reader["blk.7.ffn_down.weight"].tensor_type.name == "Q4_0"
     for layer in (0, 7, 29):
@@ -224,8 +224,8 @@ def test_smollm2_quantized_and_back(tmp_path: Path) -> None:
     )
     for name in ("model.embed_tokens.weight", "model.layers.3.input_layernorm.weight"):
         assert torch.equal(artifact.read(name).float(), back.read(name).float())
-    ours = Tokenizer.from_files(artifact.carried, "a")
-    theirs = Tokenizer.from_files(back.carried, "b")
+    ours = Tokenizer.from_files(artifact.side_files, "a")
+    theirs = Tokenizer.from_files(back.side_files, "b")
     for line in TEXTS:
         assert ours.encode(line) == theirs.encode(line)
-    assert json.loads(back.carried["generation_config.json"])["eos_token_id"] == 2
+    assert json.loads(back.side_files["generation_config.json"])["eos_token_id"] == 2

@@ -18,9 +18,9 @@ from r1quant.checkpoint.resolve import embedded_folder, open_model
 from r1quant.checkpoint.tokenizer import Tokenizer as ModelTokenizer
 from r1quant.errors import CheckpointError, RecipeError
 from r1quant.formats.gguf.options import GgufOptions
-from r1quant.formats.gguf.pretokenizer import Rule, rule_of
+from r1quant.formats.gguf.pretokenizer import SplitRule, rule_of
 from r1quant.formats.gguf.read import open_gguf_artifact
-from r1quant.formats.gguf.write import Written, write
+from r1quant.formats.gguf.write import GgufFile, write
 from tests.models import text, write_model
 
 from . import llama
@@ -78,17 +78,17 @@ def byte_level(pre: Any, nfc: bool, whole: bool, specials: tuple[str, ...] = ("<
 def artifact_with(folder: Path, tokenizer: Tokenizer | str, **settings: Any) -> Held:
     """A tiny llama with that tokenizer.json, and changes of tokenizer_config.json."""
     held = floats(write_model(folder, "llama", dtype="float32"))
-    config = json.loads(held.carried["tokenizer_config.json"]) | settings
+    config = json.loads(held.side_files["tokenizer_config.json"]) | settings
     raw = tokenizer if isinstance(tokenizer, str) else tokenizer.to_str()
-    carried = {
-        **held.carried,
+    side_files = {
+        **held.side_files,
         "tokenizer.json": raw.encode(),
         "tokenizer_config.json": json.dumps({k: v for k, v in config.items() if v is not None}).encode(),
     }
-    return replace(held, checkpoint=replace(held.checkpoint, carried=carried))
+    return replace(held, checkpoint=replace(held.checkpoint, side_files=side_files))
 
 
-def export(artifact: Held, path: Path, pre: str | None = None) -> Written:
+def export(artifact: Held, path: Path, pre: str | None = None) -> GgufFile:
     return write(artifact, architecture_of(artifact.config), path, GgufOptions(pre=pre))
 
 
@@ -98,8 +98,8 @@ def key(path: Path, name: str) -> Any:
 
 def check_tokens(artifact: Held, path: Path, *, in_llama_cpp: bool = True) -> None:
     """The file's tokens are the model's in our reader, and in llama.cpp where it knows the rule."""
-    ours = ModelTokenizer.from_files(artifact.carried, "a")
-    back = ModelTokenizer.from_files(open_gguf_artifact(path).carried, "b")
+    ours = ModelTokenizer.from_files(artifact.side_files, "a")
+    back = ModelTokenizer.from_files(open_gguf_artifact(path).side_files, "b")
     for special in (False, True):
         wanted = [ours.encode(line, special=special) for line in TEXTS]
         assert [back.encode(line, special=special) for line in TEXTS] == wanted
@@ -110,7 +110,7 @@ def check_tokens(artifact: Held, path: Path, *, in_llama_cpp: bool = True) -> No
 @pytest.mark.parametrize("name", RULES)
 def test_the_rule_is_found_and_cuts_alike_everywhere(tmp_path: Path, name: str) -> None:
     tokenizer = byte_level(*RULES[name])
-    assert rule_of(json.loads(tokenizer.to_str())) == Rule(name, True)
+    assert rule_of(json.loads(tokenizer.to_str())) == SplitRule(name, True)
     artifact = artifact_with(tmp_path / "a", tokenizer)
     done = export(artifact, tmp_path / "m.gguf")
     assert key(tmp_path / "m.gguf", "pre") == name and not done.notes
@@ -121,7 +121,7 @@ def test_the_rule_is_found_and_cuts_alike_everywhere(tmp_path: Path, name: str) 
 def test_the_tokenizer_of_r1_0528_is_qwens_under_deepseeks_name() -> None:
     specials = ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>")
     tokenizer = byte_level(*RULES["qwen2"], specials=specials)
-    assert rule_of(json.loads(tokenizer.to_str())) == Rule("deepseek-r1-qwen", True)
+    assert rule_of(json.loads(tokenizer.to_str())) == SplitRule("deepseek-r1-qwen", True)
 
 
 def test_every_known_name_is_found_or_an_alias() -> None:
@@ -169,7 +169,7 @@ def test_tiny_r1_goes_under_the_nearest_name_and_keeps_its_own_tokenizer(tmp_pat
     done = export(artifact, tmp_path / "m.gguf")
     assert key(tmp_path / "m.gguf", "pre") == "qwen2" and len(done.notes) == 1
     back = open_gguf_artifact(tmp_path / "m.gguf")
-    assert back.carried["tokenizer.json"] == artifact.carried["tokenizer.json"]
+    assert back.side_files["tokenizer.json"] == artifact.side_files["tokenizer.json"]
     check_tokens(artifact, tmp_path / "m.gguf", in_llama_cpp=False)
 
 
@@ -201,8 +201,8 @@ def test_kinds_of_tokens_and_named_ones(tmp_path: Path) -> None:
     tokenizer = byte_level(*RULES["gpt-2"], specials=("<|begin|>", "<|end|>", "<|im_end|>"))
     tokenizer.add_tokens([AddedToken("<|tool|>", special=False), AddedToken("<think>", special=False)])
     artifact = artifact_with(tmp_path / "a", tokenizer, pad_token="<|end|>", unk_token="<think>")
-    carried = {**artifact.carried, "generation_config.json": b'{"eos_token_id": [1, 2]}'}
-    artifact = replace(artifact, checkpoint=replace(artifact.checkpoint, carried=carried))
+    side_files = {**artifact.side_files, "generation_config.json": b'{"eos_token_id": [1, 2]}'}
+    artifact = replace(artifact, checkpoint=replace(artifact.checkpoint, side_files=side_files))
     path = tmp_path / "m.gguf"
     export(artifact, path)
     tokens, kinds = key(path, "tokens"), key(path, "token_type")
@@ -210,7 +210,7 @@ def test_kinds_of_tokens_and_named_ones(tmp_path: Path) -> None:
     think = tokens.index("<think>")
     named = [key(path, f"{name}_token_id") for name in ("bos", "eos", "padding", "unknown", "eot")]
     assert named == [0, 1, 1, think, 2]
-    assert json.loads(open_gguf_artifact(path).carried["generation_config.json"])["eos_token_id"] == [1, 2]
+    assert json.loads(open_gguf_artifact(path).side_files["generation_config.json"])["eos_token_id"] == [1, 2]
 
 
 def test_more_tokens_than_rows_are_refused(tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_sentencepiece_scores_are_the_order_of_merges(tmp_path: Path) -> None:
     assert len(tokens) == 512
     check_tokens(artifact, path)
     ours = json.loads(tokenizer.to_str())["model"]
-    back = json.loads(open_gguf_artifact(path).carried["tokenizer.json"])["model"]
+    back = json.loads(open_gguf_artifact(path).side_files["tokenizer.json"])["model"]
     assert back["merges"] == ours["merges"]
 
 
@@ -286,10 +286,10 @@ def test_a_newer_sentencepiece_file_keeps_its_own_tokenizer(tmp_path: Path) -> N
     """A space goes before the first piece only, and not before another space, which the keys cannot say."""
     artifact = artifact_with(tmp_path / "a", sentencepiece(metaspace=True), **PIECES)
     assert "a space before a text" in export(artifact, tmp_path / "m.gguf").notes[0]
-    assert open_gguf_artifact(tmp_path / "m.gguf").carried["tokenizer.json"] == artifact.carried["tokenizer.json"]
+    assert open_gguf_artifact(tmp_path / "m.gguf").side_files["tokenizer.json"] == artifact.side_files["tokenizer.json"]
     check_tokens(artifact, tmp_path / "m.gguf", in_llama_cpp=False)
     plain = [line for line in TEXTS if "<|" not in line and not line.startswith(" ")]
-    ours = ModelTokenizer.from_files(artifact.carried, "a")
+    ours = ModelTokenizer.from_files(artifact.side_files, "a")
     assert llama.tokenize(tmp_path / "m.gguf", plain) == [ours.encode(line) for line in plain]
 
 

@@ -17,7 +17,7 @@ from r1quant.arch.tables import architecture_of
 from r1quant.errors import CheckpointError, NumericError, RecipeError
 from r1quant.formats.gguf import targets
 from r1quant.formats.gguf.options import GgufOptions
-from r1quant.formats.gguf.write import Written, write
+from r1quant.formats.gguf.write import GgufFile, write
 from tests.models import ASSISTANT, BOS, EOS, MODEL_TYPES, TEMPLATE, USER, write_model
 
 from .held import Held, floats, quantized, random_linear
@@ -35,7 +35,7 @@ NAMES = {
 }  # fmt: skip
 
 
-def export(artifact: Held, path: Path, **options: Any) -> Written:
+def export(artifact: Held, path: Path, **options: Any) -> GgufFile:
     return write(artifact, architecture_of(artifact.config), path, GgufOptions(**options))
 
 
@@ -137,7 +137,7 @@ def test_metadata_are_those_of_llama_cpps_converter(tmp_path: Path, model_type: 
     assert set(found) == set(wanted) | {f"tokenizer.ggml.{key}" for key in LISTS}
     for key, value in wanted.items():
         assert found[key] == (np.float32(value) if isinstance(value, float) else value), key
-    raw = json.loads(artifact.carried["tokenizer.json"])
+    raw = json.loads(artifact.side_files["tokenizer.json"])
     tokens, kinds = found["tokenizer.ggml.tokens"], found["tokenizer.ggml.token_type"]
     assert len(tokens) == len(kinds) == artifact.config["vocab_size"]
     assert tokens[:4] == [BOS, EOS, USER, ASSISTANT] and kinds[:5] == [3, 3, 3, 3, 1]

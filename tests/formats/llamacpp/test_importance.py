@@ -10,7 +10,7 @@ import torch
 
 from r1quant.arch.tables import architecture_of
 from r1quant.checkpoint.safetensors import Checkpoint, open_folder
-from r1quant.engine.forward import Decoder, Weights, chunked
+from r1quant.engine.forward import Decoder, TensorSource, chunked
 from r1quant.errors import NumericError
 from r1quant.jobs.export.importance import importance
 from tests import independent, models
@@ -18,7 +18,7 @@ from tests import independent, models
 CASES = {"llama": {}, "mistral": {"sliding_window": 8}, "qwen2": {}, "qwen3": {}}
 
 
-def decoder(weights: Weights, tokens: np.ndarray) -> Decoder:
+def decoder(weights: TensorSource, tokens: np.ndarray) -> Decoder:
     return Decoder(weights, architecture_of(weights.config), torch.device("cpu"), torch.float32, tokens.shape[1])
 
 

@@ -13,7 +13,7 @@ import onnxruntime
 import torch
 
 from r1quant.arch import rope
-from r1quant.checkpoint.artifact import Form
+from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.checkpoint.tensorfile import TensorSpec
 from r1quant.core.floats import round_to
 from r1quant.core.qlinear import QLinear
@@ -28,7 +28,7 @@ class Memory:
     floats: Mapping[str, npt.NDArray[np.float32]]
     linears: Mapping[str, QLinear]
     dtype: str = "BF16"
-    carried: Mapping[str, bytes] = field(default_factory=dict)
+    side_files: Mapping[str, bytes] = field(default_factory=dict)
     source: str = "memory"
     folder: Path = Path()
     format: str = "gptq"
@@ -39,8 +39,8 @@ class Memory:
         return plain | {f"{n}.weight": TensorSpec(f"{n}.weight", "F32", q.shape) for n, q in self.linears.items()}
 
     @property
-    def forms(self) -> Mapping[str, Form]:
-        return {name: Form.of(q) for name, q in self.linears.items()}
+    def linear_specs(self) -> Mapping[str, LinearSpec]:
+        return {name: LinearSpec.of(q) for name, q in self.linears.items()}
 
     def qlinear(self, linear: str) -> QLinear:
         return self.linears[linear]
@@ -84,10 +84,10 @@ def decoder(
             linears[linear] = random_linear(tuple(tensor.shape), bits, group_size, rng, symmetric)
         else:
             floats[name] = tensor.bfloat16().float().numpy()
-    carried = {
+    side_files = {
         "generation_config.json": b'{"do_sample": true, "temperature": 0.6, "top_p": 0.95, "eos_token_id": [1, 3]}'
     }
-    return Memory(values, floats, linears, carried=carried)
+    return Memory(values, floats, linears, side_files=side_files)
 
 
 def reference(artifact: Memory) -> Any:

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from r1quant.checkpoint.artifact import Form
+from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.core.qlinear import QLinear
-from r1quant.formats.codec import shipped
+from r1quant.formats.codec import as_stored_scale
 from r1quant.formats.onnx.contrib import Contrib
 from r1quant.formats.onnx.dimensions import Dimensions
 from r1quant.formats.onnx.graph import Graph
-from r1quant.formats.onnx.layout import Layout, decode, encode
+from r1quant.formats.onnx.layout import BlockLayout, decode, encode
 from r1quant.formats.onnx.options import BLOCK_SIZES, OnnxOptions, problem
 from r1quant.formats.onnx.standard import Standard
 from r1quant.formats.onnx.weights import Weights
@@ -53,7 +53,7 @@ def field_of(stored: npt.NDArray[np.uint8], width: int, count: int) -> list[int]
     return [number >> width * i & (1 << width) - 1 for i in range(count)]
 
 
-def by_definition(arrays: dict[str, npt.NDArray[Any]], layout: Layout) -> npt.NDArray[np.float64]:
+def by_definition(arrays: dict[str, npt.NDArray[Any]], layout: BlockLayout) -> npt.NDArray[np.float64]:
     """The weights as the operators' documentation says, [out, in]."""
     out, columns = layout.shape
     width, block = layout.width, layout.block
@@ -81,20 +81,20 @@ def by_definition(arrays: dict[str, npt.NDArray[Any]], layout: Layout) -> npt.ND
 @settings(max_examples=120, deadline=None)
 @given(linears(), st.sampled_from(OPTIONS))
 def test_what_is_stored_is_the_linear(q: QLinear, options: OnnxOptions) -> None:
-    form = Form.of(q)
+    form = LinearSpec.of(q)
     reason = problem(form, options)
     if reason:
         irregular = form.group_size is None
         assert irregular or (options.dtype == "float16" and q.scale.dtype == np.float32), reason
         return
-    layout = Layout.of(form, options)
+    layout = BlockLayout.of(form, options)
     arrays = encode(q, layout)
     assert np.array_equal(by_definition(arrays, layout), exact(q))
     if layout.style == "matmulnbits":
         assert {name: array.shape for name, array in arrays.items()} == layout.shapes
         assert layout.block in BLOCK_SIZES and (form.group_size == -1 or form.group_size % layout.block == 0)
     again = decode(arrays, layout)
-    assert same(replace(again, scale=shipped(again.scale)), replace(q, scale=shipped(q.scale)))
+    assert same(replace(again, scale=as_stored_scale(again.scale)), replace(q, scale=as_stored_scale(q.scale)))
 
 
 def test_golden_matmulnbits() -> None:
@@ -103,7 +103,7 @@ def test_golden_matmulnbits() -> None:
     scale = np.array([[1, 2], [-3, 0.5]], np.float16)
     group = (np.arange(32) // 16).astype(np.int32)
     q = QLinear(codes, scale, np.array([[1, 2], [15, 0]], np.uint8), group, 4)
-    arrays = encode(q, Layout.of(Form.of(q), OnnxOptions()))
+    arrays = encode(q, BlockLayout.of(LinearSpec.of(q), OnnxOptions()))
     assert arrays["qweight"].tobytes().hex() == "1032547698badcfe" * 4
     assert arrays["qzeros"].tobytes().hex() == "210f"
     assert arrays["scales"].tolist() == [[1, 2], [-3, 0.5]]
@@ -113,7 +113,7 @@ def test_golden_planes() -> None:
     """8 bits for a float32 kernel: the high halves of all rows, then the low ones."""
     codes = np.array([[0x10, 0x32, 0x54, 0x76, *[0x98] * 12]], np.uint8)
     q = QLinear(codes, np.array([[0.5]], np.float16), np.array([[128]], np.uint8), np.zeros(16, np.int32), 8)
-    arrays = encode(q, Layout.of(Form.of(q), OnnxOptions(accuracy_level=1)))
+    arrays = encode(q, BlockLayout.of(LinearSpec.of(q), OnnxOptions(accuracy_level=1)))
     assert arrays["qweight"].tobytes().hex() == "3175" + "99" * 6 + "2064" + "88" * 6
     assert arrays["scales"].tolist() == [[8.0], [0.5]] and arrays["qzeros"].tolist() == [[8], [0]]
 
@@ -127,7 +127,7 @@ def test_golden_narrow_codes(level: int, wanted: str) -> None:
         codes = np.array([[0, 0, 1, 0, 0, 1, 2, 3, *[3] * 8]], np.uint8)
     middle = np.array([[2 ** (bits - 1)]], np.uint8)
     q = QLinear(codes, np.array([[1]], np.float16), middle, np.zeros(16, np.int32), bits)
-    arrays = encode(q, Layout.of(Form.of(q), OnnxOptions(accuracy_level=level)))
+    arrays = encode(q, BlockLayout.of(LinearSpec.of(q), OnnxOptions(accuracy_level=level)))
     assert arrays["qweight"].tobytes().hex() == wanted and set(arrays) == {"qweight", "scales"}
 
 
@@ -135,7 +135,7 @@ def test_golden_dequantize_linear() -> None:
     """[in, out] nibbles, signed without zero points, and a flat run over odd rows."""
     codes = np.tile(np.array([[0], [9], [15]], np.uint8), (1, 16))
     q = QLinear(codes, np.ones((3, 1), np.float16), np.full((3, 1), 8, np.uint8), np.zeros(16, np.int32), 4)
-    arrays = encode(q, Layout.of(Form.of(q), OnnxOptions(style="qdq")))
+    arrays = encode(q, BlockLayout.of(LinearSpec.of(q), OnnxOptions(style="qdq")))
     assert arrays["qweight"].tobytes().hex() == "188771" * 8  # -8, 1, 7 for each of the 16 columns
 
 

@@ -14,7 +14,7 @@ import torch
 from r1quant.arch.tables import architecture_of
 from r1quant.backends.onnxruntime import OnnxRuntime
 from r1quant.formats.onnx.options import OnnxOptions
-from r1quant.formats.onnx.writer import Written, data_bytes, write
+from r1quant.formats.onnx.writer import OnnxFolder, data_bytes, write
 from tests.formats.onnx.memory import Memory, Session, decoder, log_softmax, reference
 
 LLAMA3 = {
@@ -35,7 +35,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 TOKENS = np.random.default_rng(5).integers(0, 512, 24)
 
 
-def written(folder: Path, artifact: Memory, **options: Any) -> Written:
+def written(folder: Path, artifact: Memory, **options: Any) -> OnnxFolder:
     folder.mkdir(exist_ok=True)
     return write(artifact, architecture_of(artifact.config), folder, OnnxOptions(**options))
 

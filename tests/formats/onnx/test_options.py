@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from r1quant.arch.tables import architecture_of
-from r1quant.checkpoint.artifact import Form
+from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.errors import CheckpointError, NumericError, RecipeError
 from r1quant.formats.onnx.dimensions import Dimensions
 from r1quant.formats.onnx.options import OnnxOptions, block_size, problem, stored_bits
@@ -35,15 +35,15 @@ def test_what_is_not_possible_is_refused(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("form", "options", "word"),
     [
-        (Form((8, 64), 4, 32, (8, 8)), OnnxOptions(), None),
-        (Form((8, 64), 4, None, (8, 8)), OnnxOptions(), "act-order"),
-        (Form((8, 64), 4, 8, (8, 8)), OnnxOptions(), "groups of 8 columns"),
-        (Form((8, 64), 4, 32, (8, 8), 12), OnnxOptions(), None),
-        (Form((8, 64), 4, 32, (8, 8), 12), OnnxOptions(dtype="float16"), "float16"),
-        (Form((8, 75), 8, -1, (0, 255)), OnnxOptions(style="qdq"), None),
+        (LinearSpec((8, 64), 4, 32, (8, 8)), OnnxOptions(), None),
+        (LinearSpec((8, 64), 4, None, (8, 8)), OnnxOptions(), "act-order"),
+        (LinearSpec((8, 64), 4, 8, (8, 8)), OnnxOptions(), "groups of 8 columns"),
+        (LinearSpec((8, 64), 4, 32, (8, 8), 12), OnnxOptions(), None),
+        (LinearSpec((8, 64), 4, 32, (8, 8), 12), OnnxOptions(dtype="float16"), "float16"),
+        (LinearSpec((8, 75), 8, -1, (0, 255)), OnnxOptions(style="qdq"), None),
     ],
 )
-def test_what_a_linear_needs(form: Form, options: OnnxOptions, word: str | None) -> None:
+def test_what_a_linear_needs(form: LinearSpec, options: OnnxOptions, word: str | None) -> None:
     reason = problem(form, options)
     assert (reason is None) == (word is None) and (word or "") in (reason or "")
 
@@ -54,7 +54,7 @@ def test_what_a_linear_needs(form: Form, options: OnnxOptions, word: str | None)
      (-1, 50, 64), (-1, 16, 16)],
 )  # fmt: skip
 def test_blocks(group_size: int, columns: int, wanted: int) -> None:
-    assert block_size(Form((8, columns), 4, group_size, (8, 8)), OnnxOptions()) == wanted
+    assert block_size(LinearSpec((8, columns), 4, group_size, (8, 8)), OnnxOptions()) == wanted
 
 
 @pytest.mark.parametrize(
@@ -64,13 +64,13 @@ def test_blocks(group_size: int, columns: int, wanted: int) -> None:
      (5, 1, "matmulnbits", (4, 2)), (2, 1, "qdq", (4, 1)), (8, 1, "qdq", (8, 1))],
 )  # fmt: skip
 def test_widths(bits: int, level: int, style: Any, wanted: tuple[int, int]) -> None:
-    form = Form((8, 64), bits, 32, (1 << bits - 1, 1 << bits - 1))
+    form = LinearSpec((8, 64), bits, 32, (1 << bits - 1, 1 << bits - 1))
     assert stored_bits(form, OnnxOptions(style=style, accuracy_level=level)) == wanted
 
 
 def test_wide_scales_are_not_split_into_planes() -> None:
     """float32 would round a code times such a scale, once in each plane."""
-    assert stored_bits(Form((8, 64), 8, 32, (128, 128), 24), OnnxOptions()) == (8, 1)
+    assert stored_bits(LinearSpec((8, 64), 8, 32, (128, 128), 24), OnnxOptions()) == (8, 1)
 
 
 def test_refused_when_written(tmp_path: Path) -> None:

@@ -37,8 +37,8 @@ def test_everything_comes_back(
     artifact = decoder("qwen2", bits, group_size, symmetric=symmetric)
     found = open_onnx(written(tmp_path, artifact, **options))
     assert found.format == "onnx" and dict(found.config) == dict(artifact.config)
-    assert dict(found.carried) == dict(artifact.carried)
-    assert dict(found.forms) == dict(artifact.forms)
+    assert dict(found.side_files) == dict(artifact.side_files)
+    assert dict(found.linear_specs) == dict(artifact.linear_specs)
     assert {n: s.shape for n, s in found.tensors.items()} == {n: s.shape for n, s in artifact.tensors.items()}
     for name, q in artifact.linears.items():
         assert same(found.qlinear(name), q)
@@ -52,7 +52,7 @@ def test_everything_comes_back(
 def test_a_float_model_comes_back(tmp_path: Path) -> None:
     artifact = decoder("llama", 0, tied=True)
     found = open_onnx(written(tmp_path, artifact, dtype="float16") / "model.onnx")
-    assert not found.forms and {spec.dtype for spec in found.tensors.values()} == {"F16"}
+    assert not found.linear_specs and {spec.dtype for spec in found.tensors.values()} == {"F16"}
     for name, array in artifact.floats.items():
         np.testing.assert_array_equal(found.read(name).numpy(), array.astype(np.float16))
 

@@ -32,12 +32,12 @@ def test_the_embedded_model_reasons_as_in_torch(tmp_path: Path, style: str) -> N
     result = write(source, architecture_of(source.config), tmp_path / "onnx", OnnxOptions(style=style))  # type: ignore[arg-type]
     assert not result.inexact and {"tokenizer.json", "tokenizer_config.json"} <= {path.name for path in result.files}
     found = open_onnx(tmp_path / "onnx")
-    assert all(same(found.qlinear(name), source.qlinear(name)) for name in source.forms)
+    assert all(same(found.qlinear(name), source.qlinear(name)) for name in source.linear_specs)
 
     held_out = (embedded_folder().parent / "heldout.jsonl").read_text("utf-8").splitlines()
     problem = json.loads(held_out[0])["problem"]
     text = f"<｜begin▁of▁sentence｜><｜User｜>{problem}\n{INSTRUCTION}<｜Assistant｜>"
-    tokens = np.array(Tokenizer.from_files(source.carried, "tiny-r1").encode(text), np.int64)
+    tokens = np.array(Tokenizer.from_files(source.side_files, "tiny-r1").encode(text), np.int64)
     model, runtime = whole_model(source), OnnxRuntime(tmp_path / "onnx", threads=1)
     given = torch.from_numpy(tokens)[None]
     with torch.no_grad():

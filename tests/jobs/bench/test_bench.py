@@ -24,10 +24,10 @@ from r1quant.jobs.artifacts import open_artifact
 from r1quant.jobs.bench import child
 from r1quant.jobs.bench import run as job
 from r1quant.jobs.bench.child import _told
-from r1quant.jobs.bench.process import BenchProcess, Settings
+from r1quant.jobs.bench.process import BenchProcess, ProcessSettings
 from r1quant.jobs.bench.record import reference, stored_sizes
 from r1quant.jobs.bench.run import Load, Protocol, _Prompts, bench
-from r1quant.jobs.fit.run import Wanted, fit
+from r1quant.jobs.fit.run import FitOptions, fit
 from r1quant.jobs.identity import identity
 from r1quant.jobs.runtimes import Setup
 from r1quant.metrics.speed import FIGURES, Timed
@@ -75,7 +75,7 @@ def test_both_models_in_turn(four_bits: Path, in_tmp: Path, capsys: pytest.Captu
     files = (four_bits / "model.safetensors").stat().st_size
     assert found["sizes"]["quantized"] == {**found["sizes"]["baseline"], "weights_bytes": files}
     assert found["machine"]["memory_bytes"] > 1e8 and found["machine"]["cores"] >= 1
-    beside = fit("tiny-r1", Wanted(records=(Path("r.json"),)))
+    beside = fit("tiny-r1", FitOptions(records=(Path("r.json"),)))
     labels = {row.variant.label: len(row.measured) for row in beside.rows if row.measured}
     assert labels == {"fp16": 1, "gptq-w4-g64": 1} and beside.records and len(beside.records.fitted) == 1
     shown = found["reference"]
@@ -110,7 +110,7 @@ class Crowded(BenchProcess):
 
     running, opened_beside, never = 0, list[bool](), False
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ProcessSettings) -> None:
         super().__init__(settings)
         Crowded.opened_beside.append(Crowded.running > 0)
         self.opened["resident"] = Crowded.running == 0 and not Crowded.never
@@ -174,8 +174,8 @@ def test_options_that_cannot_be_end_with_two(
     assert "unexpected" not in capsys.readouterr().err
 
 
-def settings(model: str | Path, slots: int = 2) -> Settings:
-    return Settings(str(model), Setup(device="cpu", dtype="float32"), context=64, slots=slots)
+def settings(model: str | Path, slots: int = 2) -> ProcessSettings:
+    return ProcessSettings(str(model), Setup(device="cpu", dtype="float32"), context=64, slots=slots)
 
 
 def prompt(key: str, *tokens: int) -> dict[str, Any]:
@@ -254,8 +254,8 @@ def test_the_grid_and_its_words() -> None:
 
 
 def test_prompts_are_of_the_text_and_begin_each_at_another_place() -> None:
-    carried = open_artifact("tiny-r1").carried
-    tokenizer = Tokenizer.from_files(carried, "tiny-r1")
+    side_files = open_artifact("tiny-r1").side_files
+    tokenizer = Tokenizer.from_files(side_files, "tiny-r1")
     text = windows.evaluation_text(None, tokenizer, 16, 64).tokens.reshape(-1)
     prompts = _Prompts(text, tokenizer)
     made = [*prompts.take(Load(40, 1, 3)), *prompts.take(Load(2000, 1, 5))]

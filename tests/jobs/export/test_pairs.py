@@ -70,7 +70,7 @@ def test_a_zero_point_of_zero(tmp_path: Path) -> None:
     save_file(tensors, model / "model.safetensors", {"format": "pt"})
     out = tmp_path / "awq"
     r1quant.quantize(model, out, method="rtn", group_size=32, symmetric=False, format="awq")
-    assert open_artifact(out).forms[name.removesuffix(".weight")].zeros[0] == 0
+    assert open_artifact(out).linear_specs[name.removesuffix(".weight")].zeros[0] == 0
     with pytest.raises(RecipeError, match=r"model.layers.1.mlp.up_proj: a zero point is 0") as refused:
         r1quant.export(out, ("onnx", "gptq"), tmp_path)
     assert "gptq-v2" in refused.value.hint
@@ -86,7 +86,7 @@ def test_there_and_back(tmp_path: Path) -> None:
         first = r1quant.export(source, name, tmp_path / name).written[0].path
         back = r1quant.export(first, "gptq", tmp_path / f"{name}-back").written[0].path
         assert r1quant.check(source, back).identical
-        assert len(open_artifact(back).forms) == 14
+        assert len(open_artifact(back).linear_specs) == 14
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])

@@ -15,7 +15,7 @@ from r1quant.errors import RecipeError
 from r1quant.hardware import detect
 from r1quant.hardware.cards import card, cards
 from r1quant.hardware.detect import Gpu, Host
-from r1quant.jobs.fit.run import Wanted, fit
+from r1quant.jobs.fit.run import FitOptions, fit
 from tests.conftest import Run
 from tests.jobs.fit.configs import DEEPSEEK_V3, MISTRAL_7B, R1_QWEN3_8B
 
@@ -71,7 +71,7 @@ def test_what_can_i_run(run: Run, r1: Path) -> None:
 
 
 def test_what_must_i_buy(r1: Path) -> None:
-    found = fit(r1, Wanted(context=65536, batch=4))
+    found = fit(r1, FitOptions(context=65536, batch=4))
     for row in found.buy:
         assert row.modelled.fits
         alone = row.modelled.gpus == 1
@@ -80,38 +80,40 @@ def test_what_must_i_buy(r1: Path) -> None:
         assert not any(other.modelled.fits for other in others)
     kinds = {row.card.kind for row in found.buy}
     assert {"data-centre", "apple"} <= kinds
-    several = [row for row in fit(r1, Wanted(context=131072, batch=8)).buy if row.modelled.gpus > 1]
+    several = [row for row in fit(r1, FitOptions(context=131072, batch=8)).buy if row.modelled.gpus > 1]
     assert several and all(row.card.kind in ("consumer", "workstation", "data-centre") for row in several)
 
 
 def test_longest_context_and_largest_batch_are_just_that(r1: Path) -> None:
     card = ("RTX 3090",)
     for label in ("gptq-w8-g128", "gguf-q8_0"):
-        row = next(r for r in fit(r1, Wanted(card, (label,), context=4096)).rows if not r.baseline)
+        row = next(r for r in fit(r1, FitOptions(card, (label,), context=4096)).rows if not r.baseline)
         for context, batch in ((row.max_context, 1), (4096, row.modelled.max_batch)):
             more = (context + 1, 1) if batch == 1 else (context, batch + 1)
             for (tokens, texts), fits in (((context, batch), True), (more, False)):
-                again = fit(r1, Wanted(card, (label,), context=tokens, batch=texts)).rows[-1]
+                again = fit(r1, FitOptions(card, (label,), context=tokens, batch=texts)).rows[-1]
                 assert again.modelled.fits is fits
 
 
 def test_several_cards(r1: Path, tmp_path: Path) -> None:
     one, four = (
-        next(r for r in fit(r1, Wanted(("RTX 4090",), ("fp16",), count=n)).rows if not r.baseline) for n in (1, 4)
+        next(r for r in fit(r1, FitOptions(("RTX 4090",), ("fp16",), count=n)).rows if not r.baseline) for n in (1, 4)
     )
     assert four.modelled.usable_bytes == 4 * one.modelled.usable_bytes
     assert four.modelled.kv_bytes == one.modelled.kv_bytes  # 8 heads, two on each card
     assert 1.5 < four.modelled.decode_tokens_per_second / one.modelled.decode_tokens_per_second < 4
     latent = written(tmp_path / "v3", DEEPSEEK_V3)
-    rows = [fit(latent, Wanted(("H200",), ("gptq-w4-g128",), count=n)).rows[-1].modelled for n in (1, 8)]
+    rows = [fit(latent, FitOptions(("H200",), ("gptq-w4-g128",), count=n)).rows[-1].modelled for n in (1, 8)]
     assert rows[1].kv_bytes == 8 * rows[0].kv_bytes and rows[1].fits and not rows[0].fits
-    many = fit(r1, Wanted(("RTX 4090",), ("fp16",), count=16)).rows[-1].modelled
+    many = fit(r1, FitOptions(("RTX 4090",), ("fp16",), count=16)).rows[-1].modelled
     assert many.kv_bytes == 2 * one.modelled.kv_bytes  # each of 8 heads on two cards
 
 
 def test_windows_bound_the_cache(tmp_path: Path) -> None:
     windowed = written(tmp_path / "mistral", MISTRAL_7B)
-    row = next(r for r in fit(windowed, Wanted(("RTX 4090",), ("gptq-w4-g128",), context=32768)).rows if not r.baseline)
+    row = next(
+        r for r in fit(windowed, FitOptions(("RTX 4090",), ("gptq-w4-g128",), context=32768)).rows if not r.baseline
+    )
     assert row.modelled.kv_bytes == 4096 * 131_072 and row.max_context == 32768
 
 
@@ -199,5 +201,5 @@ def test_a_mac_is_known_by_its_chip(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_numbers_that_are_not_possible() -> None:
     for wrong in ({"batch": True}, {"context": 1.5}, {"count": 0}):
         with pytest.raises(RecipeError):
-            Wanted(**wrong)  # type: ignore[arg-type]
-    assert replace(Wanted(), batch=2).batch == 2
+            FitOptions(**wrong)  # type: ignore[arg-type]
+    assert replace(FitOptions(), batch=2).batch == 2

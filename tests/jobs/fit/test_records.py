@@ -13,7 +13,7 @@ from r1quant.hardware import detect, roofline
 from r1quant.hardware.cards import card
 from r1quant.hardware.inventory import of_config
 from r1quant.hardware.roofline import Efficiency
-from r1quant.jobs.fit.run import Wanted, fit
+from r1quant.jobs.fit.run import FitOptions, fit
 from r1quant.planning.variants import variants, weigh
 from tests.conftest import Run
 from tests.jobs.fit.configs import R1_QWEN3_8B
@@ -105,7 +105,7 @@ def test_measured_stands_beside_predicted_and_the_shares_are_found_again(r1: Pat
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_left_out_and_so_said(r1: Path, tmp_path: Path, changed: dict[str, Any], why: str) -> None:
-    found = fit(r1, Wanted(("RTX 4090",), records=(saved(tmp_path / "a.json", record(**changed)),)))
+    found = fit(r1, FitOptions(("RTX 4090",), records=(saved(tmp_path / "a.json", record(**changed)),)))
     assert found.records and not found.records.fitted and not any(row.measured for row in found.rows)
     assert len(found.notes) == 1 and found.notes[0].startswith("a.json is left out: ") and why in found.notes[0]
 
@@ -115,10 +115,10 @@ def test_this_machines_processor_is_known_again(r1: Path, tmp_path: Path, monkey
     rows = [{"prompt_tokens": 8, "new_tokens": 8, "batch": 1, "baseline": None,
              "quantized": side("gguf-q8_0", 8, 8, 1, None)}]  # fmt: skip
     path = saved(tmp_path / "a.json", record("gguf-q8_0", rows=rows, machine=vars(detect.host())))
-    found = fit(r1, Wanted(records=(path,)))
+    found = fit(r1, FitOptions(records=(path,)))
     assert {row.card.name for row in found.rows if row.measured} == {detect.host().name}
 
 
 def test_a_named_file_must_be_a_record(r1: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no record of bench"):
-        fit(r1, Wanted(records=(saved(tmp_path / "a.json", {"schema": "r1quant.verify/1"}),)))
+        fit(r1, FitOptions(records=(saved(tmp_path / "a.json", {"schema": "r1quant.verify/1"}),)))

@@ -17,7 +17,7 @@ import r1quant
 from r1quant.checkpoint.resolve import open_model
 from r1quant.checkpoint.tokenizer import Tokenizer
 from r1quant.data import prompts, windows
-from r1quant.jobs.generate.selftext import Author
+from r1quant.jobs.generate.selftext import TextGenerator
 from tests.backends.server.scripted import Text, serving
 from tests.conftest import Ran, Run
 from tests.independent import whole_model
@@ -108,8 +108,10 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_file(
     assert killed.returncode == -9, killed.stderr
     assert not Path("text.jsonl").exists()
     asked: list[int] = []
-    original = Author._runtime
-    monkeypatch.setattr(Author, "_runtime", lambda self, given: asked.append(len(given)) or original(self, given))
+    original = TextGenerator._runtime
+    monkeypatch.setattr(
+        TextGenerator, "_runtime", lambda self, given: asked.append(len(given)) or original(self, given)
+    )
     (stored,) = own_cache.glob("samples-*.jsonl")
     assert len(lines(stored)) == 3
     assert generate().code == 0 and asked == [4]
@@ -124,7 +126,7 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_file(
 def test_what_is_there_is_not_written_again(generate: Generate, monkeypatch: pytest.MonkeyPatch) -> None:
     assert generate().code == 0
     before = Path("text.jsonl").stat()
-    monkeypatch.delattr(Author, "write")
+    monkeypatch.delattr(TextGenerator, "write")
     again = generate("--json")
     assert again.json["already_complete"] and again.json["texts"] == 4
     assert Path("text.jsonl").stat().st_mtime_ns == before.st_mtime_ns

@@ -17,7 +17,7 @@ from r1quant.data import prompts, selfcalib, texts
 from r1quant.data import windows as calibration
 from r1quant.errors import CalibrationError
 from r1quant.jobs.generate import selftext
-from r1quant.jobs.generate.selftext import Author, continued, own_text
+from r1quant.jobs.generate.selftext import TextGenerator, continued, own_text
 from r1quant.planning import planner
 from r1quant.progress import Silent
 from r1quant.recipe import Recipe
@@ -50,7 +50,7 @@ def test_quantize_calibrates_on_it(run: Run, own_cache: Path, monkeypatch: pytes
     assert record["recipe"]["calib"] == "self"
     assert record["calibration"]["sha256"] == expected.sha256 and record["calibration"]["samples"] == 3
     assert "own answers" in record["calibration"]["source"]
-    monkeypatch.delattr(Author, "_runtime")  # all that follows finds the text in the cache
+    monkeypatch.delattr(TextGenerator, "_runtime")  # all that follows finds the text in the cache
     assert run("quantize", "tiny-r1", "-o", "again", *WORDS).code == 0
     weights = [Path(out, "model.safetensors").read_bytes() for out in ("out", "again")]
     assert weights[0] == weights[1]
@@ -69,9 +69,9 @@ def test_the_windows_are_the_first_answers_however_many_are_asked_at_a_time(
         monkeypatch.setattr(selftext, "TOKENS_GUESSED", guess)
         found.append(own_text(model, RECIPE, Silent()))
     assert np.array_equal(found[0].tokens, found[1].tokens) and found[0].documents < 12
-    author = Author(
+    author = TextGenerator(
         selftext.table.artifact(model),
-        selftext.Options.of({"max_tokens": 40, "backend": "torch", "device": "cpu", "dtype": "float32"}),
+        selftext.GenerateOptions.of({"max_tokens": 40, "backend": "torch", "device": "cpu", "dtype": "float32"}),
         Silent(),
     )
     texts = author.write((key, messages, 0) for key, messages in asked.prompts.items())
@@ -141,7 +141,7 @@ class TestContinued:
         lines = kept.read_bytes().splitlines(keepends=True)
         kept.write_bytes(b"".join(lines[:4]))
         assert continued(open_model("tiny-r1"), self.RECIPE, text, Silent()).sha256 == whole.sha256
-        monkeypatch.delattr(Author, "_runtime")
+        monkeypatch.delattr(TextGenerator, "_runtime")
         assert continued(open_model("tiny-r1"), self.RECIPE, text, Silent()).sha256 == whole.sha256
 
     def test_quantize_calibrates_on_it(self, run: Run, own_cache: Path, text_file: Path) -> None:
@@ -200,7 +200,7 @@ class TestPlan:
 def test_which_prompts_a_model_is_asked(llama: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The embedded model its own problems; any other the bundled prompts."""
     asked: list[Any] = []
-    monkeypatch.setattr(Author, "write", lambda self, given: asked.extend(given))
+    monkeypatch.setattr(TextGenerator, "write", lambda self, given: asked.extend(given))
     for model in ("tiny-r1", llama):
         with pytest.raises(CalibrationError):
             own_text(open_model(model), RECIPE, Silent())

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import r1quant
 from r1quant.jobs.publish.pull_check import pull_check
-from r1quant.jobs.publish.run import Options, publish
+from r1quant.jobs.publish.run import PublishOptions, publish
 from tests.conftest import Run
 from tests.jobs.publish.conftest import Made
 
@@ -30,7 +30,7 @@ def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
 def published(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("published") / "all"
     before = snapshot(made.out)
-    done = publish(made.out, Options(str(place)))
+    done = publish(made.out, PublishOptions(str(place)))
     assert done.refused == () and done.folder == place and snapshot(made.out) == before
     return place
 
@@ -315,5 +315,5 @@ def test_an_interrupted_copy_leaves_nothing(own: Made, tmp_path: Path, monkeypat
 
     monkeypatch.setattr("r1quant.jobs.publish.run._copy", full)
     with pytest.raises(OutOfSpaceError):
-        publish(own.out, Options(str(tmp_path / "place")))
+        publish(own.out, PublishOptions(str(tmp_path / "place")))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny", "verified.json"]

@@ -52,6 +52,6 @@ def test_each_kind_costs_what_is_foretold_within_a_factor_of_two(
 
     whole = log_probs()
     for kind in (*KINDS, "_proj"):
-        linears = [name for name in rounded.forms if name.endswith(kind)]
+        linears = [name for name in rounded.linear_specs if name.endswith(kind)]
         ratio = cost(linears) / sum(losses[name][bits] for name in linears)
         assert 0.5 < ratio < 2, f"{kind}: measured {ratio:.2f} of what was foretold"

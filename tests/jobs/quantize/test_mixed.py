@@ -66,7 +66,7 @@ def widths(folder: Path) -> dict[tuple[int, int], int]:
     for layer, (stage, leaves) in itertools.product(range(2), enumerate(stages)):
         parent = "self_attn" if stage < 2 else "mlp"
         names = [f"model.layers.{layer}.{parent}.{leaf}" for leaf in leaves]
-        (found[layer, stage],) = {ours.forms[n].bits if n in ours.forms else 16 for n in names}
+        (found[layer, stage],) = {ours.linear_specs[n].bits if n in ours.linear_specs else 16 for n in names}
     return found
 
 
@@ -87,15 +87,15 @@ def test_every_linear_has_the_bits_that_were_chosen(
     done = mixed(model, tmp_path / "out", bits, method, format)
     assert widths(tmp_path / "out") == bits
     written, before = artifact(open_folder(tmp_path / "out")), artifact(open_folder(model))
-    assert len(done.record["linears"]) == len(written.forms) == 14 - list(bits.values()).count(16)
+    assert len(done.record["linears"]) == len(written.linear_specs) == 14 - list(bits.values()).count(16)
     linears = {n.removesuffix(".weight") for n in before.tensors if n.endswith("_proj.weight")}
     assert done.record["allocation"]["bits"].keys() == linears
-    for name, form in written.forms.items():
+    for name, form in written.linear_specs.items():
         weight = before.read(f"{name}.weight").float().numpy()
         error = np.square(written.qlinear(name).dequantize() - weight).mean() / np.square(weight).mean()
         assert 4.0**-form.bits / 3 < error < 8 * 4.0**-form.bits
     for name in before.tensors:
-        if name.removesuffix(".weight") not in written.forms:
+        if name.removesuffix(".weight") not in written.linear_specs:
             assert written.read(name).equal(before.read(name))
 
 
@@ -144,7 +144,7 @@ def test_gptq_is_read_by_its_rules_where_there_are_no_group_maps(model: Path, tm
     """As gptqmodel may write it."""
     out = tmp_path / "out"
     mixed(model, out, FOUR_EIGHT, format="gptq")
-    before = {name: artifact(open_folder(out)).qlinear(name) for name in artifact(open_folder(out)).forms}
+    before = {name: artifact(open_folder(out)).qlinear(name) for name in artifact(open_folder(out)).linear_specs}
     tensors = load_file(out / "model.safetensors")
     save_file(
         {n: t for n, t in tensors.items() if not n.endswith("g_idx")}, out / "model.safetensors", {"format": "pt"}

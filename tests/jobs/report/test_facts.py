@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from r1quant.jobs.report.hardware import BASELINE, hardware
 from r1quant.report import paired, untrusted
 from r1quant.report.sections import document
-from r1quant.report.summary import facts
+from r1quant.report.summary import summary
 from r1quant.report.variants import gathered
 from tests.jobs.report import records
 from tests.models import config
 
 
 def told(*found: tuple[str, dict[str, Any]]) -> dict[str, Any]:
-    return facts(gathered(found), None, {})
+    return summary(gathered(found), None, {})
 
 
 @settings(deadline=None)

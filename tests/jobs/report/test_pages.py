@@ -15,7 +15,7 @@ from r1quant.jobs.report.hardware import hardware
 from r1quant.report import html, markdown, plots
 from r1quant.report.document import Document
 from r1quant.report.sections import document
-from r1quant.report.summary import facts
+from r1quant.report.summary import summary
 from r1quant.report.variants import SCHEMAS, gathered
 from tests.jobs.report import records
 from tests.jobs.report.pages import Page
@@ -27,7 +27,9 @@ HOSTILE = "</title></svg></style><script>alert(1)</script><img src=x onerror=ale
 def made(found: list[tuple[str, dict[str, Any]]]) -> Document:
     variants = gathered(found)
     modelled = hardware(config("llama"), {each.name: each.made for each in variants if each.made})
-    return document(json.loads(json.dumps(facts(variants, modelled, {each.name: ["r1quant x"] for each in variants}))))
+    return document(
+        json.loads(json.dumps(summary(variants, modelled, {each.name: ["r1quant x"] for each in variants})))
+    )
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from r1quant.jobs.artifacts import open_artifact
 from r1quant.jobs.verify.harness import PIECE, TOKENS_PER_BATCH, Harness, _batches, _split, cut
 
 ARTIFACT: Artifact = open_artifact("tiny-r1")
-TOKENIZER = Tokenizer.from_files(ARTIFACT.carried, "tiny-r1")
+TOKENIZER = Tokenizer.from_files(ARTIFACT.side_files, "tiny-r1")
 EOS, BOS = 1, 0
 DIGITS = TOKENIZER.encode("0123456789")
 

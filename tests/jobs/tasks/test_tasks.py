@@ -21,8 +21,8 @@ from r1quant.jobs.artifacts import open_artifact
 from r1quant.jobs.runtimes import Setup, open_runtime
 from r1quant.jobs.verify import tasks
 from r1quant.jobs.verify.harness import Harness
-from r1quant.jobs.verify.pair import Options, Pair
-from r1quant.jobs.verify.tasks import Choice, compare, difference, find, score
+from r1quant.jobs.verify.pair import Pair, VerifyOptions
+from r1quant.jobs.verify.tasks import TaskChoice, compare, difference, find, score
 from r1quant.progress import Silent
 from tests.independent import whole_model
 from tests.jobs.tasks.conftest import PROBLEMS, problems
@@ -32,12 +32,12 @@ CONTEXT = 1024
 
 
 TINY = open_artifact("tiny-r1")
-TOKENIZER = Tokenizer.from_files(TINY.carried, "tiny-r1")
+TOKENIZER = Tokenizer.from_files(TINY.side_files, "tiny-r1")
 EOS = 1
 
 
 def paired(quantized: str | Path, folder: Path, *names: str, limit: int | None = None) -> Pair:
-    options = Options(windows=0, tasks=names, task_folder=str(folder), task_limit=limit, device="cpu")
+    options = VerifyOptions(windows=0, tasks=names, task_folder=str(folder), task_limit=limit, device="cpu")
     return Pair(TINY, open_artifact(quantized), architecture_of(TINY.config), TOKENIZER, options, ("", ""))
 
 
@@ -169,7 +169,7 @@ def test_a_limit_examples_and_the_chat_format(folder: Path, tmp_path: Path) -> N
     """Of a task that has an example before each question."""
     task = (folder / "choices.yaml").read_text("utf-8").replace("tiny_choices", "tiny_examples")
     (tmp_path / "examples.yaml").write_text(f"{task}num_fewshot: 1\n", "utf-8")
-    choice = Choice(("tiny_examples",), include=str(tmp_path), limit=2, chat=True, context=CONTEXT)
+    choice = TaskChoice(("tiny_examples",), include=str(tmp_path), limit=2, chat=True, context=CONTEXT)
     found, samples = score(opened("tiny-r1"), TOKENIZER, frozenset({EOS}), choice, find(choice))
     one = found["tasks"]["tiny_examples"]
     assert one["questions"] == 2 and one["fewshot"] == 1
@@ -208,9 +208,9 @@ def test_data_that_cannot_be_had_is_an_error_of_two_lines(tmp_path: Path, folder
 )
 def test_choices_that_cannot_be(options: dict[str, Any], reason: str) -> None:
     with pytest.raises(RecipeError, match=reason):
-        Choice(**options)
+        TaskChoice(**options)
 
 
 def test_a_folder_is_enough(folder: Path) -> None:
     """Where a folder has all the tasks, lm-eval's own are not looked through."""
-    assert find(Choice(("tiny_choices",), include=str(folder))).all_tasks == ["tiny_answers", "tiny_choices"]
+    assert find(TaskChoice(("tiny_choices",), include=str(folder))).all_tasks == ["tiny_answers", "tiny_choices"]

@@ -42,7 +42,9 @@ def asked(four_bits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("R1QUANT_CACHE", str(cache))
         gates = ("aime.delta.low>-1", "aime.delta>-0.9")
-        options = pair.Options(windows=0, aime="mini", limit=PROBLEMS, max_tokens=150, temperature=0.0, gate=gates)
+        options = pair.VerifyOptions(
+            windows=0, aime="mini", limit=PROBLEMS, max_tokens=150, temperature=0.0, gate=gates
+        )
         return cache, job(four_bits, options=options).as_dict()
 
 

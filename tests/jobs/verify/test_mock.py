@@ -12,7 +12,7 @@ import pytest
 import r1quant
 from r1quant.jobs.generate import samples
 from r1quant.jobs.verify import reasoning
-from r1quant.jobs.verify.pair import Options
+from r1quant.jobs.verify.pair import VerifyOptions
 from r1quant.jobs.verify.run import verify
 from tests.conftest import Run
 
@@ -37,7 +37,7 @@ def cheap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def compared(made: Path, seed: int, worse: str, better: str) -> dict[str, Any]:
-    options = Options(
+    options = VerifyOptions(
         windows=0, aime="mini", limit=PROBLEMS, seed=seed, backend=f"mock:{worse}", baseline_backend=f"mock:{better}"
     )
     found: dict[str, Any] = verify(made, options=options).record["aime"]
