@@ -22,7 +22,7 @@ FLOORS: tuple[set[str], ...] = (
     {"extras", "progress", "registry", "tinyr1", "core"},
     {"recipe", "arch", "storage", "metrics"},
     {"checkpoint"},
-    {"data", "formats", "hardware", "publish", "report"},
+    {"data", "formats", "hardware", "publishing", "reporting"},
     {"planning", "engine"},
     {"backends"},
     {"jobs"},
@@ -51,10 +51,10 @@ FENCES = {
     "openai": {"backends.openai_client"},
     "lm_eval": {"jobs.verify.tasks"},
     "pynvml": {"jobs.bench.child"},
-    "huggingface_hub": {"checkpoint.hub", "jobs.publish.upload", "publish.metadata"},
+    "huggingface_hub": {"checkpoint.hub", "jobs.publish.upload", "publishing.metadata"},
     "tokenizers": {"checkpoint.tokenizer", "checkpoint.gguf.tokenizer"},
-    "jinja2": {"checkpoint.tokenizer", "report.html"},
-    "matplotlib": {"report.plots"},
+    "jinja2": {"checkpoint.tokenizer", "reporting.html"},
+    "matplotlib": {"reporting.plots"},
     "safetensors": {"jobs.quantize.layer_files"},
 }
 # Loaded by what must answer at once: none of these.

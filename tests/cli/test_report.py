@@ -13,7 +13,7 @@ import pytest
 from r1quant.cli import cli
 from r1quant.cli.options import build_recipe
 from r1quant.recipe import Recipe
-from r1quant.report import plots
+from r1quant.reporting import plots
 from tests.cli.test_help import imported_by
 from tests.conftest import QUICK, Ran, Run
 from tests.jobs.report import records

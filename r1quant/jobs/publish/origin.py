@@ -11,9 +11,9 @@ from typing import Any
 
 from r1quant.checkpoint import hub
 from r1quant.checkpoint.resolve import EMBEDDED, HUB_ID, is_embedded
-from r1quant.publish import licence as licences
-from r1quant.publish.licence import Licence
-from r1quant.publish.metadata import read
+from r1quant.publishing import licence as licences
+from r1quant.publishing.licence import Licence
+from r1quant.publishing.metadata import read
 
 SNAPSHOT = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/([0-9a-f]{40})")
 LICENCE_FILES = ("LICENSE*", "LICENCE*", "COPYING*")

@@ -23,8 +23,8 @@ from r1quant.jobs.checkpoint_writer import RECORD
 from r1quant.jobs.identity import WEIGHTS, combined, weight_files
 from r1quant.planning import preflight
 from r1quant.progress import Progress
-from r1quant.publish.evidence import VERIFICATION, PublishedModel, Record
-from r1quant.publish.usage import Model
+from r1quant.publishing.evidence import VERIFICATION, PublishedModel, Record
+from r1quant.publishing.usage import Model
 
 FLOATS = "safetensors"
 LATER = ("onnx", "gguf")  # after what transformers loads, which names the library of a card

@@ -11,7 +11,7 @@ from typing import Any
 
 from r1quant.errors import CheckpointError
 from r1quant.progress import Progress, Silent
-from r1quant.publish.checksums import STATEMENT, SUMS, faults
+from r1quant.publishing.checksums import STATEMENT, SUMS, faults
 from r1quant.storage.provenance import sha256
 
 PIECE = 1 << 22

@@ -9,7 +9,7 @@ from typing import Any
 
 from r1quant.errors import RecipeError
 from r1quant.jobs.checkpoint_writer import record_bytes
-from r1quant.publish.evidence import BENCH, VERIFICATION, Record
+from r1quant.publishing.evidence import BENCH, VERIFICATION, Record
 from r1quant.storage.provenance import sha256
 
 RECORDS = "records"

@@ -24,12 +24,12 @@ from r1quant.jobs.publish.records import RECORDS, found_records, json_object
 from r1quant.jobs.publish.scan import scan
 from r1quant.jobs.publish.upload import Outgoing, Sent, upload
 from r1quant.progress import Progress, Silent
-from r1quant.publish import licence as licences
-from r1quant.publish.card import ModelCard
-from r1quant.publish.checksums import STATEMENT, SUMS, statement, sums
-from r1quant.publish.evidence import Evidence, Record, match_records
-from r1quant.publish.paths import public
-from r1quant.publish.quality import readable
+from r1quant.publishing import licence as licences
+from r1quant.publishing.card import ModelCard
+from r1quant.publishing.checksums import STATEMENT, SUMS, statement, sums
+from r1quant.publishing.evidence import Evidence, Record, match_records
+from r1quant.publishing.paths import public
+from r1quant.publishing.quality import readable
 from r1quant.storage import atomic, provenance
 
 CARD, LICENCE = "README.md", "LICENSE"

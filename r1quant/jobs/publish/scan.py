@@ -8,7 +8,7 @@ from pathlib import Path
 from r1quant.checkpoint.gguf.header import read_gguf_header
 from r1quant.errors import CheckpointError
 from r1quant.jobs.publish.upload import Outgoing
-from r1quant.publish import secrets
+from r1quant.publishing import secrets
 
 MOST = 1 << 28  # bytes of one file
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from r1quant.jobs.verify.pair import VerifyOptions
 from r1quant.recipe import TARGETS, Recipe
-from r1quant.report import untrusted
-from r1quant.report.variants import VariantRecords
+from r1quant.reporting import untrusted
+from r1quant.reporting.variants import VariantRecords
 
 ALWAYS = ("method", "bits")  # a method that is named keeps presets out
 OFF = {

@@ -15,7 +15,7 @@ from r1quant.errors import R1QuantError
 from r1quant.hardware import roofline
 from r1quant.hardware.cards import Card, card, cards
 from r1quant.recipe import FLOAT, Recipe
-from r1quant.report import untrusted
+from r1quant.reporting import untrusted
 
 FORTY = "A100 40GB"
 MOST_LAYERS = 10_000  # a config that names more is of no model: nothing is built from it

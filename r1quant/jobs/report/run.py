@@ -14,10 +14,10 @@ from r1quant.extras import need
 from r1quant.jobs.checkpoint_writer import RECORD
 from r1quant.jobs.report.commands import commands
 from r1quant.jobs.report.hardware import hardware
-from r1quant.report import untrusted
-from r1quant.report.sections import document
-from r1quant.report.summary import summary
-from r1quant.report.variants import SCHEMAS, VariantRecords, gathered
+from r1quant.reporting import untrusted
+from r1quant.reporting.sections import document
+from r1quant.reporting.summary import summary
+from r1quant.reporting.variants import SCHEMAS, VariantRecords, gathered
 from r1quant.storage import atomic
 
 LARGEST, MOST = 1 << 26, 10_000  # bytes of a record, files that are looked at in a folder
@@ -76,7 +76,7 @@ def report(named: Sequence[str | Path], out: str | Path, png: bool = False, chec
 
 def _made(records: Records, png: bool) -> dict[str, bytes]:
     """The files of a report by name."""
-    from r1quant.report import html, markdown, plots
+    from r1quant.reporting import html, markdown, plots
 
     variants = gathered(records)
     told = summary(variants, _modelled(variants), {each.name: commands(each) for each in variants})

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1quant.publish.checksums import STATEMENT, SUMS, faults, hashes_of, statement, sums
+from r1quant.publishing.checksums import STATEMENT, SUMS, faults, hashes_of, statement, sums
 from r1quant.storage.provenance import sha256
 
 FILES = {"README.md": b"# a card\n", "a/model.gguf": b"weights", "é x.json": b"{}"}

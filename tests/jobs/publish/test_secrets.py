@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from r1quant.publish.licence import Licence, of_card, of_text, reference
-from r1quant.publish.metadata import read
-from r1quant.publish.paths import public
-from r1quant.publish.secrets import found
+from r1quant.publishing.licence import Licence, of_card, of_text, reference
+from r1quant.publishing.metadata import read
+from r1quant.publishing.paths import public
+from r1quant.publishing.secrets import found
 
 X = "aB3" * 14
 SECRETS = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from r1quant.report import html
+from r1quant.reporting import html
 from tests.jobs.report import records
 from tests.jobs.report.test_pages import made
 

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1quant.jobs.report.hardware import BASELINE, hardware
-from r1quant.report import paired, untrusted
-from r1quant.report.sections import document
-from r1quant.report.summary import summary
-from r1quant.report.variants import gathered
+from r1quant.reporting import paired, untrusted
+from r1quant.reporting.sections import document
+from r1quant.reporting.summary import summary
+from r1quant.reporting.variants import gathered
 from tests.jobs.report import records
 from tests.models import config
 

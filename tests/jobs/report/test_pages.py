@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from r1quant.jobs.report.hardware import hardware
-from r1quant.report import html, markdown, plots
-from r1quant.report.document import Document
-from r1quant.report.sections import document
-from r1quant.report.summary import summary
-from r1quant.report.variants import SCHEMAS, gathered
+from r1quant.reporting import html, markdown, plots
+from r1quant.reporting.document import Document
+from r1quant.reporting.sections import document
+from r1quant.reporting.summary import summary
+from r1quant.reporting.variants import SCHEMAS, gathered
 from tests.jobs.report import records
 from tests.jobs.report.pages import Page
 from tests.models import config

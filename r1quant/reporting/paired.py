@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from r1quant.report import untrusted
+from r1quant.reporting import untrusted
 
 BINS = 12
 KEPT = 60  # problems that a report names

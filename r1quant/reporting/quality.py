@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from r1quant.report.document import Chart, Section, Series, Table
-from r1quant.report.formatting import NONE, figure, interval, nbytes, percent, tokens
+from r1quant.reporting.document import Chart, Section, Series, Table
+from r1quant.reporting.formatting import NONE, figure, interval, nbytes, percent, tokens
 
 Told = Mapping[str, Any]
 SIGNS = {

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from r1quant.publish.licence import Licence
+from r1quant.publishing.licence import Licence
 
 LIBRARIES = {"gguf": "gguf", "onnx": "onnxruntime-genai"}  # else transformers
 BLOCK = re.compile(r"\A\ufeff?---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)

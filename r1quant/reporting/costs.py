@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from r1quant.report.document import Chart, Section, Series, Table
-from r1quant.report.formatting import NONE, figure, nbytes, percent, seconds, tokens
-from r1quant.report.quality import looks
+from r1quant.reporting.document import Chart, Section, Series, Table
+from r1quant.reporting.formatting import NONE, figure, nbytes, percent, seconds, tokens
+from r1quant.reporting.quality import looks
 
 Told = Mapping[str, Any]
 LAYERS = (("weights", "weights_bytes"), ("cache", "kv_bytes"), ("activations", "activations_bytes"),

@@ -76,4 +76,4 @@ def reference(licence: Licence) -> str:
 
 @cache
 def _table() -> dict[str, dict[str, Any]]:
-    return tomllib.loads(resources.files("r1quant").joinpath("publish", "licences.toml").read_text("utf-8"))
+    return tomllib.loads(resources.files("r1quant").joinpath("publishing", "licences.toml").read_text("utf-8"))

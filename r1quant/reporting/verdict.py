@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from r1quant.report import untrusted
-from r1quant.report.formatting import figure, nbytes, percent, plural
+from r1quant.reporting import untrusted
+from r1quant.reporting.formatting import figure, nbytes, percent, plural
 
 Told = Mapping[str, Any]
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from r1quant.publish import quality
-from r1quant.publish.evidence import BENCH, VERIFICATION, Evidence, PublishedModel
-from r1quant.publish.licence import Licence
-from r1quant.publish.metadata import metadata
-from r1quant.publish.usage import Model, advice, sections
+from r1quant.publishing import quality
+from r1quant.publishing.evidence import BENCH, VERIFICATION, Evidence, PublishedModel
+from r1quant.publishing.licence import Licence
+from r1quant.publishing.metadata import metadata
+from r1quant.publishing.usage import Model, advice, sections
 
 
 @dataclass(frozen=True)

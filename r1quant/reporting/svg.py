@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from html import escape
 
-from r1quant.report.document import Chart
+from r1quant.reporting.document import Chart
 
 # Stand for colours of the page while a chart is drawn.
 INK, AXIS, GRID = "#010203", "#040506", "#070809"

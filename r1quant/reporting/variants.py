@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from r1quant.report import paired, untrusted
+from r1quant.reporting import paired, untrusted
 
 QUANTIZATION, RUN = "r1quant.quantization/1", "r1quant.quantize/1"
 VERIFICATION, BENCH = "r1quant.verification/2", "r1quant.bench/1"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from r1quant.report import costs, quality
-from r1quant.report.document import Document, Section, Table
-from r1quant.report.formatting import NONE, figure, nbytes, percent
+from r1quant.reporting import costs, quality
+from r1quant.reporting.document import Document, Section, Table
+from r1quant.reporting.formatting import NONE, figure, nbytes, percent
 
 Told = Mapping[str, Any]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from r1quant.report.document import Document, Section, Table
+from r1quant.reporting.document import Document, Section, Table
 
 SPECIAL = re.compile(r"([\\`*_\[\]<>|#~])")
 MARK = {True: "✔ ", False: "✘ ", None: ""}

@@ -10,9 +10,9 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from r1quant.report.document import Chart, Series
-from r1quant.report.formatting import power
-from r1quant.report.svg import AXIS, GRID, INK, themed
+from r1quant.reporting.document import Chart, Series
+from r1quant.reporting.formatting import power
+from r1quant.reporting.svg import AXIS, GRID, INK, themed
 
 OKABE_ITO = ("#595959", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # 0 is the baseline's
 MARKERS, DASHES = "soD^vPX", ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from r1quant.publish.evidence import PublishedModel
+from r1quant.publishing.evidence import PublishedModel
 
 INSTRUCTION = r"Please reason step by step, and put your final answer within \boxed{}."
 QUESTION = "What is 17 * 23?"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from r1quant.report import untrusted, variants
-from r1quant.report.variants import VariantRecords
-from r1quant.report.verdict import verdict
+from r1quant.reporting import untrusted, variants
+from r1quant.reporting.variants import VariantRecords
+from r1quant.reporting.verdict import verdict
 
 SCHEMA = "r1quant.report/1"
 Summary = Mapping[str, Any]

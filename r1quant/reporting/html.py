@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from importlib import resources
 
-from r1quant.report import plots
-from r1quant.report.document import Document
+from r1quant.reporting import plots
+from r1quant.reporting.document import Document
 from r1quant.storage.provenance import VERSION
 
 
@@ -14,7 +14,7 @@ def page(document: Document) -> str:
     import jinja2
     from markupsafe import Markup
 
-    source = resources.files("r1quant").joinpath("report", "templates", "report.html.j2").read_text("utf-8")
+    source = resources.files("r1quant").joinpath("reporting", "templates", "report.html.j2").read_text("utf-8")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True,
