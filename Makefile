@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check format docs conformance faults bench peers shape report clean
+.PHONY: demo test check format docs site wheel conformance faults bench peers shape report clean
 
 demo: .venv/ready
 	rm -rf build/demo && mkdir -p build/demo
@@ -20,6 +20,7 @@ check: .venv/ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python scripts/make_docs.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir build/site
 
 format: .venv/ready-dev
 	$(BIN)/ruff check --fix .
@@ -27,6 +28,18 @@ format: .venv/ready-dev
 
 docs: .venv/ready-dev
 	$(BIN)/python scripts/make_docs.py
+
+# The documentation as a site, with live reload, at http://127.0.0.1:8000
+site: .venv/ready-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+# Builds the wheel and runs it alone, without a checkout beside it, in a clean environment of its own.
+wheel: .venv/ready-dev
+	rm -rf dist build/wheel && $(BIN)/python -m build --wheel --outdir dist
+	$(PYTHON) -m venv build/wheel
+	build/wheel/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+	build/wheel/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt dist/r1quant-*.whl
+	build/wheel/bin/python scripts/smoke_wheel.py build/wheel/bin/r1quant
 
 # Loads what we write in foreign readers, each in an environment of its own under .venvs/, and reads what peers write.
 conformance: .venv/ready-dev
