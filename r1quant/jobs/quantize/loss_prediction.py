@@ -23,9 +23,10 @@ import torch
 
 from r1quant.core.grid import Grid
 from r1quant.core.qlinear import QLinear
-from r1quant.engine.layer import Stream, accumulator_for
+from r1quant.engine.layer import Stream
 from r1quant.engine.methods import gptq, rtn
 from r1quant.engine.sensitivity import Sensitivity
+from r1quant.engine.solve import accumulator_for
 from r1quant.engine.stats import HessianAccumulator, Stats
 from r1quant.jobs.quantize.fingerprint import decoder_of
 from r1quant.jobs.quantize.sensitivity import guidance_of
