@@ -4,6 +4,7 @@
     ├── RecipeError         2    the options, or their fit to the model, are wrong
     ├── ResumeError         2    a run directory or output holds something else
     ├── CheckpointError     3    the model files cannot be used
+    ├── RecordError         3    a record does not hold what its kind of record holds
     ├── CalibrationError    3    the calibration or test text cannot be used
     ├── NumericError        3    NaN or Inf where numbers are needed
     ├── OutOfSpaceError     3    the disk cannot hold the result
@@ -43,6 +44,10 @@ class ResumeError(R1QuantError):
 
 
 class CheckpointError(R1QuantError):
+    exit_code = 3
+
+
+class RecordError(R1QuantError):
     exit_code = 3
 
 

@@ -20,6 +20,7 @@ ROOT = Path(r1quant.__file__).parent
 FLOORS: tuple[set[str], ...] = (
     {"errors"},
     {"extras", "progress", "registry", "tinyr1", "core"},
+    {"records"},
     {"recipe", "arch", "storage", "metrics"},
     {"checkpoint"},
     {"data", "formats", "hardware", "publishing", "reporting"},
