@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from r1quant.checkpoint.tokenizer import Tokenizer
 from r1quant.cli import cli, console
 from tests import models
 
@@ -115,3 +117,26 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "calibration.txt"
     path.write_text(models.text(), "utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def toy() -> Tokenizer:
+    """A small tokenizer with the chat template of a reasoning model."""
+    from tests import toy_tokenizer
+
+    return toy_tokenizer.make()
+
+
+@pytest.fixture(scope="session")
+def llama_cpp() -> None:
+    """What needs llama.cpp asks for this: it is skipped if the package is not installed."""
+    if importlib.util.find_spec("llama_cpp") is None:
+        pytest.skip("llama-cpp-python is not installed; it is not among the development packages: its build is long")
+
+
+@pytest.fixture(scope="session")
+def floats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A llama in F32 as a GGUF file. Only to be read."""
+    from tests import llamacpp
+
+    return llamacpp.write_floats(tmp_path_factory.mktemp("floats") / "floats.gguf")

@@ -16,7 +16,7 @@ from r1quant.recipe import Recipe
 from r1quant.reporting import plots
 from tests.cli.test_help import imported_by
 from tests.conftest import QUICK, Ran, Run
-from tests.jobs.report import records
+from tests.reporting import records
 
 FILES = ["report.html", "report.md", "report.json"]
 

@@ -14,6 +14,7 @@ from r1quant.data import windows as calibration
 from r1quant.data.texts import bundled, check
 from r1quant.data.windows import evaluation_text, load, pack
 from r1quant.errors import CalibrationError, CheckpointError, MissingDependency, R1QuantError
+from tests.toy_tokenizer import make
 
 EOS = 1
 
@@ -188,8 +189,8 @@ def test_tokens_beyond_the_vocabulary_are_refused(toy, tmp_path):
         load(str(path), toy, 1, 9, 0, vocabulary=toy.backend.token_to_id("<think>"))
 
 
-def test_messages_need_a_template_except_in_the_bundled_set(build, tmp_path):
-    plain = build({"eos_token": "<eos>"})
+def test_messages_need_a_template_except_in_the_bundled_set(tmp_path):
+    plain = make({"eos_token": "<eos>"})
     path = lines(tmp_path / "a.jsonl", {"messages": [{"role": "user", "content": "hello"}]})
     with pytest.raises(CalibrationError, match="no chat template"):
         load(path, plain, 1, 2, 0)

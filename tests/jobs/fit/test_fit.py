@@ -16,8 +16,8 @@ from r1quant.hardware import detect
 from r1quant.hardware.cards import card, cards
 from r1quant.hardware.detect import Gpu, Host
 from r1quant.jobs.fit.run import FitOptions, fit
+from tests.configs import DEEPSEEK_V3, MISTRAL_7B, R1_QWEN3_8B
 from tests.conftest import Run
-from tests.jobs.fit.configs import DEEPSEEK_V3, MISTRAL_7B, R1_QWEN3_8B
 
 KEYS = {
     "gpu", "format", "fits", "weights_bytes", "kv_bytes", "total_bytes", "max_context", "decode_tokens_per_second",

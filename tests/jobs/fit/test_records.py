@@ -15,8 +15,8 @@ from r1quant.hardware.inventory import of_config
 from r1quant.hardware.roofline import Efficiency
 from r1quant.jobs.fit.run import FitOptions, fit
 from r1quant.planning.variants import variants, weigh
+from tests.configs import R1_QWEN3_8B
 from tests.conftest import Run
-from tests.jobs.fit.configs import R1_QWEN3_8B
 from tests.jobs.fit.test_fit import written
 
 TRUE = Efficiency(bandwidth_share=0.5, compute_share=0.3, layer_seconds=30e-6, runtime_bytes=900_000_000)

@@ -4,6 +4,7 @@ import pytest
 
 from r1quant.checkpoint.tokenizer import Tokenizer
 from r1quant.errors import CalibrationError, CheckpointError
+from tests.toy_tokenizer import make
 
 CHAT = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "<think>\ntwo and two\n</think>\n\n4"}]
 
@@ -22,13 +23,13 @@ def test_special_tokens_in_the_text_are_recognised_and_none_is_added(toy):
     assert toy.decode(ids, skip_special=True) == "<think>a</think>"
 
 
-def test_stored_truncation_and_padding_are_switched_off(build, toy):
+def test_stored_truncation_and_padding_are_switched_off(toy):
     raw = json.loads(toy.backend.to_str())
     raw["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
     raw["padding"] = {"strategy": {"Fixed": 32}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0}
     raw["padding"] |= {"pad_type_id": 0, "pad_token": "<bos>"}
     text = "a much longer text than four tokens"
-    assert build(raw=json.dumps(raw).encode()).encode(text) == toy.encode(text)
+    assert make(raw=json.dumps(raw).encode()).encode(text) == toy.encode(text)
 
 
 def test_the_model_template_cuts_the_reasoning_and_a_trace_keeps_it(toy):
@@ -42,9 +43,9 @@ def test_only_the_last_turn_keeps_its_reasoning(toy):
 
 
 @pytest.mark.parametrize("opened", ["<think>", "<think>\n"])
-def test_an_opened_think_is_not_doubled(build, toy, opened):
+def test_an_opened_think_is_not_doubled(toy, opened):
     template = toy.template.replace("{{ '<assistant>' }}", "{{ '<assistant>" + opened.replace("\n", "\\n") + "' }}")
-    other = build({"bos_token": "<bos>", "eos_token": "<eos>", "chat_template": template})
+    other = make({"bos_token": "<bos>", "eos_token": "<eos>", "chat_template": template})
     assert other.render(CHAT[:1], add_generation_prompt=True).endswith(opened)
     assert other.render_trace(CHAT) == toy.render_trace(CHAT)
 
@@ -58,14 +59,14 @@ def test_without_an_assistant_turn_a_trace_is_the_plain_rendering(toy):
     assert toy.render_trace(CHAT[:1]) == toy.render(CHAT[:1], add_generation_prompt=False)
 
 
-def test_helpers_that_templates_expect(build):
+def test_helpers_that_templates_expect():
     template = (
         "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}\n"
         "    {% generation %}{{ m | tojson }}{% endgeneration %}\n"
         "{% endfor %}\n"
         "{{ strftime_now('%Y') }} {{ [1, 2] | tojson(indent=2) }} {{ tools is none }}"
     )
-    text = build({"chat_template": template}).render([{"role": "user", "content": "é"}] * 2, False)
+    text = make({"chat_template": template}).render([{"role": "user", "content": "é"}] * 2, False)
     assert text == '{"role": "user", "content": "é"}2025 [\n  1,\n  2\n] True'
 
 
@@ -80,27 +81,27 @@ def test_helpers_that_templates_expect(build):
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
     ],
 )
-def test_a_failing_template_is_a_calibration_error(build, template, part):
+def test_a_failing_template_is_a_calibration_error(template, part):
     with pytest.raises(CalibrationError, match="chat template of toy failed") as caught:
-        build({"chat_template": template}).render(CHAT, add_generation_prompt=True)
+        make({"chat_template": template}).render(CHAT, add_generation_prompt=True)
     assert part in caught.value.message
     assert "\n" not in caught.value.message
 
 
-def test_where_the_template_is_found(build):
+def test_where_the_template_is_found():
     named = [{"name": "tool_use", "template": "tool"}, {"name": "default", "template": "plain"}]
-    assert build({"chat_template": named}).template == "plain"
-    assert build({"chat_template": named[:1]}).template == "tool"
-    assert build({}, chat_template__json='{"chat_template": "from json"}').template == "from json"
-    assert build({"chat_template": "config"}, chat_template__jinja="from jinja").template == "from jinja"
-    assert build({}).has_chat_template is False
+    assert make({"chat_template": named}).template == "plain"
+    assert make({"chat_template": named[:1]}).template == "tool"
+    assert make({}, chat_template__json='{"chat_template": "from json"}').template == "from json"
+    assert make({"chat_template": "config"}, chat_template__jinja="from jinja").template == "from jinja"
+    assert make({}).has_chat_template is False
     with pytest.raises(CalibrationError, match="no chat template"):
-        build({}).render(CHAT, add_generation_prompt=True)
+        make({}).render(CHAT, add_generation_prompt=True)
 
 
-def test_special_tokens_from_the_special_tokens_map(build):
-    assert build({}, special_tokens_map__json='{"eos_token": {"content": "<user>"}}').eos_id == 2
-    assert build({}).eos_id is None
+def test_special_tokens_from_the_special_tokens_map():
+    assert make({}, special_tokens_map__json='{"eos_token": {"content": "<user>"}}').eos_id == 2
+    assert make({}).eos_id is None
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,10 @@
-import json
+"""A small tokenizer with the chat template of a reasoning model."""
 
-import pytest
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
 
 from r1quant.checkpoint.tokenizer import Tokenizer
 
@@ -32,26 +36,16 @@ def tokenizer_json() -> bytes:
     )
     backend.train_from_iterator(["the answer to the question is the number that the reader wants"] * 9, trainer)
     backend.add_tokens([AddedToken(t, normalized=False, special=False) for t in ("<think>", "</think>")])
-    return backend.to_str().encode()
+    return str(backend.to_str()).encode()
 
 
 RAW = tokenizer_json()
 CONFIG = {"bos_token": BOS, "eos_token": {"content": EOS, "special": True}, "unk_token": None, "chat_template": R1}
 
 
-def make(config=CONFIG, raw=RAW, **files) -> Tokenizer:
+def make(config: Mapping[str, Any] = CONFIG, raw: bytes = RAW, **files: str) -> Tokenizer:
     """A tokenizer from tokenizer.json, tokenizer_config.json and other files; `chat_template__jinja` names a file."""
     named = {name.replace("__", "."): text.encode() for name, text in files.items()}
     return Tokenizer.from_files(
         {"tokenizer.json": raw, "tokenizer_config.json": json.dumps(config).encode(), **named}, "toy"
     )
-
-
-@pytest.fixture(scope="session")
-def build():
-    return make
-
-
-@pytest.fixture(scope="session")
-def toy() -> Tokenizer:
-    return make()

@@ -14,7 +14,7 @@ from r1quant.checkpoint.tensorfile import TensorSpec
 from r1quant.errors import CheckpointError
 from r1quant.hardware.inventory import of_config, of_headers
 from tests import models
-from tests.jobs.fit.configs import DEEPSEEK_V3, GEMMA2_9B, MISTRAL_7B, MIXTRAL, QWEN3_30B, R1_QWEN3_8B
+from tests.configs import DEEPSEEK_V3, GEMMA2_9B, MISTRAL_7B, MIXTRAL, QWEN3_30B, R1_QWEN3_8B
 
 
 @pytest.mark.parametrize(

@@ -1,24 +1,15 @@
-"""A small model as a GGUF file of floats, and the line that skips tests where llama.cpp is not installed."""
+"""A small model as a GGUF file of floats, for what llama.cpp does with it."""
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import gguf
 import numpy as np
-import pytest
 
 from tests.checkpoint import gguf_files
 
 HIDDEN, INNER, HEADS, KV_HEADS, LAYERS, VOCABULARY = 256, 512, 4, 2, 2, len(gguf_files.TOKENS)
-
-
-@pytest.fixture(scope="session")
-def llama_cpp() -> None:
-    """What needs llama.cpp asks for this."""
-    if importlib.util.find_spec("llama_cpp") is None:
-        pytest.skip("llama-cpp-python is not installed; it is not among the development packages: its build is long")
 
 
 def write_floats(path: Path, hidden: int = HIDDEN, inner: int = INNER, tied: bool = False) -> Path:
@@ -40,12 +31,6 @@ def write_floats(path: Path, hidden: int = HIDDEN, inner: int = INNER, tied: boo
         "llama", ARCH__embedding_length=hidden, ARCH__feed_forward_length=inner, ARCH__vocab_size=VOCABULARY
     )
     return gguf_files.write(path, "llama", values, {name: a.astype(np.float32) for name, a in arrays.items()})
-
-
-@pytest.fixture(scope="session")
-def floats(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Only to be read."""
-    return write_floats(tmp_path_factory.mktemp("floats") / "floats.gguf")
 
 
 def dequantized(path: Path) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ from r1quant.hardware.cards import card
 from r1quant.hardware.fitting import LIMITS, Point, fitted
 from r1quant.hardware.inventory import of_config
 from r1quant.hardware.roofline import USUAL, Efficiency
-from tests.jobs.fit.configs import R1_QWEN3_8B
+from tests.configs import R1_QWEN3_8B
 
 FLOATS = roofline.sized(of_config(R1_QWEN3_8B), 16_381_470_720, 15_136_811_008)
 SMALL = replace(FLOATS, weights_bytes=6_100_000_000, streamed_bytes=4_855_000_000)

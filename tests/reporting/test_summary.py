@@ -16,8 +16,8 @@ from r1quant.reporting import paired, untrusted
 from r1quant.reporting.sections import document
 from r1quant.reporting.summary import summary
 from r1quant.reporting.variants import gathered
-from tests.jobs.report import records
 from tests.models import config
+from tests.reporting import records
 
 
 def told(*found: tuple[str, dict[str, Any]]) -> dict[str, Any]:

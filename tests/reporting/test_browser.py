@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from r1quant.reporting import html
-from tests.jobs.report import records
-from tests.jobs.report.test_pages import made
+from tests.reporting import records
+from tests.reporting.test_pages import made
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")

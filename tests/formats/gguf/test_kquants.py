@@ -18,7 +18,7 @@ from r1quant.errors import CheckpointError, MissingDependency, NumericError, R1Q
 from r1quant.formats.gguf import imatrix, kquants
 from r1quant.formats.gguf.kquants import Requantized, requantize
 from tests.checkpoint import gguf_files
-from tests.formats.llamacpp.conftest import LAYERS, dequantized, write_floats
+from tests.llamacpp import LAYERS, dequantized, write_floats
 
 needs_llama_cpp = pytest.mark.usefixtures("llama_cpp")
 LINEARS = 7 * LAYERS

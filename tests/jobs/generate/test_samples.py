@@ -32,9 +32,9 @@ CHILD = """
 import os, signal, sys
 from pathlib import Path
 from r1quant.backends.mock import Mock
-from r1quant.jobs import samples
+from r1quant.jobs.generate import samples
 from r1quant.progress import Silent
-from tests.server.test_samples import ANSWERS, IDENTITY, PROMPTS, SAMPLING
+from tests.jobs.generate.test_samples import ANSWERS, IDENTITY, PROMPTS, SAMPLING
 
 folder, point, nth = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 calls, write, sync = 0, os.write, os.fsync

@@ -18,7 +18,7 @@ from r1quant.checkpoint.resolve import open_model
 from r1quant.errors import CheckpointError, MissingDependency, RecipeError
 from r1quant.formats.gguf.kquants import requantize
 from tests import independent
-from tests.formats.llamacpp.conftest import VOCABULARY
+from tests.llamacpp import VOCABULARY
 
 needs_llama_cpp = pytest.mark.usefixtures("llama_cpp")
 TOKENS = np.random.default_rng(5).integers(0, VOCABULARY, 300)  # more than go into one call

@@ -19,10 +19,10 @@ from r1quant.planning import planner
 from r1quant.planning.variants import usual, variants, weigh
 from r1quant.recipe import Recipe
 from tests import models
-from tests.jobs.fit.configs import DEEPSEEK_V3, R1_QWEN3_8B
+from tests.configs import DEEPSEEK_V3, R1_QWEN3_8B
 
 LIMIT = 0.005
-REPORTS = Path(__file__).parents[3] / "reports"
+REPORTS = Path(__file__).parents[2] / "reports"
 BY_LABEL = {variant.label: variant for variant in variants()}
 needs_llama_cpp = pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="llama.cpp is not there")
 

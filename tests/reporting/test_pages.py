@@ -17,9 +17,9 @@ from r1quant.reporting.document import Document
 from r1quant.reporting.sections import document
 from r1quant.reporting.summary import summary
 from r1quant.reporting.variants import SCHEMAS, gathered
-from tests.jobs.report import records
-from tests.jobs.report.pages import Page
 from tests.models import config
+from tests.reporting import records
+from tests.reporting.pages import Page
 
 HOSTILE = "</title></svg></style><script>alert(1)</script><img src=x onerror=alert(2)>\"'`|$\\frac{$\x00‮\ud800"
 

@@ -25,7 +25,7 @@ from r1quant.jobs.verify.pair import Pair, VerifyOptions
 from r1quant.jobs.verify.tasks import TaskChoice, compare, difference, find, score
 from r1quant.progress import Silent
 from tests.independent import whole_model
-from tests.jobs.tasks.conftest import PROBLEMS, problems
+from tests.jobs.verify.tasks.conftest import PROBLEMS, problems
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
 CONTEXT = 1024

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import r1quant
-from tests.backends.server.conftest import LlamaServer
+from tests.backends.server.conftest import LlamaServer, gguf, llama_server, no_surroundings
 from tests.conftest import Run
+
+__all__ = ["gguf", "llama_server", "no_surroundings"]  # fixtures
 
 ASKED = ("--aime", "mini", "--limit", "3", "--temperature", "0", "--max-tokens", "120")
 

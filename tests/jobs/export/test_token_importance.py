@@ -14,7 +14,7 @@ from r1quant.jobs.export.importance import importance
 from r1quant.jobs.quantize.sensitivity import Sensitivities, measured
 from r1quant.progress import Silent
 from tests import models
-from tests.engine.guided.test_sensitivity import TOKENS, by_autograd, decoder
+from tests.engine.test_sensitivity import TOKENS, by_autograd, decoder
 
 
 @pytest.mark.parametrize("model_type", models.MODEL_TYPES)
