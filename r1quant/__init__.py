@@ -101,7 +101,7 @@ def verify(
     **options: Any,
 ) -> Verified:
     """How far a quantized model is from its baseline; options are the fields of r1quant.jobs.pair.Options."""
-    from r1quant.jobs.verify.pair import VerifyOptions
+    from r1quant.jobs.verify.options import VerifyOptions
     from r1quant.jobs.verify.run import verify as job
 
     return job(out, baseline, VerifyOptions(text=text, **options), progress)

@@ -67,7 +67,7 @@ SLOW = {
 }  # fmt: skip
 QUICK = (
     "r1quant.cli", "r1quant.jobs.inspect", "r1quant.jobs.quantize.run", "r1quant.jobs.export.run",
-    "r1quant.planning.planner", "r1quant.jobs.verify.pair", "r1quant.jobs.report.run", "r1quant.jobs.fit.run",
+    "r1quant.planning.planner", "r1quant.jobs.verify.options", "r1quant.jobs.report.run", "r1quant.jobs.fit.run",
     "r1quant.recipe",
 )  # fmt: skip
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from r1quant.cli import console
-from r1quant.cli.options import build_recipe, recipe_options
+from r1quant.cli.recipe import build_recipe, recipe_options
 
 if TYPE_CHECKING:
     from r1quant.planning.estimates import Estimate

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from r1quant.cli import console
-from r1quant.cli.options import build_recipe, recipe_options
 from r1quant.cli.plan import show as show_plan
+from r1quant.cli.recipe import build_recipe, recipe_options
 
 
 @click.command()

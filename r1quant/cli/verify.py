@@ -10,42 +10,26 @@ from typing import Any
 import click
 
 from r1quant.cli import console
+from r1quant.cli.options import Given, Grouped, GroupedOption, at_server, build, takes
+from r1quant.jobs.verify.options import RUNTIME as MODELS
+from r1quant.jobs.verify.options import VerifyOptions
 
 
-@click.command()
+@click.command(cls=Grouped)
 @click.argument("out", required=False)
-@click.option("--baseline", help="The float model it was made from.  [default: what its record says]")
-@click.option("--text", help="A text or JSONL file to measure on.  [default: the bundled held-out text]")
-@click.option("--windows", type=int, help="Windows of text; 0 measures none.  [default: 24]")
-@click.option("--seq-len", type=int, help="Tokens in a window.  [default: 512]")
-@click.option("--aime", help="Problems to ask: mini, aime24, aime25, aime, hub:NAME or a JSONL file.")
-@click.option("--limit", type=int, help="Only the first so many problems.")
-@click.option("--samples", type=int, help="Answers to each problem.  [default: 1]")
-@click.option("--temperature", type=float, help="Of the answers; 0 is greedy.  [default: 0.6]")
-@click.option("--top-p", type=float, help="Of the answers.  [default: 0.95]")
-@click.option("--max-tokens", type=int, help="Of an answer.  [default: 65536, or what the model's context leaves]")
-@click.option("--seed", type=int, help="Of the answers; both models get the same.  [default: 0]")
-@click.option("--health", is_flag=True, default=None, help="Also ask for JSON and function calls, a small bundled set.")
-@click.option("--tasks", help="Tasks of lm-eval, joined by commas: gsm8k,mmlu.")
-@click.option("--task-folder", help="A folder with tasks of your own.")
-@click.option("--task-limit", type=int, help="Only so many questions of each task.")
-@click.option("--task-chat", is_flag=True, default=None, help="Ask tasks in the model's chat format.")
-@click.option("--task-tokens", type=int, help="Of an answer to a task.  [default: what the task says]")
-@click.option("--backend", help="Runs OUT: torch, onnxruntime, llamacpp, openai, mock or auto.  [default: torch]")
-@click.option("--baseline-backend", help="Runs the baseline, the same ones.  [default: torch]")
-@click.option("--base-url", multiple=True, help="A server that runs OUT: http://localhost:8000/v1. Repeatable.")
-@click.option("--baseline-url", multiple=True, help="A server that runs the baseline. Repeatable.")
-@click.option("--served-model", help="What the server calls OUT.  [default: the first it lists]")
-@click.option("--baseline-served", help="What the server calls the baseline.")
-@click.option("--concurrency", type=int, help="Requests to servers at a time.  [default: 8]")
-@click.option("--patience", type=float, help="Seconds to wait for servers of which none answers.  [default: 300]")
-@click.option("--device", help="cpu, cuda, or auto.  [default: auto]")
-@click.option("--dtype", help="Precision of torch: float32, bfloat16, float16.  [default: float32]")
 @click.option(
-    "--gate", multiple=True, help="Exit with 1 unless this holds: kl.mean<0.05, aime.delta.low>-0.02. Repeatable."
+    "--baseline",
+    cls=GroupedOption,
+    group=MODELS,
+    help="The float model that OUT was made from.",
+    show_default="what the record of OUT says",
 )
+@takes(VerifyOptions)
 @click.option(
-    "--from", "source", type=click.Path(path_type=Path), help="Repeat what this record tells of, and nothing else."
+    "--from",
+    "source",
+    type=click.Path(path_type=Path),
+    help="Measure again what this record of verify measured, with the same options.",
 )
 @console.recorded
 @console.common
@@ -56,7 +40,7 @@ def verify(
     record: Path | None,
     as_json: bool,
     debug: bool,
-    **given: Any,
+    given: Given,
 ) -> int:
     """Measure how far OUT is from the model it was made from: on text, on problems, on tasks, in a runtime.
 
@@ -64,29 +48,20 @@ def verify(
     are kept in $R1QUANT_CACHE (~/.cache/r1quant), so that a run goes on where it was interrupted.
     """
     from r1quant.errors import RecipeError
-    from r1quant.jobs.verify.pair import VerifyOptions
     from r1quant.jobs.verify.run import applicable_gates, repeat
     from r1quant.jobs.verify.run import verify as job
     from r1quant.recipe import read_settings
 
-    chosen = {key: value for key, value in given.items() if value not in (None, ())}
     with console.watching() as progress:
         if source is not None:
-            if chosen or out or baseline:
+            if given or out or baseline:
                 raise RecipeError("--from repeats a run as it was", "leave out all other options, or leave out --from")
             from r1quant.checkpoint.safetensors import read_json
 
             done = repeat(read_json(source), progress)
         else:
-            if "tasks" in chosen:
-                chosen["tasks"] = tuple(name.strip() for name in chosen["tasks"].split(","))
-            for key in ("backend", "baseline_backend"):
-                if chosen.get("base_url" if key == "backend" else "baseline_url"):
-                    chosen.setdefault(key, "openai")
-            if "base_url" in chosen and {"aime", "health", "tasks"} & set(chosen):
-                chosen.setdefault("windows", 0)  # most servers cannot score a text
-            options = VerifyOptions(**chosen)
-            if "gate" not in chosen:
+            options = chosen(given)
+            if "gate" not in given:
                 options = replace(options, gate=applicable_gates(read_settings(Path.cwd()).gates, options))
             done = job(out, baseline, options, progress)
     found = done.as_dict()
@@ -103,6 +78,14 @@ def verify(
 
     console.emit(found, as_json, show)
     return 0 if done.passed else 1
+
+
+def chosen(given: Given) -> VerifyOptions:
+    """The options that were given, with what follows from naming a server: most servers cannot score a text."""
+    values = at_server(at_server(given), "baseline_url", "baseline_backend")
+    if values.get("base_url") and values.keys() & {"aime", "health", "tasks"}:
+        values.setdefault("windows", 0)
+    return build(VerifyOptions, values)
 
 
 Row = list[str]

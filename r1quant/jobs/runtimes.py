@@ -11,6 +11,7 @@ from r1quant.arch.tables import architecture_of
 from r1quant.backends import Runtime
 from r1quant.checkpoint.artifact import Artifact
 from r1quant.checkpoint.tokenizer import Tokenizer
+from r1quant.core.options import Text
 from r1quant.errors import RecipeError
 from r1quant.extras import need
 
@@ -20,6 +21,8 @@ BACKENDS = (*LOCAL, SERVER, "mock")
 OF_FORMAT = {"onnx": "onnxruntime", "gguf": "llamacpp"}  # else torch
 EXTRA_OF = {"onnxruntime": "onnxruntime", "llamacpp": "llamacpp", SERVER: "server"}
 DTYPES = ("float32", "bfloat16", "float16")
+BACKEND = Text(f"choose from auto, {', '.join(BACKENDS)}", suggestions=("auto", *BACKENDS))
+ADDRESS = Text("give an address such as http://localhost:8000/v1")
 
 
 @dataclass(frozen=True)

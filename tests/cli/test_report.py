@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from r1quant.cli import cli
-from r1quant.cli.options import build_recipe
+from r1quant.cli.recipe import build_recipe
 from r1quant.recipe import Recipe
 from r1quant.reporting import plots
 from tests.cli.test_help import imported_by

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from r1quant.jobs.verify.pair import VerifyOptions
+from r1quant.jobs.verify.options import VerifyOptions
 from r1quant.recipe import TARGETS, Recipe
 from r1quant.reporting import untrusted
 from r1quant.reporting.variants import VariantRecords

@@ -16,7 +16,8 @@ from r1quant.backends import Prompt, Sampling
 from r1quant.data import problemsets
 from r1quant.data.problemsets import HealthPrompt, Problem
 from r1quant.jobs.generate.samples import Sample, Samples, collect, prompt_for
-from r1quant.jobs.verify.pair import Pair, VerifyOptions
+from r1quant.jobs.verify.options import VerifyOptions
+from r1quant.jobs.verify.pair import Pair
 from r1quant.metrics import accuracy, grading, health
 from r1quant.progress import Progress
 from r1quant.storage.cache import cache_folder

@@ -24,7 +24,8 @@ from r1quant.jobs.artifacts import newest_output, open_artifact, predicted_kl, s
 from r1quant.jobs.identity import identity
 from r1quant.jobs.quantize.run import default_text
 from r1quant.jobs.runtimes import installed
-from r1quant.jobs.verify.pair import Pair, VerifyOptions
+from r1quant.jobs.verify.options import VerifyOptions
+from r1quant.jobs.verify.pair import Pair
 from r1quant.metrics import tokenclass
 from r1quant.metrics.divergence import TokenScores, summary
 from r1quant.metrics.gates import applicable, judge, parse, refuse_unknown

@@ -12,7 +12,7 @@ import pytest
 import r1quant
 from r1quant.jobs.generate import samples
 from r1quant.jobs.verify import reasoning
-from r1quant.jobs.verify.pair import VerifyOptions
+from r1quant.jobs.verify.options import VerifyOptions
 from r1quant.jobs.verify.run import verify
 from tests.conftest import Run
 
