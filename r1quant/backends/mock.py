@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from r1quant.backends import Completion, Prompt, Sampling
+from r1quant.core.thinking import CLOSING, OPENING
 from r1quant.errors import RecipeError
 
 PREFIX = "mock"
@@ -107,15 +108,15 @@ class Mock:
         truth, rng = self.truth, random.Random(f"{self.truth.seed}/{prompt.seed}/{prompt.key}")
         luck, length = rng.random(), rng.randint(SHORTEST, LONGEST)
         if luck >= 1 - truth.loops:
-            return "<think>\n" + " ".join(["Wait, let me check that again."] * (min(cap, OF_A_LOOP) // 6 + 1)), False
-        reasoning = "<think>\n" + " ".join(f"step {rng.randint(0, 999)}." for _ in range(length // 2))
+            return f"{OPENING}\n" + " ".join(["Wait, let me check that again."] * (min(cap, OF_A_LOOP) // 6 + 1)), False
+        reasoning = f"{OPENING}\n" + " ".join(f"step {rng.randint(0, 999)}." for _ in range(length // 2))
         if luck >= 1 - truth.loops - truth.truncated:
             return reasoning, False
         if prompt.key not in self._answers:
-            return f"{reasoning}\n</think>\n\nThis mock knows no answer.", True
+            return f"{reasoning}\n{CLOSING}\n\nThis mock knows no answer.", True
         right = self._answers[prompt.key]
         answer = right if luck < truth.accuracy else _wrong(right, rng)
-        return f"{reasoning}\n</think>\n\n\\boxed{{{answer}}}", True
+        return f"{reasoning}\n{CLOSING}\n\n\\boxed{{{answer}}}", True
 
 
 def _wrong(right: str, rng: random.Random) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from r1quant.backends.pool import RetryLater
+from r1quant.core.thinking import CLOSING, OPENING
 from r1quant.errors import CheckpointError, RecipeError
 from r1quant.extras import missing
 
@@ -105,7 +106,7 @@ class Reply:
         """The answer as the model wrote it: servers that split its reasoning off leave the marks out."""
         if not self.reasoning:
             return self.text
-        return f"<think>{self.reasoning}</think>{self.text}" if self.text else f"<think>{self.reasoning}"
+        return f"{OPENING}{self.reasoning}{CLOSING}{self.text}" if self.text else f"{OPENING}{self.reasoning}"
 
 
 class Wire:

@@ -15,12 +15,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from r1quant.checkpoint.safetensors import Checkpoint
+from r1quant.core.thinking import CLOSING, OPENING
 from r1quant.errors import CalibrationError, CheckpointError
 
 if TYPE_CHECKING:
     import jinja2
 
-THINK = "<think>"
 TODAY = datetime(2025, 1, 1)
 Message = Mapping[str, Any]
 
@@ -103,6 +103,11 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return self.template is not None
 
+    @property
+    def thinking_marks(self) -> tuple[int | None, int | None]:
+        """The tokens that open and close the reasoning; None for one that the vocabulary does not have."""
+        return self.backend.token_to_id(OPENING), self.backend.token_to_id(CLOSING)
+
     def render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
         """The messages in the model's chat format. Raises CalibrationError where the template cannot."""
         if self.template is None:
@@ -136,8 +141,8 @@ class Tokenizer:
             return self.render(messages, add_generation_prompt=False)
         prefix = self.render(messages[:-1], add_generation_prompt=True)
         answer = trace_of(messages[-1])
-        if prefix.rstrip("\n").endswith(THINK) and answer.startswith(THINK):
-            answer = answer.removeprefix(THINK)
+        if prefix.rstrip("\n").endswith(OPENING) and answer.startswith(OPENING):
+            answer = answer.removeprefix(OPENING)
             if prefix.endswith("\n"):
                 answer = answer.lstrip("\n")
         return prefix + answer + (self.specials.get("eos_token", "") if ended else "")
@@ -147,7 +152,7 @@ def trace_of(message: Message) -> str:
     """An assistant's turn as the model would have written it, reasoning first."""
     content, reasoning = message.get("content") or "", message.get("reasoning_content")
     if isinstance(reasoning, str) and reasoning:
-        return f"{THINK}\n{reasoning.strip()}\n</think>\n\n{content}"
+        return f"{OPENING}\n{reasoning.strip()}\n{CLOSING}\n\n{content}"
     return str(content)
 
 

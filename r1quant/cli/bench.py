@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from r1quant.cli import console
+from r1quant.core.formatting import bytes_text
 
 SPREAD = ("median", "min", "max")
 BACKENDS = "auto, torch, onnxruntime, llamacpp, openai"
@@ -104,7 +105,7 @@ def show(found: Mapping[str, Any]) -> None:
                     plain(one["prefill_tokens_per_second"]),
                     plain(one["decode_tokens_per_second"]),
                     seconds(one["ttft_seconds"]),
-                    console.gigabytes(one["total_bytes"]) + ("" if one.get("fits", True) else ", does not fit"),
+                    bytes_text(one["total_bytes"]) + ("" if one.get("fits", True) else ", does not fit"),
                     one["source"],
                 ]
             )
@@ -125,7 +126,7 @@ def figures(side: Mapping[str, Any]) -> list[str]:
         of(side["decode_tokens_per_second"]),
         seconds(side["ttft_seconds"] and side["ttft_seconds"]["median"]),
         seconds(gap and gap["median"]),
-        "unknown" if memory is None else f"{console.gigabytes(memory)} {side['memory']}",
+        "unknown" if memory is None else f"{bytes_text(memory)} {side['memory']}",
     ]
 
 

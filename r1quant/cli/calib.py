@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from r1quant.cli import console
+from r1quant.core.formatting import seconds_text
 
 
 @click.group()
@@ -56,7 +57,7 @@ def generate(model: str | None, out: Path | None, as_json: bool, debug: bool, **
         again = " (it was complete already)" if done.already_complete else ""
         following = f"r1quant quantize {shlex.quote(name)} --calib {shlex.quote(str(done.out))}"
         written = summary_line(done.header["summary"])
-        rows = [["written", f"{done.out}{again}"], ["what", written], ["seconds", f"{done.seconds:.1f}"]]
+        rows = [["written", f"{done.out}{again}"], ["what", written], ["time", seconds_text(done.seconds)]]
         console.table([*rows, ["next", following]], heading=False)
 
     console.emit(done.as_dict(), as_json, show)

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import click
 
+from r1quant.core.formatting import seconds_text
 from r1quant.errors import R1QuantError, RecipeError
 from r1quant.storage.atomic import write_bytes
 
@@ -145,14 +146,6 @@ def pick_out(out: Path | None) -> Path | None:
     return out or (Path(stated) if stated else None)
 
 
-def gigabytes(count: float) -> str:
-    """Bytes for people."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.2f} {unit}"
-    return f"{count:.0f} B"
-
-
 class Plain:
     """Progress as lines on stderr, at most one in two seconds beside those that end a unit."""
 
@@ -169,7 +162,8 @@ class Plain:
         if text.startswith("layer ") or now - self._said > 2:
             self._said = now
             left = (now - self._begun) / self._done * max(self._total - self._done, 0) if self._done else 0
-            note(f"{self._task} {self._done / self._total:4.0%}  about {left:.0f} s left  {text}".rstrip())
+            time_left = f"about {seconds_text(left, digits=2)} left" if self._done else ""
+            note(f"{self._task} {self._done / self._total:4.0%}  {time_left}  {text}".rstrip())
 
     def note(self, line: str) -> None:
         note(line)

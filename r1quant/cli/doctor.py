@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from r1quant.cli import console
+from r1quant.core.formatting import bytes_text
 
 
 @click.command()
@@ -33,7 +34,7 @@ def doctor(model: str | None, as_json: bool, debug: bool) -> int:
 
 def _rows(found: Mapping[str, Any]) -> list[list[str]]:
     machine = found["machine"]
-    gpus = [f"{gpu['name']}, {console.gigabytes(gpu['memory_bytes'])}" for gpu in machine["gpus"]]
+    gpus = [f"{gpu['name']}, {bytes_text(gpu['memory_bytes'])}" for gpu in machine["gpus"]]
     rows = [[name, version or "not installed"] for name, version in found["packages"].items()]
     for name, tried in found["backends"].items():
         rows.append([f"backend {name}", "works" if tried["works"] else f"does not work: {tried['reason']}"])
@@ -41,8 +42,8 @@ def _rows(found: Mapping[str, Any]) -> list[list[str]]:
         ["python", machine["python"]],
         ["system", machine["system"]],
         ["processor", f"{machine['processor']}, {machine['cores']} cores"],
-        ["memory", console.gigabytes(machine["memory_bytes"])],
-        ["free disk here", console.gigabytes(machine["free_disk_bytes"])],
+        ["memory", bytes_text(machine["memory_bytes"])],
+        ["free disk here", bytes_text(machine["free_disk_bytes"])],
         ["instructions", ", ".join(machine["instructions"]) or "none that matter"],
         ["GPUs", "\n".join(gpus) or "none"],
     ]
@@ -51,7 +52,7 @@ def _rows(found: Mapping[str, Any]) -> list[list[str]]:
         rows.append(
             [
                 f"cache of {'the Hub' if name == 'hub' else name}",
-                f"{console.gigabytes(cache['bytes'])} in {cache['path']}",
+                f"{bytes_text(cache['bytes'])} in {cache['path']}",
             ]
         )
     return rows

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from r1quant.cli import console
+from r1quant.core.formatting import bytes_text, seconds_text
 from r1quant.registry import FORMATS
 
 
@@ -60,8 +61,8 @@ def export(source: str | None, to: str, out: Path | None, kind: str, as_json: bo
         rows = [["format", "written", "size", "weights"]]
         for written in done.written:
             rounded = f"{len(written.inexact)} tensors rounded" if written.inexact else "exact"
-            rows.append([written.format, str(written.path), console.gigabytes(written.nbytes), rounded])
+            rows.append([written.format, str(written.path), bytes_text(written.nbytes), rounded])
         console.table(rows)
-        console.note(f"{done.seconds:.1f} s, peak memory {console.gigabytes(done.peak_rss_bytes)}")
+        console.note(f"{seconds_text(done.seconds)}, peak memory {bytes_text(done.peak_rss_bytes)}")
 
     console.emit(found, as_json, show)

@@ -10,6 +10,7 @@ import click
 
 from r1quant.cli import console
 from r1quant.cli.bench import load_of, numbers
+from r1quant.core.formatting import bytes_text
 
 if TYPE_CHECKING:
     from r1quant.jobs.fit.run import Fit, Row
@@ -125,9 +126,9 @@ def _cells(row: Row) -> list[str]:
     made, fits = row.modelled, row.modelled.fits
     return [
         f"{row.variant.label}, {row.card.name}" if row.baseline else row.variant.label,
-        console.gigabytes(made.weights_bytes),
-        console.gigabytes(made.kv_bytes),
-        console.gigabytes(made.total_bytes),
+        bytes_text(made.weights_bytes),
+        bytes_text(made.kv_bytes),
+        bytes_text(made.total_bytes),
         "yes" if fits else "no",
         f"{row.max_context}",
         f"{made.max_batch}",
@@ -164,7 +165,7 @@ def _bought(rows: Sequence[Row]) -> list[list[str]]:
             row = cells.get((label, kind))
             count = f" x {row.modelled.gpus}" if row is not None and row.modelled.gpus > 1 else ""
             names.append("-" if row is None else row.card.name + count)
-        table.append([label, console.gigabytes(first.modelled.total_bytes), *names])
+        table.append([label, bytes_text(first.modelled.total_bytes), *names])
     return table
 
 

@@ -9,6 +9,7 @@ import click
 
 from r1quant.cli import console
 from r1quant.cli.recipe import build_recipe, recipe_options
+from r1quant.core.formatting import bytes_text, seconds_text
 
 if TYPE_CHECKING:
     from r1quant.planning.estimates import Estimate
@@ -53,13 +54,13 @@ def show(made: Plan, tensors: bool) -> None:
         console.table(_kinds(made), title)
         console.table(
             [
-                ["output", console.gigabytes(estimate.output_bytes)],
+                ["output", bytes_text(estimate.output_bytes)],
                 ["bits per quantized weight", f"{made.bits_per_weight:.3f}"],
                 *_chosen(made),
-                ["run directory, deleted at the end", console.gigabytes(estimate.run_bytes)],
+                ["run directory, deleted at the end", bytes_text(estimate.run_bytes)],
                 *_cached(estimate),
-                ["predicted peak memory", console.gigabytes(estimate.peak_rss_bytes)],
-                ["predicted time, roughly", f"{estimate.seconds:.0f} s"],
+                ["predicted peak memory", bytes_text(estimate.peak_rss_bytes)],
+                ["predicted time, roughly", seconds_text(estimate.seconds, digits=2)],
             ],
             heading=False,
         )
@@ -76,8 +77,8 @@ def show(made: Plan, tensors: bool) -> None:
         console.note(
             f"{title}: {recipe.method}, {_bits(made)} bits, group size {recipe.group_size}, "
             f"{'symmetric' if recipe.symmetric else 'asymmetric'}; {len(made.linears)} linears, "
-            f"{made.bits_per_weight:.3f} bits a weight, {console.gigabytes(estimate.output_bytes)} to write, "
-            f"peak memory about {console.gigabytes(estimate.peak_rss_bytes)}"
+            f"{made.bits_per_weight:.3f} bits a weight, {bytes_text(estimate.output_bytes)} to write, "
+            f"peak memory about {bytes_text(estimate.peak_rss_bytes)}"
         )
     for warning in made.warnings:
         console.note(f"note: {warning}")
@@ -114,7 +115,7 @@ def _kinds(made: Plan) -> list[list[str]]:
 def _cached(estimate: Estimate) -> list[list[str]]:
     if not estimate.cache_bytes:
         return []
-    kept = f"{console.gigabytes(estimate.cache_bytes)}, of which {console.gigabytes(estimate.kept_bytes)} are kept"
+    kept = f"{bytes_text(estimate.cache_bytes)}, of which {bytes_text(estimate.kept_bytes)} are kept"
     return [["cache, where it lacks this", kept]]
 
 
@@ -123,7 +124,7 @@ def _chosen(made: Plan) -> list[list[str]]:
     if made.budget is None:
         return []
     what = "linears" if made.budget.of == "linears" else "weight files"
-    rows = [[f"budget of the {what}", console.gigabytes(made.budget.nbytes)]]
+    rows = [[f"budget of the {what}", bytes_text(made.budget.nbytes)]]
     if made.allocation is not None and made.decided:
         found = made.allocation
         rows.append(["predicted KL divergence", f"{found.loss:.3g}, no choice is better by more than {found.gap:.1g}"])

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from r1quant.cli import console
+from r1quant.core.formatting import bytes_text
 
 
 @click.command()
@@ -49,8 +50,8 @@ def publish(out: str | None, as_json: bool, debug: bool, **given: Any) -> int:
             console.note(f"* {reason}")
         if not done.done:
             return
-        rows = [["file", "size"], *([file["path"], console.gigabytes(file["bytes"])] for file in found["files"])]
-        console.table([*rows, ["in all", console.gigabytes(found["bytes"])]])
+        rows = [["file", "size"], *([file["path"], bytes_text(file["bytes"])] for file in found["files"])]
+        console.table([*rows, ["in all", bytes_text(found["bytes"])]])
         if found["folder"]:
             console.note(f"written to {found['folder']}")
         if found["repo"] and found["dry_run"]:

@@ -10,6 +10,7 @@ import click
 from r1quant.cli import console
 from r1quant.cli.plan import show as show_plan
 from r1quant.cli.recipe import build_recipe, recipe_options
+from r1quant.core.formatting import bytes_text, seconds_text
 
 
 @click.command()
@@ -60,8 +61,8 @@ def quantize(
                 ["bits per quantized weight", f"{made['bits_per_weight']:.3f}"],
                 ["worst relative loss", f"{worst['relative_loss']:.2e} in {worst['name']}"],
                 ["not as usual", "\n".join(made["fallbacks"]) or "nothing"],
-                ["seconds", f"{done.seconds:.1f}"],
-                ["peak memory", console.gigabytes(done.peak_rss_bytes)],
+                ["time", seconds_text(done.seconds)],
+                ["peak memory", bytes_text(done.peak_rss_bytes)],
                 ["next", f"r1quant verify {done.out.name}"],
             ],
             heading=False,

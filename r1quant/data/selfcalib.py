@@ -12,6 +12,7 @@ from pathlib import Path
 
 from r1quant.arch.tables import size
 from r1quant.checkpoint.safetensors import Checkpoint
+from r1quant.core.formatting import seconds_text
 from r1quant.data.texts import SELF
 from r1quant.recipe import Recipe
 from r1quant.storage.provenance import processors
@@ -66,7 +67,7 @@ def foretell(cost: Cost, recipe: Recipe) -> list[str]:
     what = f"the model first {does}: {cost.tokens:,} tokens{how}"
     if recipe.device.startswith("cuda") or (recipe.device == "auto" and CARD.exists()):
         return [what]
-    lines = [f"{what}, roughly {_time(cost.seconds)} on this machine's processor"]
+    lines = [f"{what}, roughly {seconds_text(cost.seconds, digits=2)} on this machine's processor"]
     if cost.seconds > LONG_S:
         lines.append(
             "that is long: lower --samples, or have a server write it, r1quant calib generate MODEL --base-url URL "
@@ -75,9 +76,3 @@ def foretell(cost: Cost, recipe: Recipe) -> list[str]:
             else "that is long: --continued 0 leaves it out, a smaller number makes it shorter"
         )
     return lines
-
-
-def _time(seconds: float) -> str:
-    if seconds >= LONG_S:
-        return f"{seconds / 3600:.1f} hours"
-    return f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} s"

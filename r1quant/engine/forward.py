@@ -107,6 +107,11 @@ class DecoderLayer:
     cos_sin: tuple[torch.Tensor, torch.Tensor]
     mask: torch.Tensor | None
 
+    @property
+    def device(self) -> torch.device:
+        """Where the layer computes."""
+        return self.cos_sin[0].device
+
     def get(self, name: str) -> nn.Module:
         return self.module.get_submodule(name)
 

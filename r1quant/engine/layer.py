@@ -49,7 +49,7 @@ class Stream:
 
     def _inputs(self, stage: int, before: Chunks) -> Chunks:
         """Kept where they are small; before: what the linears of the stage before read."""
-        layer, device, width = self.layer, self.layer.cos_sin[0].device, self._width(stage)
+        layer, device, width = self.layer, self.layer.device, self._width(stage)
         of = (layer.attention_input, layer.attention, layer.mlp_input, layer.gated)[stage]
 
         def chunks() -> Iterable[torch.Tensor]:
@@ -68,7 +68,7 @@ class Stream:
         """The outputs of a stage, to the residual stream."""
         (linear,) = self.layer.arch.layer.stages[stage]
         for chunk, x in zip(self.chunks(), inputs(), strict=True):
-            chunk += self.layer.apply(linear, x.to(self.layer.cos_sin[0].device)).to(chunk.device)
+            chunk += self.layer.apply(linear, x.to(self.layer.device)).to(chunk.device)
 
 
 def quantize_layer(

@@ -95,7 +95,7 @@ def backward(
     hidden is what enters the layer, gradient that at its output; it is replaced by that at its input. Both
     [windows, seq_len, width].
     """
-    device = layer.cos_sin[0].device
+    device = layer.device
     sums = {name: _Sums(layer.weight(name).shape[0], device) for name in layer.arch.layer.linears}
     parts = list(chunked(hidden, BACKWARD_TOKENS))
     for states, upstream in zip(parts, chunked(gradient, BACKWARD_TOKENS), strict=True):

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from r1quant.arch.tables import Architecture, architecture_of, layer_count
 from r1quant.checkpoint.artifact import Artifact
 from r1quant.checkpoint.resolve import open_model
-from r1quant.checkpoint.safetensors import read_json
 from r1quant.errors import CheckpointError
 from r1quant.formats import table
-from r1quant.jobs.checkpoint_writer import RECORD
+from r1quant.jobs.checkpoint_writer import RECORD, own_record
 
 ONNX_FILE = "model.onnx"
 
@@ -50,7 +48,7 @@ def newest_output(folder: Path) -> Path:
 
 def source_of(quantized: Artifact) -> str:
     """What the record of a checkpoint says it was made from. Raises CheckpointError where it does not say."""
-    source = _recorded(quantized).get("source")
+    source = own_record(quantized.folder).get("source")
     if not isinstance(source, str):
         raise CheckpointError(f"{quantized.source} does not say what it was made from", "name it with --baseline")
     local = (quantized.folder / source).resolve()
@@ -59,14 +57,8 @@ def source_of(quantized: Artifact) -> str:
 
 def predicted_kl(quantized: Artifact) -> float | None:
     """The KL divergence that its own record expects, in nats; None where it says nothing."""
-    found = _recorded(quantized).get("predicted_kl")
+    found = own_record(quantized.folder).get("predicted_kl")
     return float(found) if isinstance(found, int | float) else None
-
-
-def _recorded(quantized: Artifact) -> dict[str, Any]:
-    path = quantized.folder / RECORD
-    record = read_json(path) if path.is_file() else None
-    return record if isinstance(record, dict) else {}
 
 
 def same_model(one: Artifact, other: Artifact) -> Architecture:

@@ -18,10 +18,12 @@ import numpy.typing as npt
 from r1quant.arch import rope
 from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.checkpoint.tensorfile import Content, TensorSpec, write
+from r1quant.core.json import JsonObject
 from r1quant.core.qlinear import QLinear
 from r1quant.formats.codec import Codec
 from r1quant.planning.layout import INDEX, METADATA, Layout
 from r1quant.storage import atomic
+from r1quant.storage.jsonfile import read_object
 
 RECORD = "r1quant.json"
 Step = Callable[[int], None]
@@ -82,6 +84,11 @@ def write_side_files(out: Path, config_text: str, side_files: Mapping[str, bytes
     atomic.write_bytes(out / "config.json", config_text.encode())
     for name, value in files.items():
         atomic.write_bytes(out / name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def own_record(folder: Path) -> JsonObject:
+    """What the record in a checkpoint's folder says; empty if there is none that can be read."""
+    return read_object(folder / RECORD) or {}
 
 
 def record_bytes(record: Mapping[str, Any]) -> bytes:

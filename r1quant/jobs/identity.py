@@ -6,31 +6,30 @@ Hashes of files are remembered beside the cache, by path, size and time of chang
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from r1quant.checkpoint.artifact import Artifact
+from r1quant.checkpoint.artifact import Artifact, CheckpointArtifact
 from r1quant.errors import CheckpointError
 from r1quant.progress import Progress
 from r1quant.storage import atomic, provenance
+from r1quant.storage.cache import key
 
 WEIGHTS = (".safetensors", ".gguf", ".onnx", ".data")
 STATING = ("config.json", "quantize_config.json", "quant_config.json", "genai_config.json")
 PART = re.compile(r"(.*)-\d{5}-of-\d{5}\.gguf", re.IGNORECASE)
-PIECE = 1 << 22
 
 
 def identity(model: Artifact, cache: Path, progress: Progress) -> str:
     """The sha256 over names and contents of the weight files, the config, and the format that they are read as."""
-    return combined(model, {path.name: _remembered(path, cache, progress) for path in weight_files(model)})
+    return combined(model, {path.name: _remembered(path, cache, progress) for path in identity_files(model)})
 
 
 def combined(model: Artifact, hashes: Mapping[str, str]) -> str:
-    """The identity out of the hashes of `weight_files`, by name."""
+    """The identity out of the hashes of `identity_files`, by name."""
     hashes = dict(hashes)
     hashes["config"] = provenance.sha256(json.dumps(dict(model.config), sort_keys=True, default=str).encode())
     hashes["format"] = model.format  # a GGUF file may be read as it is, or as the float model it stands for
@@ -38,7 +37,17 @@ def combined(model: Artifact, hashes: Mapping[str, str]) -> str:
 
 
 def weight_files(model: Artifact) -> list[Path]:
-    """The weight files, and those that say how they are to be read. Raises CheckpointError where there are none."""
+    """The files that hold the tensors, each once; all parts of a model in several."""
+    if isinstance(model, CheckpointArtifact):
+        return list(model.checkpoint.files)
+    return sorted(path for path in model.folder.iterdir() if path.suffix.lower() in WEIGHTS)
+
+
+def identity_files(model: Artifact) -> list[Path]:
+    """All weight files there are, and those that say how they are to be read.
+
+    Raises CheckpointError if there are no weight files.
+    """
     alone = Path(model.source)
     if alone.is_file() and alone.suffix.lower() == ".gguf":
         return sorted(path for path in alone.parent.iterdir() if _whole(path.name) == _whole(alone.name))
@@ -57,15 +66,11 @@ def _whole(name: str) -> str:
 def _remembered(path: Path, cache: Path, progress: Progress) -> str:
     stat = path.stat()
     stamp = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino]
-    note = cache / "hashes" / f"{provenance.sha256(json.dumps(stamp).encode())[:32]}.txt"
+    note = cache / "hashes" / f"{key(stamp)}.txt"
     with suppress(OSError):
         return note.read_text("ascii")
-    digest = hashlib.sha256()
     progress.begin("hashing weights", stat.st_size)
-    with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            digest.update(piece)
-            progress.advance(len(piece), path.name)
+    digest = provenance.sha256_of_file(path, lambda count: progress.advance(count, path.name))
     note.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write_bytes(note, digest.hexdigest().encode())
-    return digest.hexdigest()
+    atomic.write_bytes(note, digest.encode())
+    return digest

@@ -9,14 +9,12 @@ from typing import Any
 
 from r1quant.arch.tables import architecture_of, linears
 from r1quant.arch.yarn import yarn
-from r1quant.checkpoint.artifact import Artifact, LinearSpec, has_chat_template, quantized
-from r1quant.checkpoint.safetensors import Checkpoint
+from r1quant.checkpoint.artifact import LinearSpec, has_chat_template, quantized
 from r1quant.formats.codec import CodecArtifact
 from r1quant.jobs.artifacts import open_artifact
+from r1quant.jobs.identity import weight_files
 from r1quant.planning import preflight
 from r1quant.planning.planner import check_tensors
-
-WEIGHTS = ("*.safetensors", "*.gguf", "model.onnx", "model.onnx.data")
 
 
 def inspect(model: str | Path) -> dict[str, Any]:
@@ -39,8 +37,8 @@ def inspect(model: str | Path) -> dict[str, Any]:
         "layers": config["num_hidden_layers"],
         "tensors": len(artifact.tensors if checkpoint is None else checkpoint.tensors),
         "dtypes": dict(Counter(spec.dtype for spec in plain)) | dict(grids),
-        "bytes": sum(path.stat().st_size for path in weight_files(artifact, checkpoint)),
-        "files": len(weight_files(artifact, checkpoint)),
+        "bytes": sum(path.stat().st_size for path in weight_files(artifact)),
+        "files": len(weight_files(artifact)),
         "tied_embeddings": bool(config.get("tie_word_embeddings")),
         "vocabulary": config.get("vocab_size"),
         "max_positions": config.get("max_position_embeddings"),
@@ -61,13 +59,3 @@ def describe(form: LinearSpec) -> str:
     """A grid in a few words."""
     size = {None: "act-order", -1: "whole rows"}.get(form.group_size, f"groups of {form.group_size}")
     return f"{form.bits} bits, {size}, {'symmetric' if form.symmetric else 'asymmetric'}"
-
-
-def weight_files(artifact: Artifact, checkpoint: Checkpoint | None) -> list[Path]:
-    """The files that hold the tensors."""
-    if checkpoint is not None:
-        return list(checkpoint.files)
-    path = Path(artifact.source)
-    if path.is_file() and path.suffix == ".gguf":
-        return [path]
-    return [found for pattern in WEIGHTS for found in sorted(artifact.folder.glob(pattern))]

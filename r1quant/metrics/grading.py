@@ -20,7 +20,8 @@ from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 
-OPEN, CLOSE = "<think>", "</think>"
+from r1quant.core.thinking import CLOSING, OPENING
+
 BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(\d+))")
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # or a character that is escaped, and so is none
 LONGEST = 200  # characters of an answer that is worth comparing; a box around a whole page is no answer
@@ -74,10 +75,10 @@ def after_think(text: str, thinking: bool = False) -> str | None:
 
     thinking  whether the prompt has opened `<think>` already, so that a text without tags is all reasoning
     """
-    opened, closed = text.rfind(OPEN), text.rfind(CLOSE)
+    opened, closed = text.rfind(OPENING), text.rfind(CLOSING)
     if opened > closed or (closed < 0 and thinking):
         return None
-    return text[closed + len(CLOSE) :] if closed >= 0 else text
+    return text[closed + len(CLOSING) :] if closed >= 0 else text
 
 
 def final_answer(text: str, thinking: bool = False) -> str | None:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from r1quant.metrics.grading import CLOSE, after_think
+from r1quant.core.thinking import CLOSING
+from r1quant.metrics.grading import after_think
 from r1quant.metrics.stats import interval
 
 # A text that goes on repeating itself does so until it is cut, so these may be far above what people write: four
@@ -67,7 +68,7 @@ class Signs:
 
 def signs(told: ModelSummary) -> Signs:
     return Signs(
-        closed_think=CLOSE in told.text,
+        closed_think=CLOSING in told.text,
         truncated=not told.finished,
         unparsed=not told.parsed,
         loops=loop_period(told.text) is not None,

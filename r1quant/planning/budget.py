@@ -14,6 +14,7 @@ from typing import Any, Literal
 from r1quant.arch.tables import Architecture
 from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.checkpoint.safetensors import Checkpoint
+from r1quant.core.formatting import bytes_text
 from r1quant.core.grid import BITS, Grid, Grids
 from r1quant.errors import NumericError, RecipeError
 from r1quant.formats.codec import Codec
@@ -248,19 +249,16 @@ def _too_small(budget: Budget, recipe: Recipe, least: int, weights: int) -> Plan
         )
         return PlanProblem(message, f"{wider}, or a higher --target-bpw")
     if recipe.target_size is not None:
-        message = f"{_gb(budget.nbytes)} are too few: with {fewest} bits everywhere the weight files take {_gb(least)}"
+        message = f"{bytes_text(budget.nbytes)} are too few: with {fewest} bits everywhere the weight files take "
+        message += bytes_text(least)
         return PlanProblem(message, f"{wider}, or a higher --target-size")
     terms = budget.terms
     room = (terms["usable_bytes"] - terms["runtime_bytes"] - least) // terms["kv_bytes_per_token"]
     message = (
-        f"the {terms['card']} is too small: of {_gb(terms['memory_bytes'])}, {_gb(terms['usable_bytes'])} are usable, "
-        f"less {_gb(terms['runtime_bytes'])} of runtime and {_gb(terms['kv_bytes'])} of cache for {terms['context']} "
-        f"tokens, which leaves {_gb(max(0, budget.nbytes))}; with {fewest} bits everywhere the weight files take "
-        f"{_gb(least)}"
+        f"the {terms['card']} is too small: of {bytes_text(terms['memory_bytes'])}, "
+        f"{bytes_text(terms['usable_bytes'])} are usable, less {bytes_text(terms['runtime_bytes'])} of runtime and "
+        f"{bytes_text(terms['kv_bytes'])} of cache for {terms['context']} tokens, which leaves "
+        f"{bytes_text(max(0, budget.nbytes))}; with {fewest} bits everywhere the weight files take {bytes_text(least)}"
     )
     shorter = f", or --context {room} at most" if room > 0 else ""
     return PlanProblem(message, f"{wider}, a larger card{shorter}")
-
-
-def _gb(nbytes: int) -> str:
-    return f"{nbytes / 1e9:.3g} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.3g} MB"

@@ -18,6 +18,7 @@ from r1quant.checkpoint.artifact import LinearSpec, has_chat_template
 from r1quant.checkpoint.safetensors import Checkpoint
 from r1quant.checkpoint.tensorfile import TensorSpec
 from r1quant.core.floats import FLOAT_DTYPES
+from r1quant.core.formatting import bytes_text
 from r1quant.core.grid import GROUP_SIZES, Grids
 from r1quant.data import selfcalib
 from r1quant.data.texts import SELF
@@ -339,7 +340,7 @@ def _place_problems(out: Path, estimate: Estimate) -> list[PlanProblem]:
         return []
     return [
         PlanProblem(
-            f"not enough disk space in {parent}: {needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free",
+            f"not enough disk space in {parent}: {bytes_text(needed)} needed, {bytes_text(free)} free",
             "free some space, or choose another --out",
             OutOfSpaceError,
         )
@@ -352,7 +353,7 @@ def _cache_warnings(estimate: Estimate) -> list[str]:
     there = next((folder for folder in (cache, *cache.absolute().parents) if folder.is_dir()), None)
     if there is None or estimate.cache_bytes <= (free := shutil.disk_usage(there).free):
         return []
-    needed = f"{estimate.cache_bytes / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free"
+    needed = f"{bytes_text(estimate.cache_bytes)}, and {bytes_text(free)} are free"
     return [f"the cache {cache} may need {needed}: set R1QUANT_CACHE to a folder on another disk"]
 
 

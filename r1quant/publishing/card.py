@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from r1quant.core.formatting import bytes_text
 from r1quant.publishing import quality
 from r1quant.publishing.evidence import BENCH, VERIFICATION, Evidence, PublishedModel
 from r1quant.publishing.licence import Licence
@@ -74,7 +75,7 @@ class ModelCard:
             same = "as " + (part.same_as or "the folder") if part.same_as is not None else "no"
             equal = "" if part.same_as is None else ", bit for bit those of " + (part.same_as or "the folder itself")
             rows.append(
-                [part.name or ".", part.format, part.grid + equal, quality.size(part.nbytes), "yes" if own else same]
+                [part.name or ".", part.format, part.grid + equal, bytes_text(part.nbytes), "yes" if own else same]
             )
         return quality.table(rows)
 

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from r1quant.core.formatting import bytes_text
+
 Row = Sequence[str]
 NUMERIC = re.compile(r"[-+×–\d]|$")
 HEALTH = {
@@ -25,14 +27,6 @@ def table(rows: Iterable[Row]) -> str:
     columns = zip(*body, strict=True) if body else [()] * len(head)
     rule = ["--:" if all(NUMERIC.match(cell) for cell in column) else ":--" for column in columns]
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *body))
-
-
-def size(count: float) -> str:
-    """Bytes for people."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return f"{count / scale:.2f} {unit}"
-    return f"{count:.0f} B"
 
 
 def verdict(record: Mapping[str, Any]) -> str:
@@ -106,7 +100,7 @@ def speeds(record: Mapping[str, Any]) -> list[Row]:
             if found:
                 figures = [_median(found.get(key), form) for key, form in SPEEDS.items()]
                 memory = found.get("peak_memory_bytes")
-                rows.append([f"{side} ({found['backend']})", load, *figures, size(memory) if memory else "–"])
+                rows.append([f"{side} ({found['backend']})", load, *figures, bytes_text(memory) if memory else "–"])
     return rows
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from r1quant.core.formatting import bytes_text, seconds_text
+
 NONE = "–"
 
 
@@ -46,13 +48,7 @@ def percent(share: float | None, sign: str = "") -> str:
 
 
 def nbytes(count: float | None) -> str:
-    """In units of a thousand, as the labels of disks and the rest of this project have them."""
-    if count is None:
-        return NONE
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(count) >= size:
-            return f"{count / size:.3g} {unit}" if abs(count) < 999.5 * size else f"{count / size:,.0f} {unit}"
-    return f"{count:.0f} B"
+    return NONE if count is None else bytes_text(count)
 
 
 def tokens(count: float | None) -> str:
@@ -60,9 +56,7 @@ def tokens(count: float | None) -> str:
 
 
 def seconds(value: float | None) -> str:
-    if value is None:
-        return NONE
-    return f"{1000 * value:.3g} ms" if value < 1 else f"{value:,.1f} s"
+    return NONE if value is None else seconds_text(value)
 
 
 def plural(count: int, one: str) -> str:

@@ -1,9 +1,16 @@
-"""The cache: where is kept what a later run need not find out again, and may be deleted at any time."""
+"""The cache: what a later run need not compute again, and what may be deleted at any time.
+
+An entry is named after a hash of all that decides its content. It does not know what entries hold.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from r1quant.storage.provenance import sha256
 
 
 def cache_folder() -> Path:
@@ -11,3 +18,8 @@ def cache_folder() -> Path:
     if own := os.environ.get("R1QUANT_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "r1quant"
+
+
+def key(identity: Mapping[str, object] | Sequence[object]) -> str:
+    """The name of an entry: 32 hexadecimal digits of the sha256 of what decides its content, as sorted JSON."""
+    return sha256(json.dumps(identity, sort_keys=True).encode())[:32]

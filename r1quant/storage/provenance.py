@@ -7,14 +7,32 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
+from pathlib import Path
 
 VERSION = metadata.version("r1quant")
+PIECE_BYTES = 1 << 22
 
 
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def sha256_of_file(path: Path, step: Callable[[int], None] = lambda count: None) -> str:
+    """Of a file's content, read in pieces. step is called with the number of bytes just read."""
+    digest = hashlib.sha256()
+    for piece in pieces(path):
+        digest.update(piece)
+        step(len(piece))
+    return digest.hexdigest()
+
+
+def pieces(path: Path) -> Iterator[bytes]:
+    """The content of a file, a few megabytes at a time."""
+    with path.open("rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            yield piece
 
 
 def sha256_of_files(files: Mapping[str, bytes]) -> str:

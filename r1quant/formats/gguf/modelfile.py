@@ -16,10 +16,10 @@ from typing import Any
 
 from r1quant.checkpoint.artifact import generation_config
 from r1quant.checkpoint.tokenizer import Tokenizer
+from r1quant.core.thinking import OPENING
 from r1quant.errors import R1QuantError
 from r1quant.formats.gguf.vocabulary import puts_around
 
-REASONING = "<think>"
 CONTEXT = {True: 32768, False: 8192}  # tokens, for a model that reasons and for one that does not
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 OLLAMA_NAMES = {"repetition_penalty": "repeat_penalty"}
@@ -79,7 +79,7 @@ def modelfile(side_files: Mapping[str, bytes], config: Mapping[str, Any], file: 
     tokenizer = Tokenizer.from_files(side_files, file)
     generation = generation_config(side_files)
     style = style_of(tokenizer, _puts_bos(side_files, tokenizer))
-    reasons = tokenizer.backend.token_to_id(REASONING) is not None
+    reasons = tokenizer.backend.token_to_id(OPENING) is not None
     lines = [f"FROM ./{file}", ""]
     if style is None:
         why = "there is none" if tokenizer.template is None else "it is not a plain sequence of turns"

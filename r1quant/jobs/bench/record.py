@@ -5,19 +5,15 @@ It starts nothing, and reads of a model only its headers.
 
 from __future__ import annotations
 
-import glob
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from r1quant.arch.tables import architecture_of
 from r1quant.checkpoint.artifact import Artifact
-from r1quant.formats.codec import CodecArtifact
 from r1quant.hardware import roofline
 from r1quant.hardware.cards import card
-from r1quant.jobs.inspect import weight_files
-from r1quant.jobs.runtimes import file_of
+from r1quant.jobs.identity import weight_files
 
 SPEEDS = ("prefill_tokens_per_second", "decode_tokens_per_second", "ttft_seconds")
 POINT = ("prompt_tokens", "new_tokens", "batch")  # what tells one load from another
@@ -66,16 +62,14 @@ def stored_sizes(artifact: Artifact) -> roofline.Sizes:
     made = roofline.sizes(artifact.config, architecture_of(artifact.config), artifact.linear_specs)
     if artifact.format != "gguf" or artifact.linear_specs:
         return made
-    path = file_of(artifact)
-    parts = path.parent.glob(re.sub(r"-\d{5}-of-", "-?????-of-", glob.escape(path.name)))  # where it is in several
-    stored = sum(part.stat().st_size for part in parts)
+    stored = sum(path.stat().st_size for path in weight_files(artifact))
     return replace(made, weights_bytes=stored, streamed_bytes=round(made.streamed_bytes * stored / made.weights_bytes))
 
 
 def stated_sizes(artifact: Artifact) -> dict[str, int]:
     """What tells one model from another, and how large its weight files are."""
     made = roofline.sizes(artifact.config, architecture_of(artifact.config))
-    files = weight_files(artifact, artifact.checkpoint if isinstance(artifact, CodecArtifact) else None)
+    files = weight_files(artifact)
     return {
         "weights_bytes": sum(path.stat().st_size for path in files),
         **{key: getattr(made, key) for key in ("layers", "layer_weights", "head_weights")},

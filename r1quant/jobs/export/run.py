@@ -5,7 +5,6 @@ The result is written under another name beside its place and renamed when it is
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from r1quant.arch.tables import architecture_of
 from r1quant.checkpoint.artifact import Artifact
 from r1quant.errors import CheckpointError, RecipeError
 from r1quant.jobs.artifacts import open_artifact
-from r1quant.jobs.checkpoint_writer import RECORD, record_bytes
+from r1quant.jobs.checkpoint_writer import RECORD, own_record, record_bytes
 from r1quant.jobs.export.gguf import write_gguf
 from r1quant.jobs.export.safetensors import write_folder
 from r1quant.jobs.export.task import ExportTask, name_of
@@ -125,7 +124,7 @@ def _write_onnx(task: ExportTask, folder: Path) -> tuple[dict[str, str], dict[st
 
 def _record(task: ExportTask, folder: Path, inexact: Mapping[str, str], details: Mapping[str, Any]) -> None:
     """What the result says about itself. `source` is the float model, where that is known."""
-    before = _record_of(task.artifact.folder) if task.artifact.linear_specs else {}
+    before = own_record(task.artifact.folder) if task.artifact.linear_specs else {}
     made = {"source": _located(task.artifact, before, task.place)} if before or not task.artifact.linear_specs else {}
     record = {
         "schema": "r1quant.export/1",
@@ -144,14 +143,6 @@ def _place(artifact: Artifact, format: str, out: Path | None, count: int) -> Pat
     if out is not None and count == 1:
         return out.absolute()
     return (out or Path()).absolute() / f"{name_of(artifact)}-{format}"
-
-
-def _record_of(folder: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((folder / RECORD).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _located(artifact: Artifact, before: Mapping[str, Any], place: Path) -> str:

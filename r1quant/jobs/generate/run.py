@@ -124,7 +124,7 @@ def show(text: str | None, model: str | Path) -> Shown:
     """
     artifact = open_artifact(model)
     tokenizer = Tokenizer.from_files(artifact.side_files, artifact.source)
-    opening, closing = (tokenizer.backend.token_to_id(tag) for tag in ("<think>", "</think>"))
+    opening, closing = tokenizer.thinking_marks
     ends = stop_tokens(artifact, tokenizer.eos_id)
     lengths, thinking, unclosed = [], 0, 0
     for document in windows.documents(text, tokenizer):

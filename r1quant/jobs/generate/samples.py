@@ -20,11 +20,10 @@ from r1quant.backends import Prompt, Runtime, Sampling
 from r1quant.checkpoint.tokenizer import Tokenizer
 from r1quant.errors import CheckpointError, OutOfSpaceError, ResumeError
 from r1quant.progress import Progress
-from r1quant.storage import atomic
+from r1quant.storage import atomic, cache
 from r1quant.storage.provenance import sha256
 
 VERSION = 1
-DIGITS = 32  # of the hash in the file name
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,7 @@ def token_prompt(
 
 
 def _path(folder: Path, identity: Mapping[str, str]) -> Path:
-    return folder / f"samples-{sha256(_line(dict(sorted(identity.items()))))[:DIGITS]}.jsonl"
+    return folder / f"samples-{cache.key(identity)}.jsonl"
 
 
 def _line(content: Mapping[str, Any]) -> bytes:

@@ -20,6 +20,7 @@ from r1quant.checkpoint.artifact import Artifact, stop_tokens
 from r1quant.checkpoint.resolve import is_embedded
 from r1quant.checkpoint.safetensors import Checkpoint
 from r1quant.checkpoint.tokenizer import Tokenizer
+from r1quant.core.thinking import CLOSING
 from r1quant.data import prompts, selfcalib, windows
 from r1quant.data.prompts import Messages
 from r1quant.data.windows import Calibration
@@ -32,7 +33,6 @@ from r1quant.progress import Progress
 from r1quant.recipe import Recipe
 from r1quant.storage.cache import cache_folder
 
-CLOSING = "</think>"
 TOKENS_GUESSED = 256  # of a text, as long as there is none to go by
 Asked = tuple[str, Messages, int]  # a prompt's name, what it says, and for which time it is asked
 

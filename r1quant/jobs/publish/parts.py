@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -15,12 +14,13 @@ from r1quant.checkpoint.artifact import Artifact, generation_config
 from r1quant.checkpoint.resolve import open_model, pickle_refused
 from r1quant.checkpoint.safetensors import PICKLES
 from r1quant.checkpoint.tokenizer import Tokenizer
+from r1quant.core.thinking import OPENING
 from r1quant.errors import CheckpointError
 from r1quant.formats import table
 from r1quant.jobs.artifacts import ONNX_FILE, open_artifact
 from r1quant.jobs.check.run import check
-from r1quant.jobs.checkpoint_writer import RECORD
-from r1quant.jobs.identity import WEIGHTS, combined, weight_files
+from r1quant.jobs.checkpoint_writer import own_record
+from r1quant.jobs.identity import combined, identity_files, weight_files
 from r1quant.planning import preflight
 from r1quant.progress import Progress
 from r1quant.publishing.evidence import VERIFICATION, PublishedModel, Record
@@ -28,7 +28,7 @@ from r1quant.publishing.usage import Model
 
 FLOATS = "safetensors"
 LATER = ("onnx", "gguf")  # after what transformers loads, which names the library of a card
-THINK, R1_TURN = "<think>", "<｜Assistant｜>"
+R1_TURN = "<｜Assistant｜>"
 SAMPLING = ("temperature", "top_p", "top_k")
 
 
@@ -85,7 +85,7 @@ def model_of(parts: list[Opened], name: str, repo: str | None) -> Model:
     return Model(
         repo,
         name,
-        reasons=tokenizer.backend.token_to_id(THINK) is not None,
+        reasons=tokenizer.backend.token_to_id(OPENING) is not None,
         r1=R1_TURN in (tokenizer.template or ""),
         context=int(config.get("max_position_embeddings") or 4096),
         sampling={key: stated[key] for key in SAMPLING if _number(stated.get(key))},
@@ -97,7 +97,7 @@ def _number(value: object) -> bool:
 
 
 def _in_folder(out: Path, folder: Path, hashes: Mapping[str, str]) -> Iterator[Opened]:
-    record = _record(folder)
+    record = own_record(folder)
     if (folder / ONNX_FILE).is_file():
         yield _opened(out, folder, open_artifact(folder), record, hashes)
     if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
@@ -112,16 +112,8 @@ def _in_folder(out: Path, folder: Path, hashes: Mapping[str, str]) -> Iterator[O
             yield _opened(out, path, open_artifact(path), record, hashes)
 
 
-def _record(folder: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((folder / RECORD).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _opened(out: Path, path: Path, artifact: Artifact, record: Mapping[str, Any], hashes: Mapping[str, str]) -> Opened:
-    files = weight_files(artifact)
+    files = identity_files(artifact)
     own = record.get("format", (record.get("recipe") or {}).get("format"))
     mine = isinstance(own, str) and own.removesuffix("-int") == artifact.format.removesuffix("-int")
     name = "" if path == out else path.relative_to(out).as_posix()
@@ -131,7 +123,7 @@ def _opened(out: Path, path: Path, artifact: Artifact, record: Mapping[str, Any]
         artifact.format,
         _grid(artifact, record if mine else {}),
         combined(artifact, {file.name: hashes[file.relative_to(out).as_posix()] for file in files}),
-        sum(file.stat().st_size for file in files if file.suffix.lower() in WEIGHTS),
+        sum(file.stat().st_size for file in weight_files(artifact)),
         dict(record) if mine else {},
         runtimes=_runtimes(artifact, path),
         modelfile=_modelfile(path),

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from r1quant.errors import CheckpointError
 from r1quant.progress import Progress, Silent
 from r1quant.publishing.checksums import STATEMENT, SUMS, faults
-from r1quant.storage.provenance import sha256
-
-PIECE = 1 << 22
+from r1quant.storage.provenance import sha256, sha256_of_file
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,10 @@ def pull_check(folder: str | Path, progress: Progress | None = None) -> PullChec
         )
     paths = {path.relative_to(root).as_posix(): path for path in _walked(root)}
     progress.begin("checking", sum(path.stat().st_size for path in paths.values()))
-    found = {name: (path.stat().st_size, _hash(path, progress)) for name, path in sorted(paths.items())}
+    found = {
+        name: (path.stat().st_size, sha256_of_file(path, partial(progress.advance, text=path.name)))
+        for name, path in sorted(paths.items())
+    }
     wrong = faults({name: digest for name, (_, digest) in found.items()}, sums, statement)
     return PullChecked(found, wrong, None if sums is None else sha256(sums))
 
@@ -63,12 +64,3 @@ def _walked(root: Path) -> list[Path]:
     """Every file; a link to a file, as caches have them, is that file."""
     paths = [Path(folder) / name for folder, _, names in os.walk(root) for name in names]
     return [path for path in paths if path.is_file()]
-
-
-def _hash(path: Path, progress: Progress) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            digest.update(piece)
-            progress.advance(len(piece), path.name)
-    return digest.hexdigest()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
+from r1quant.core.json import JsonObject
 from r1quant.errors import RecipeError
 from r1quant.jobs.checkpoint_writer import record_bytes
 from r1quant.publishing.evidence import BENCH, VERIFICATION, Record
+from r1quant.storage.jsonfile import read_object
 from r1quant.storage.provenance import sha256
 
 RECORDS = "records"
@@ -35,15 +35,6 @@ def found_records(out: Path, inside: Iterable[Path], named: Iterable[Path]) -> l
     return list(found.values())
 
 
-def json_object(path: Path) -> dict[str, Any] | None:
-    """None where a file is large, or none."""
-    try:
-        content = json.loads(path.read_bytes()) if path.stat().st_size <= SMALL else None
-    except (OSError, ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
 def _listed(named: Path) -> list[Path]:
     if named.is_dir():
         return sorted(named.glob("*.json"))
@@ -53,7 +44,7 @@ def _listed(named: Path) -> list[Path]:
     return [named]
 
 
-def _record(path: Path) -> dict[str, Any] | None:
-    content = json_object(path)
+def _record(path: Path) -> JsonObject | None:
+    content = read_object(path, SMALL)
     known = content is not None and content.get("schema") in (VERIFICATION, BENCH)
     return content if known else None

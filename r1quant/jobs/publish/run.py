@@ -9,6 +9,7 @@ import errno
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from r1quant.jobs.artifacts import newest_output
 from r1quant.jobs.checkpoint_writer import RECORD, record_bytes
 from r1quant.jobs.publish.origin import Origin, origin
 from r1quant.jobs.publish.parts import Opened, files_of, model_of, parts_of, with_equals
-from r1quant.jobs.publish.records import RECORDS, found_records, json_object
+from r1quant.jobs.publish.records import RECORDS, SMALL, found_records
 from r1quant.jobs.publish.scan import scan
 from r1quant.jobs.publish.upload import Outgoing, Sent, upload
 from r1quant.progress import Progress, Silent
@@ -31,10 +32,10 @@ from r1quant.publishing.evidence import Evidence, Record, match_records
 from r1quant.publishing.paths import public
 from r1quant.publishing.quality import readable
 from r1quant.storage import atomic, provenance
+from r1quant.storage.jsonfile import read_object
 
 CARD, LICENCE = "README.md", "LICENSE"
 MADE = {CARD, SUMS, STATEMENT}  # what is written anew, whatever OUT has under these names
-PIECE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -146,16 +147,8 @@ def _place(out: Path, options: PublishOptions) -> Path | None:
 def _hashes(files: Mapping[str, Path], progress: Progress) -> dict[str, str]:
     """Of every file as it is now, whatever has been remembered of it."""
     progress.begin("hashing", sum(path.stat().st_size for path in files.values()))
-    return {name: _hash(path, progress) for name, path in files.items()}
-
-
-def _hash(path: Path, progress: Progress) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            digest.update(piece)
-            progress.advance(len(piece), path.name)
-    return digest.hexdigest()
+    hashed = {name: partial(progress.advance, text=path.name) for name, path in files.items()}
+    return {name: provenance.sha256_of_file(path, hashed[name]) for name, path in files.items()}
 
 
 def _origin(out: Path, parts: Sequence[Opened], options: PublishOptions) -> Origin:
@@ -183,7 +176,7 @@ def _payload(
     measured = {provenance.sha256(record_bytes(record.content)) for record in records}
     payload = []
     for name, path in files.items():
-        content = json_object(path) if name.endswith(".json") else None
+        content = read_object(path, SMALL) if name.endswith(".json") else None
         if name in MADE or (content is not None and provenance.sha256(record_bytes(content)) in measured):
             continue
         if content is not None and path.name == RECORD:
@@ -313,8 +306,8 @@ def _write(place: Path, files: Sequence[Outgoing], progress: Progress) -> None:
 
 def _copy(source: Path, target: Path, expected: str, progress: Progress) -> None:
     digest = hashlib.sha256()
-    with source.open("rb") as file, atomic.replacing(target) as copy:
-        while piece := file.read(PIECE):
+    with atomic.replacing(target) as copy:
+        for piece in provenance.pieces(source):
             digest.update(piece)
             copy.write(piece)
             progress.advance(len(piece), source.name)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from r1quant.core.formatting import seconds_text
 from r1quant.engine.forward import Decoder
 from r1quant.engine.layer import Stream, quantize_layer
 from r1quant.engine.linear_report import Rounded
@@ -59,7 +60,7 @@ def quantize_layers(
             seconds = time.monotonic() - begun
             progress.advance(
                 0.1,
-                f"layer {index + 1}/{made.layers} in {seconds:.1f} s, worst relative loss {worst:.2e}",
+                f"layer {index + 1}/{made.layers} in {seconds_text(seconds)}, worst relative loss {worst:.2e}",
             )
 
 

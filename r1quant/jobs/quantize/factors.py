@@ -6,7 +6,6 @@ change no output, so that the next layer need not know of them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 
@@ -27,8 +26,7 @@ from r1quant.jobs.quantize.fingerprint import decoder_of
 from r1quant.planning.planner import Plan
 from r1quant.progress import Progress
 from r1quant.recipe import Recipe
-from r1quant.storage.cache import cache_folder
-from r1quant.storage.provenance import sha256
+from r1quant.storage.cache import cache_folder, key
 from r1quant.storage.rundir import RunDir
 
 
@@ -46,7 +44,7 @@ def transformed(made: Plan, tokens: npt.NDArray[np.int64], seen: Mapping[str, st
     def waiting() -> None:
         progress.note("another process chooses the factors of this model and text: waiting for it")
 
-    folder = cache / f"factors-{sha256(json.dumps(identity, sort_keys=True).encode())[:32]}"
+    folder = cache / f"factors-{key(identity)}"
     with RunDir(folder, waiting) as run, torch.no_grad():
         run.claim(identity)
         if run.done(made.layers) < made.layers:
@@ -83,7 +81,7 @@ def _layer(made: Plan, index: int, stream: Stream) -> list[torch.Tensor]:
         grid = made.grids[prefix + fold.consumers[0]]
         read = made.checkpoint.unrounded().read
         weight = torch.cat([read(f"{prefix}{name}.weight").float() for name in fold.consumers])
-        weight = weight.to(stream.layer.cos_sin[0].device)
+        weight = weight.to(stream.layer.device)
         scale = torch.ones(weight.shape[1])
         if grid is not None:
             scale = _scale(made.recipe, fold, weight, inputs, grid)

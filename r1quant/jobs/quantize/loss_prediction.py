@@ -35,7 +35,7 @@ from r1quant.planning.planner import Plan
 from r1quant.progress import Progress
 from r1quant.recipe import FLOAT, Recipe
 from r1quant.storage import atomic
-from r1quant.storage.provenance import sha256
+from r1quant.storage.cache import key
 
 TRIAL = "a trial rounding of each layer alone, after a sensitivity pass"
 NEAREST = "rounding to nearest, after a sensitivity pass"
@@ -53,7 +53,7 @@ def predicted(
     with torch.no_grad():
         decoder = decoder_of(made, tokens.shape[1])
         guidance = guidance_of(decoder, tokens, seen, made.recipe, progress)
-        stated = sha256(json.dumps(_stated(made.recipe, trials), sort_keys=True).encode())[:16]
+        stated = key(_stated(made.recipe, trials))[:16]
         paths = [guidance.folders[0] / f"losses-{stated}-{index:05d}.json" for index in range(made.layers)]
         missing = [index for index, path in enumerate(paths) if _known(path) is None]
         hidden = decoder.embed(torch.from_numpy(tokens[: len(tokens) if missing else 0]))

@@ -20,10 +20,12 @@ from r1quant.checkpoint.artifact import Artifact
 from r1quant.checkpoint.resolve import is_embedded, open_model
 from r1quant.checkpoint.safetensors import Checkpoint
 from r1quant.checkpoint.tokenizer import Tokenizer
+from r1quant.core.formatting import bytes_text
+from r1quant.core.json import JsonObject
 from r1quant.data import texts, windows
 from r1quant.errors import OutOfSpaceError, RecipeError, ResumeError
 from r1quant.formats import table
-from r1quant.jobs.checkpoint_writer import RECORD
+from r1quant.jobs.checkpoint_writer import RECORD, own_record
 from r1quant.jobs.quantize import finalize
 from r1quant.jobs.quantize.fingerprint import fingerprint, precision
 from r1quant.planning import planner
@@ -200,15 +202,12 @@ def _seen(made: Plan, text: windows.Calibration, compute: Mapping[str, str], pro
     return fingerprint(table.artifact(made.checkpoint), text, compute, progress, basis)
 
 
-def _finished_record(out: Path) -> dict[str, Any] | None:
+def _finished_record(out: Path) -> JsonObject | None:
     """The record of an output that is there already; None where OUT is free."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
-    try:
-        record = json.loads((out / RECORD).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        record = None
-    if not isinstance(record, dict):
+    record = own_record(out)
+    if not record:
         raise ResumeError(f"{out} exists and is not empty", "choose another --out, or delete it first")
     return record
 
@@ -311,7 +310,7 @@ class _Job:
         stat = os.statvfs(run.folder)
         if needed > stat.f_bavail * stat.f_frsize:
             raise OutOfSpaceError(
-                f"not enough disk space in {self.out.parent}: {needed / 1e9:.2f} GB needed",
+                f"not enough disk space in {self.out.parent}: {bytes_text(needed)} needed",
                 "free some space, or choose another --out",
             )
 

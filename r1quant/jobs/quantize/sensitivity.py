@@ -6,7 +6,6 @@ layers, between which they are made again. Backward: from the last layer to the 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,8 +22,7 @@ from r1quant.errors import NumericError
 from r1quant.jobs.quantize.activations import load, save
 from r1quant.progress import Progress
 from r1quant.recipe import Recipe
-from r1quant.storage.cache import cache_folder
-from r1quant.storage.provenance import sha256
+from r1quant.storage.cache import cache_folder, key
 from r1quant.storage.rundir import RunDir
 
 SEED = 1
@@ -87,7 +85,7 @@ def _measured(
     seed: int,
 ) -> Path:
     """The folder of one pass."""
-    folder = cache / f"sensitivity-{sha256(json.dumps(identity, sort_keys=True).encode())[:32]}"
+    folder = cache / f"sensitivity-{key(identity)}"
 
     def waiting() -> None:
         progress.note("another process makes the sensitivity pass of this model and text: waiting for it")

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from r1quant.storage import atomic
-from r1quant.storage.provenance import sha256
+from r1quant.storage.cache import key
 
 Arrays = Mapping[str, npt.NDArray[np.generic]]
 
@@ -22,7 +22,7 @@ Arrays = Mapping[str, npt.NDArray[np.generic]]
 def kept(folder: Path, identity: Mapping[str, str], make: Callable[[], Arrays]) -> tuple[Arrays, bool]:
     """The arrays of an identity, and whether they were there; made, and put there, where they were not."""
     stated = json.dumps(dict(identity), sort_keys=True).encode()
-    path = folder / f"baseline-{sha256(stated)[:32]}.npz"
+    path = folder / f"baseline-{key(dict(identity))}.npz"
     found = _read(path, stated)
     if found is not None:
         return found, True

@@ -11,6 +11,7 @@ from r1quant.backends import Runtime
 from r1quant.backends.openai_client import redact_url
 from r1quant.checkpoint.artifact import Artifact, stop_tokens
 from r1quant.checkpoint.tokenizer import Tokenizer
+from r1quant.core.thinking import OPENING
 from r1quant.data import problemsets
 from r1quant.data.problemsets import ProblemSet
 from r1quant.jobs.runtimes import Setup, backend_of, open_runtime
@@ -82,7 +83,7 @@ class Pair:
     def thinking(self) -> bool:
         """Whether the chat format itself opens `<think>`, so that an answer begins inside it."""
         asked = self.tokenizer.render([{"role": "user", "content": "?"}], add_generation_prompt=True)
-        return asked.rstrip().endswith("<think>")
+        return asked.rstrip().endswith(OPENING)
 
     @cached_property
     def stop(self) -> frozenset[int]:

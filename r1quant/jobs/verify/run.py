@@ -199,7 +199,7 @@ def _text(pair: Pair, progress: Progress) -> dict[str, Any]:
         options.text or default_text(pair.baseline), tokenizer, options.windows, options.seq_len, vocabulary=vocabulary
     )
     found = score(pair, text.tokens, text.sha256, cache_folder(), progress)
-    opening, closing = (tokenizer.backend.token_to_id(tag) for tag in ("<think>", "</think>"))
+    opening, closing = tokenizer.thinking_marks
     kinds = tokenclass.classes(text.tokens, opening, closing, pair.stop)
     measured = summary(found.scores, text.windows, {name: kind[found.known] for name, kind in kinds.items()})
     if measured["kl"] is not None:
