@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeAlias, Union, get_args, get_origin, get_type_hints
 
-Setting: TypeAlias = "bool | int | float | str | tuple[str, ...] | None"
-Settings: TypeAlias = "Mapping[str, bool | int | float | str | tuple[str, ...] | None]"
+Setting: TypeAlias = bool | int | float | str | tuple[str, ...] | tuple[int, ...] | None
+Settings: TypeAlias = Mapping[str, Setting]
 MISSING = dataclasses.MISSING
 
 

@@ -142,8 +142,10 @@ class _Reader:
             return value
         if isinstance(value, str):
             return self.text(value, path)
-        if isinstance(value, list | tuple):
+        if isinstance(value, list | tuple) and all(isinstance(entry, str) for entry in value):
             return self.value(tuple[str, ...], value, path)
+        if isinstance(value, list | tuple):
+            return self.value(tuple[int, ...], value, path)
         known = whole(value) if isinstance(value, int) else finite(value)
         return _refuse(path, "the value of an option", value) if known is None else known
 

@@ -33,7 +33,7 @@ class Record:
 
     def as_dict(self) -> JsonObject:
         """The record as it is written."""
-        return {"schema": self.SCHEMA} | dict(writing.as_json(self))
+        return writing.as_json(self)
 
     def numbers(self) -> Mapping[str, float]:
         """Every measured number by its dotted path, such as kl.mean and kl.mean.low; what was not measured has none."""

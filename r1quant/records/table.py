@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from r1quant.records.bench import Bench
+from r1quant.records.export import Export
+from r1quant.records.quantization import Quantization, QuantizeRun
 from r1quant.records.record import Record, schema_of
 from r1quant.records.verification import Verification
 
-KINDS: tuple[type[Record], ...] = (Verification,)
+KINDS: tuple[type[Record], ...] = (Quantization, QuantizeRun, Export, Verification, Bench)
 SCHEMAS = {schema: kind for kind in KINDS for schema in (kind.SCHEMA, *kind.OLDER)}
 
 

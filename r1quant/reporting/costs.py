@@ -3,187 +3,189 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from r1quant.records.bench import BenchRow, Spread, Timing
 from r1quant.reporting.document import Chart, Section, Series, Table
 from r1quant.reporting.formatting import NONE, figure, nbytes, percent, seconds, tokens
+from r1quant.reporting.hardware import CardFit, HardwareSummary, MemoryCurve, MemoryModel
 from r1quant.reporting.quality import looks
+from r1quant.reporting.summary import LoadSpeed, ModelSummary
 
-Told = Mapping[str, Any]
-LAYERS = (("weights", "weights_bytes"), ("cache", "kv_bytes"), ("activations", "activations_bytes"),
-          ("runtime", "runtime_bytes"))  # fmt: skip
-UNIT = {"bytes": nbytes, "seconds": seconds, "nats": figure}
+UNITS = {"bytes": nbytes, "seconds": seconds, "nats": figure}
+LOADS = 6  # that the chart of speeds has room for
 
 
-def memory(hardware: Told | None, chosen: str | None) -> Section:
+def memory(hardware: HardwareSummary | None, chosen: str | None) -> Section:
     """Charts of the baseline, which comes first, and of the variant that is recommended; all are in the table."""
     title = "Memory against context"
-    if not hardware or not hardware["memory"]:
-        return Section("memory", title, ("No record says what the model's sizes are, so its memory was not modelled: "
-                                         "give the output folder, or what `quantize --record` wrote.",))  # fmt: skip
-    found = hardware["memory"]
-    top = max(max(_totals(side)) for side in found["sides"])
-    usable = found["usable_bytes"]
-    top = 1.08 * (usable if top < usable < 2.5 * top else top) / 1e9
-    drawn = [side for i, side in enumerate(found["sides"]) if i == 0 or side["name"] == chosen]
-    charts = tuple(_stack(side, found, top, i) for i, side in enumerate(drawn))
-    parts = ("weights_bytes", "kv_bytes_per_token", "activations_bytes", "runtime_bytes")
-    rows = tuple(
-        (
-            side["name"],
-            *(nbytes(_last(side[part]) or None) for part in parts),
-            nbytes(_totals(side)[-1]),
-            tokens(side["max_context"]),
+    if hardware is None:
+        unknown = (
+            "No record holds the model's sizes, so its memory was not modelled. Give the output folder, or the file "
+            "that `quantize --record` wrote."
         )
-        for side in found["sides"]
+        return Section("memory", title, (unknown,))
+    model = hardware.memory
+    highest = max(max(curve.total_bytes) for curve in model.sides)
+    usable = model.usable_bytes
+    top = 1.08 * (usable if highest < usable < 2.5 * highest else highest) / 1e9
+    drawn = [curve for i, curve in enumerate(model.sides) if i == 0 or curve.name == chosen]
+    charts = tuple(_memory_chart(curve, model, top, i) for i, curve in enumerate(drawn))
+    head = ("model", "weights", "cache per token", "activations", "runtime",
+            f"at {tokens(model.contexts[-1])} tokens", "longest context that fits")  # fmt: skip
+    sentence = (
+        f"Modelled, not measured, on {model.card} ({nbytes(model.memory_bytes)}, of which a runtime can use "
+        f"{nbytes(usable)}), with one text at a time and a 16-bit cache."
     )
-    head = ("model", "weights", "cache a token", "activations", "runtime", f"at {tokens(found['contexts'][-1])} tokens",
-            "longest context that fits")  # fmt: skip
-    said = (
-        f"Modelled, not measured, on {found['card']} ({nbytes(found['memory_bytes'])}, of which a runtime fills "
-        f"{nbytes(found['usable_bytes'])}), one text at a time with a 16-bit cache.",
+    table = Table("What takes the memory", head, tuple(map(_memory_row, model.sides)))
+    return Section("memory", title, (sentence,), charts, (table,))
+
+
+def _memory_row(curve: MemoryCurve) -> tuple[str, ...]:
+    """At the longest context."""
+    parts = (curve.weights_bytes, curve.kv_bytes_per_token, curve.activations_bytes[-1], curve.runtime_bytes)
+    cells = (nbytes(part or None) for part in parts)
+    return (curve.name, *cells, nbytes(curve.total_bytes[-1]), tokens(curve.max_context))
+
+
+def _memory_chart(curve: MemoryCurve, model: MemoryModel, top: float, index: int) -> Chart:
+    x = model.contexts
+    layers = (
+        ("weights", [curve.weights_bytes] * len(x)),
+        ("cache", curve.kv_bytes),
+        ("activations", curve.activations_bytes),
+        ("runtime", [curve.runtime_bytes] * len(x)),
     )
-    return Section("memory", title, said, charts, (Table("What takes the memory", head, rows),))
-
-
-def _totals(side: Told) -> list[float]:
-    fixed = side["weights_bytes"] + side["runtime_bytes"]
-    return [fixed + cache + active for cache, active in zip(side["kv_bytes"], side["activations_bytes"], strict=True)]
-
-
-def _last(value: float | Sequence[float]) -> float:
-    """What is at the longest context."""
-    return value[-1] if isinstance(value, Sequence) else value
-
-
-def _stack(side: Told, found: Told, top: float, index: int) -> Chart:
-    x = found["contexts"]
-    series = []
-    for look, (label, key) in enumerate(LAYERS):
-        value = side[key]
-        y = [one / 1e9 for one in value] if isinstance(value, list) else [value / 1e9] * len(x)
-        if any(y):
-            series.append(Series(label, x, y, look))
-    usable = found["usable_bytes"] / 1e9
-    limit = (usable, f"{found['card']}: {usable:.1f} GB usable") if usable <= top else None
+    series = tuple(
+        Series(label, x, [value / 1e9 for value in values], look)
+        for look, (label, values) in enumerate(layers)
+        if any(values)
+    )
+    usable = model.usable_bytes / 1e9
+    limit = (usable, f"{model.card}: {usable:.1f} GB usable") if usable <= top else None
     alt = ", ".join(f"{one.label} {figure(one.y[-1])} GB" for one in series) + f" at {tokens(x[-1])} tokens of context"
-    return Chart(f"memory-{index}", f"Memory: {side['name']}", alt, "stack", "context (tokens)", "GB",
-                 tuple(series), limit=limit, top=top)  # fmt: skip
+    return Chart(f"memory-{index}", f"Memory: {curve.name}", alt, "stack", "context (tokens)", "GB",
+                 series, limit=limit, top=top)  # fmt: skip
 
 
-def speed(told: Sequence[Told]) -> Section:
-    title, timed = "Tokens a second", [each for each in told if each["speed"]]
+def speed(models: Sequence[ModelSummary]) -> Section:
+    title, timed = "Tokens a second", [model for model in models if model.speed]
     if not timed:
-        return Section("speed", title, ("Nothing was timed: `r1quant bench OUT --record FILE` does.",))
-    head = ("load", "model", "prefill tok/s", "decode tok/s", "first token", "peak memory", "ran in")
-    rows, modelled = [], []
-    for each in timed:
-        for row in each["speed"]:
-            load = load_of(row)
-            rows += [
-                (load, side if side == "baseline" else each["name"], *_figures(row[side]))
-                for side in ("baseline", "quantized")
-                if row[side] is not None
-            ]
-            modelled += _modelled(load, each["name"], row["reference"])
-    tables = [Table("Measured: median, smallest to largest", head, tuple(dict.fromkeys(rows)))]
+        return Section("speed", title, ("Nothing was timed. `r1quant bench OUT --record FILE` measures speed.",))
+    head = ("load", "model", "prefill tok/s", "decode tok/s", "first token", "peak memory", "runtime")
+    loads = [(model, load) for model in timed for load in model.speed]
+    rows = [row for model, load in loads for row in _measured(model.name, load.measured)]
+    modelled = [row for model, load in loads for row in _reference(model.name, load)]
+    tables = [Table("Measured: median (smallest to largest)", head, tuple(dict.fromkeys(rows)))]
     if modelled:
-        caption = "On a card of 40 GB"
         names = ("load", "model", "prefill tok/s", "decode tok/s", "first token", "memory", "source")
-        tables.append(Table(caption, names, tuple(dict.fromkeys(modelled))))
-    chart = _decode_chart(timed, looks(told))
-    said = (
-        "A load is the tokens of a prompt + new tokens, times texts at the same time."
-        " Models took turns on one machine.",
+        tables.append(Table("On a card of 40 GB", names, tuple(dict.fromkeys(modelled))))
+    chart = _decode_chart(timed, looks(models))
+    sentence = (
+        "A load is (prompt tokens + new tokens) × the number of texts at the same time. The models took turns on one "
+        "machine."
     )
-    return Section("speed", title, said, (chart,) if chart else (), tuple(tables))
+    return Section("speed", title, (sentence,), (chart,) if chart else (), tuple(tables))
 
 
-def load_of(row: Told) -> str:
-    return f"({tokens(row['prompt_tokens'])} + {tokens(row['new_tokens'])}) × {tokens(row['batch'])}"
+def load_of(row: BenchRow) -> str:
+    return f"({tokens(row.prompt_tokens)} + {tokens(row.new_tokens)}) × {tokens(row.batch)}"
 
 
-def _figures(side: Told) -> tuple[str, ...]:
-    spreads = []
-    for key in ("prefill_tokens_per_second", "decode_tokens_per_second"):
-        spread = side[key]
-        spreads.append(
-            f"{figure(spread['median'])} ({figure(spread['min'])} to {figure(spread['max'])})" if spread else NONE
-        )
-    first = side["ttft_seconds"]
-    memory_of = " ".join(filter(None, (nbytes(side["peak_memory_bytes"]), side["memory"])))
-    return (*spreads, seconds(first["median"] if first else None), memory_of, side["where"])
+def _measured(name: str, row: BenchRow) -> list[tuple[str, ...]]:
+    sides = (("baseline", row.baseline), (name, row.quantized))
+    return [(load_of(row), label, *_timing_cells(timing)) for label, timing in sides if timing is not None]
 
 
-def _modelled(load: str, name: str, reference: Told) -> list[tuple[str, ...]]:
-    found: list[tuple[str, ...]] = []
-    for side, title in (("baseline", "16-bit baseline"), ("quantized", name)):
-        part = reference[side]
-        if part["decode_tokens_per_second"] is not None:
-            speeds = (figure(part["prefill_tokens_per_second"]), figure(part["decode_tokens_per_second"]))
-            source = f"{reference['source'] or 'unknown'}, {reference['card'] or 'unknown card'}"
-            found.append((load, title, *speeds, seconds(part["ttft_seconds"]), nbytes(part["total_bytes"]), source))
-    return found
+def _timing_cells(timing: Timing) -> tuple[str, ...]:
+    speeds, first = timing.speeds, timing.speeds.ttft_seconds
+    peak = " ".join(filter(None, (nbytes(timing.peak_memory_bytes), timing.memory)))
+    rates = (_spread(speeds.prefill_tokens_per_second), _spread(speeds.decode_tokens_per_second))
+    runtime = ", ".join(filter(None, (timing.backend, timing.device, timing.dtype)))
+    return (*rates, seconds(first.median if first else None), peak, runtime)
 
 
-def _decode_chart(timed: Sequence[Told], look: Mapping[str, int]) -> Chart | None:
-    ticks = tuple(dict.fromkeys(load_of(row) for each in timed for row in each["speed"]))[:6]
-    series = []
-    for each, side in [(timed[0], "baseline"), *((each, "quantized") for each in timed)]:
-        points = {}
-        for row in each["speed"]:
-            spread = (row[side] or {}).get("decode_tokens_per_second")
-            if spread and load_of(row) in ticks:
-                points[ticks.index(load_of(row))] = spread
-        if points:
-            x = sorted(points)
-            y, low, high = ([points[i][key] for i in x] for key in ("median", "min", "max"))
-            name = "baseline" if side == "baseline" else each["name"]
-            series.append(Series(name, x, y, 0 if side == "baseline" else look[each["name"]], low, high))
+def _spread(spread: Spread | None) -> str:
+    return NONE if spread is None else f"{figure(spread.median)} ({figure(spread.min)} to {figure(spread.max)})"
+
+
+def _reference(name: str, load: LoadSpeed) -> list[tuple[str, ...]]:
+    """Rows of the card of 40 GB."""
+    reference, rows = load.reference, list[tuple[str, ...]]()
+    if reference is None:
+        return []
+    for label, side in (("16-bit baseline", reference.speeds.baseline), (name, reference.speeds.quantized)):
+        if side.decode_tokens_per_second is not None:
+            rates = (figure(side.prefill_tokens_per_second), figure(side.decode_tokens_per_second))
+            cells = (*rates, seconds(side.ttft_seconds), nbytes(side.total_bytes))
+            rows.append((load_of(load.measured), label, *cells, f"{reference.source}, {reference.card}"))
+    return rows
+
+
+def _decode_chart(timed: Sequence[ModelSummary], look: Mapping[str, int]) -> Chart | None:
+    ticks = tuple(dict.fromkeys(load_of(load.measured) for model in timed for load in model.speed))[:LOADS]
+    first = {load_of(load.measured): load.measured.baseline for load in timed[0].speed}
+    found = [_decode_series("baseline", first, ticks, 0)]
+    for model in timed:
+        own = {load_of(load.measured): load.measured.quantized for load in model.speed}
+        found.append(_decode_series(model.name, own, ticks, look[model.name]))
+    series = tuple(one for one in found if one is not None)
     if not series:
         return None
     alt = "; ".join(f"{one.label}: {figure(one.y[0])} tokens a second" for one in series)
-    return Chart(
-        "decode", "Decoding speed, measured", alt, "bars", "load", "tokens a second", tuple(series), ticks=ticks
-    )
+    return Chart("decode", "Decoding speed, measured", alt, "bars", "load", "tokens a second", series, ticks=ticks)
 
 
-def fits(hardware: Told | None) -> Section:
+def _decode_series(label: str, timings: Mapping[str, Timing | None], ticks: Sequence[str], look: int) -> Series | None:
+    """timings: by load."""
+    points = []
+    for place, tick in enumerate(ticks):
+        timing = timings.get(tick)
+        spread = timing.speeds.decode_tokens_per_second if timing else None
+        if spread is not None:
+            points.append((place, spread))
+    if not points:
+        return None
+    x, spreads = [place for place, _ in points], [spread for _, spread in points]
+    y, low, high = ([getattr(spread, end) for spread in spreads] for end in ("median", "min", "max"))
+    return Series(label, x, y, look, low, high)
+
+
+def fits(hardware: HardwareSummary | None) -> Section:
     title = "What it runs on"
-    if not hardware or not hardware["rows"]:
-        return Section("fits", title, ("No record says what the model's sizes are, so no cards were looked up.",))
-    names, cards = hardware["names"], list(dict.fromkeys(row["card"] for row in hardware["rows"]))
-    cells = {(row["card"], row["name"]): row for row in hardware["rows"]}
-    rows = []
-    for card in cards:
-        found = [cells[card, name] for name in names]
-        rows.append((card, nbytes(found[0]["memory_bytes"]), *map(_fit, found)))
-    said = (
-        f"Modelled at {tokens(hardware['context'])} tokens of context, one text at a time: the longest context that "
-        "fits, and tokens a second when writing.",
+    if hardware is None or not hardware.rows:
+        return Section("fits", title, ("No record holds the model's sizes, so no cards were looked up.",))
+    cells = {(row.card, row.name): row for row in hardware.rows}
+    sizes = {row.card: row.memory_bytes for row in hardware.rows}
+    rows = tuple(
+        (card, nbytes(size), *(_fit(cells[card, name]) for name in hardware.names)) for card, size in sizes.items()
     )
-    return Section("fits", title, said, (), (Table("Cards", ("card", "memory", *names), tuple(rows)),))
+    sentence = (
+        f"Modelled at {tokens(hardware.context)} tokens of context, one text at a time. Each cell has the longest "
+        "context that fits and the decoding speed."
+    )
+    return Section("fits", title, (sentence,), (), (Table("Cards", ("card", "memory", *hardware.names), rows),))
 
 
-def _fit(row: Told) -> str:
-    if not row["fits"]:
-        return f"does not fit: needs {nbytes(row['total_bytes'])}"
-    return f"{tokens(row['max_context'])}; {figure(row['decode_tokens_per_second'])} tok/s"
+def _fit(row: CardFit) -> str:
+    if not row.fits:
+        return f"does not fit: needs {nbytes(row.total_bytes)}"
+    return f"{tokens(row.max_context)}; {figure(row.decode_tokens_per_second)} tok/s"
 
 
-def predicted(told: Sequence[Told]) -> Section:
+def predicted(models: Sequence[ModelSummary]) -> Section:
     title = "Predicted and measured"
     rows = []
-    for each in told:
-        for found in each["predictions"]:
-            shown, a, b = UNIT[found["unit"]], found["predicted"], found["measured"]
-            rows.append((each["name"], found["what"], shown(a), shown(b), percent(a / b - 1, "+") if b else NONE))
+    for model in models:
+        for one in model.predictions:
+            shown = UNITS[one.unit]
+            error = percent(one.predicted / one.measured - 1, "+") if one.measured else NONE
+            rows.append((model.name, one.what, shown(one.predicted), shown(one.measured), error))
     if not rows:
         missing = (
-            "No record holds a prediction beside what came of it: `quantize --record FILE` writes the plan's, "
-            "`quantize --guided` predicts the KL divergence."
+            "No record holds a prediction together with the measured figure. `quantize --record FILE` records the "
+            "plan's predictions; `quantize --guided` predicts the KL divergence."
         )
         return Section("predicted", title, (missing,))
     head = ("variant", "what", "predicted", "measured", "error")
-    said = ("Bytes follow from the plan and are to be exact; memory and time come from a cost model.",)
-    return Section("predicted", title, said, (), (Table("The plan's word against what came of it", head, tuple(rows)),))
+    sentence = "Sizes follow from the plan and should be exact. Memory and time come from a cost model."
+    return Section("predicted", title, (sentence,), (), (Table("Predictions beside measurements", head, tuple(rows)),))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from r1quant.core.formatting import bytes_text, seconds_text
 
@@ -36,7 +36,7 @@ def _magnitude(value: float) -> int:
     return int(f"{abs(value):e}".partition("e")[2])
 
 
-def interval(bounds: Sequence[float] | None, digits: int = 3, scale: float = 1.0) -> str:
+def interval(bounds: Iterable[float] | None, digits: int = 3, scale: float = 1.0) -> str:
     if bounds is None:
         return NONE
     low, high = (figure(bound * scale, digits) for bound in bounds)

@@ -2,157 +2,180 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
+from r1quant.records.answers import HabitShares
+from r1quant.records.interval import Interval
+from r1quant.records.text import ClassScores, TextScores
+from r1quant.reporting import untrusted
 from r1quant.reporting.document import Chart, Section, Series, Table
 from r1quant.reporting.formatting import NONE, figure, interval, nbytes, percent, tokens
+from r1quant.reporting.summary import LengthHistogram, LinearLoss, ModelSummary, ProblemSummary
 
-Told = Mapping[str, Any]
-SIGNS = {
-    "closed_think": "closes its reasoning",
-    "truncated": "is cut off",
-    "unparsed": "gives no answer",
-    "loops": "repeats itself",
-    "language_mixing": "mixes scripts",
+WORST = 8  # linears that are listed of each variant
+HISTOGRAMS = 4  # charts of lengths, at most
+LOSS = (
+    "The relative loss of a linear is the share of its output's energy that is wrong on the calibration text; without "
+    "calibration, the share of its weights' energy."
+)
+HABITS: Mapping[str, Callable[[HabitShares], float | None]] = {
+    "closes its reasoning": lambda shares: shares.closed_think,
+    "is cut off": lambda shares: shares.truncated,
+    "gives no answer": lambda shares: shares.unparsed,
+    "repeats itself": lambda shares: shares.loops,
+    "mixes scripts": lambda shares: shares.language_mixing,
 }
 
 
-LOSS = (
-    "The relative loss of a linear is the share of its output's energy that is wrong on the text it was calibrated on; "
-    "without calibration, the share of its weights' energy."
-)
-
-
-def looks(told: Sequence[Told]) -> dict[str, int]:
+def looks(models: Sequence[ModelSummary]) -> dict[str, int]:
     """The colour, marker and dashes of each variant, by name; 0 is the baseline's."""
-    return {each["name"]: i + 1 for i, each in enumerate(told)}
+    return {model.name: i + 1 for i, model in enumerate(models)}
 
 
-def against_size(told: Sequence[Told]) -> Section:
-    measured = [each for each in told if each["quality"]]
+def against_size(models: Sequence[ModelSummary]) -> Section:
+    title = "Quality against size"
+    measured = [(model, model.quality) for model in models if model.quality is not None]
     if not measured:
-        return Section(
-            "size", "Quality against size", ("No text was scored: `r1quant verify OUT --record FILE` does.",)
-        )
-    head = ("variant", "bits a weight", "bytes", "KL, mean", "95 %", "KL, p99", "same first token", "perplexity",
-            "ratio to baseline", "95 %")  # fmt: skip
-    rows = tuple(_quality_row(each) for each in measured)
-    first = measured[0]["quality"]
-    said = (
-        f"{tokens(first['tokens'])} tokens of {first['text'] or 'text'}; KL divergence in nats a token, the baseline's "
-        "distribution against the quantized model's. Intervals come from resampling windows of text.",
+        return Section("size", title, ("No text was scored. `r1quant verify OUT --record FILE` scores one.",))
+    head = ("variant", "bits per weight", "size", "mean KL", "95 %", "99th percentile of KL", "same likeliest token",
+            "perplexity", "ratio to baseline", "95 %")  # fmt: skip
+    rows = tuple(_quality_row(model, quality) for model, quality in measured)
+    _, first = measured[0]
+    source = untrusted.plain(first.text.source) if first.text else "text"
+    sentence = (
+        f"Measured on {tokens(first.tokens)} tokens of {source}. KL divergence compares the baseline's "
+        "distribution with the quantized model's, in nats per token. Intervals come from resampling windows of text."
     )
-    charts = [_kl_chart(measured), _perplexity_chart(measured)]
-    tables = (Table("Every variant that was measured", head, rows),)
-    return Section("size", "Quality against size", said, tuple(chart for chart in charts if chart), tables)
+    charts = (_kl_chart(models), _perplexity_chart(measured, looks(models)))
+    table = Table("Every variant that was measured", head, rows)
+    return Section("size", title, (sentence,), tuple(chart for chart in charts if chart), (table,))
 
 
-def _quality_row(each: Told) -> tuple[str, ...]:
-    found, kl = each["quality"], each["quality"]["kl"] or {}
-    ppl = found["perplexity"]
+def _quality_row(model: ModelSummary, quality: TextScores) -> tuple[str, ...]:
+    kl, ppl = quality.kl, quality.perplexity
     return (
-        each["name"],
-        figure(each["bits_per_weight"], 4),
-        nbytes(each["bytes"]),
-        figure(kl.get("mean")),
-        interval(kl.get("mean_ci95")),
-        figure(kl.get("p99")),
-        percent(found["top1"]),
-        figure(ppl["quantized"], 5),
-        figure(ppl["ratio"], 4),
-        interval(ppl["ratio_ci95"], 4),
+        model.name,
+        figure(model.bits_per_weight, 4),
+        nbytes(model.nbytes),
+        figure(kl.mean if kl else None),
+        interval(kl.mean_ci95 if kl else None),
+        figure(kl.p99 if kl else None),
+        percent(quality.top1),
+        figure(ppl.quantized, 5),
+        figure(ppl.ratio, 4),
+        interval(ppl.ratio_ci95, 4),
     )
 
 
-def _kl_chart(measured: Sequence[Told]) -> Chart | None:
-    series = []
-    for each in measured:
-        kl, bits, look = each["quality"]["kl"], each["bits_per_weight"], looks(measured)[each["name"]]
-        if kl and bits and kl["mean"] > 0:
-            series.append(_point(each["name"], bits, kl["mean"], kl["mean_ci95"], look))
+def _kl_chart(models: Sequence[ModelSummary]) -> Chart | None:
+    look = looks(models)
+    series = tuple(
+        _point(model.name, model.bits_per_weight, model.kl.mean, model.kl.mean_ci95, look[model.name])
+        for model in models
+        if model.kl and model.bits_per_weight and model.kl.mean > 0
+    )
     if not series:
         return None
     alt = "; ".join(f"{one.label}: {figure(one.y[0])} nats at {figure(one.x[0])} bits" for one in series)
     return Chart(
-        "kl-size", "KL divergence against size", alt, "points", "stored bits a quantized weight",
-        "KL divergence (nats a token)", tuple(series), log_y=True,
+        "kl-size", "KL divergence against size", alt, "points", "stored bits per quantized weight",
+        "KL divergence (nats per token)", series, log_y=True,
     )  # fmt: skip
 
 
-def _perplexity_chart(measured: Sequence[Told]) -> Chart | None:
-    series = []
-    for each in measured:
-        ppl, bits, look = each["quality"]["perplexity"], each["bits_per_weight"], looks(measured)[each["name"]]
-        if ppl["ratio"] and bits:
-            series.append(_point(each["name"], bits, ppl["ratio"], ppl["ratio_ci95"], look))
+def _perplexity_chart(measured: Sequence[tuple[ModelSummary, TextScores]], look: Mapping[str, int]) -> Chart | None:
+    series = tuple(
+        _point(model.name, model.bits_per_weight, ppl.ratio, ppl.ratio_ci95, look[model.name])
+        for model, ppl in ((model, quality.perplexity) for model, quality in measured)
+        if ppl.ratio and model.bits_per_weight
+    )
     if not series:
         return None
     alt = "; ".join(f"{one.label}: {figure(one.y[0], 4)} times at {figure(one.x[0])} bits" for one in series)
     return Chart(
-        "perplexity-size", "Perplexity against size", alt, "points", "stored bits a quantized weight",
-        "perplexity over the baseline's", tuple(series), limit=(1.0, "baseline"),
+        "perplexity-size", "Perplexity against size", alt, "points", "stored bits per quantized weight",
+        "perplexity over the baseline's", series, limit=(1.0, "baseline"),
     )  # fmt: skip
 
 
-def _point(label: str, x: float, y: float, bounds: Sequence[float] | None, look: int) -> Series:
-    low, high = bounds or (y, y)
+def _point(label: str, x: float, y: float, ci95: Interval | None, look: int) -> Series:
+    low, high = (ci95.low, ci95.high) if ci95 else (y, y)
     return Series(label, [x], [y], look, [low], [high])
 
 
-def by_place(told: Sequence[Told]) -> Section:
+def by_place(models: Sequence[ModelSummary]) -> Section:
     """KL by position in the text and by kind of token, loss by layer and linear."""
-    title = "Where it is lost"
-    charts, tables, said = [], [], []
-    if chart := _position_chart(told):
-        charts.append(chart)
-    classes = [each for each in told if each["quality"] and each["quality"]["by_class"]]
-    if classes:
-        names = sorted({name for each in classes for name in each["quality"]["by_class"]})
-        rows = tuple(
-            (each["name"], *(figure((each["quality"]["by_class"].get(name) or {}).get("kl")) for name in names))
-            for each in classes
-        )
-        tables.append(Table("KL divergence by kind of token (nats)", ("variant", *names), rows))
-    if chart := _layers_chart(told, "relative_loss", "loss-layer", "Relative loss by layer", "mean relative loss"):
-        charts.append(chart)
-        said.append(LOSS)
-    if chart := _layers_chart(told, "predicted_kl", "kl-layer", "Predicted KL by layer", "KL divergence (nats)"):
-        charts.append(chart)
-    elif told:
-        said.append("No sensitivity pass was made, so the KL divergence of single layers was not predicted "
-                    "(`quantize --guided` makes one).")  # fmt: skip
-    tables += [_linears(each) for each in told if each["linears"]]
-    return Section("place", title, tuple(said), tuple(charts), tuple(tables))
+    charts, tables, sentences = [_position_chart(models)], _class_tables(models), []
+    loss = _layers_chart(models, "loss-layer", "Relative loss by layer", "mean relative loss", _mean_loss)
+    if loss is not None:
+        sentences.append(LOSS)
+    kl = _layers_chart(models, "kl-layer", "Predicted KL by layer", "KL divergence (nats)", _sum_of_kl)
+    if kl is None and models:
+        sentences.append("No sensitivity pass was made, so the KL divergence of single layers was not predicted "
+                         "(`quantize --guided` makes one).")  # fmt: skip
+    charts += [loss, kl]
+    tables += [_linears(model) for model in models if model.linears]
+    return Section("place", "Where it is lost", tuple(sentences), tuple(chart for chart in charts if chart),
+                   tuple(tables))  # fmt: skip
 
 
-def _position_chart(told: Sequence[Told]) -> Chart | None:
+def _class_tables(models: Sequence[ModelSummary]) -> list[Table]:
+    classes = {model.name: model.quality.by_class for model in models if model.quality and model.quality.by_class}
+    if not classes:
+        return []
+    kinds = sorted({kind for by_class in classes.values() for kind in by_class})
+    rows = tuple((name, *(_class_kl(by_class.get(kind)) for kind in kinds)) for name, by_class in classes.items())
+    return [Table("KL divergence by kind of token (nats)", ("variant", *kinds), rows)]
+
+
+def _class_kl(scores: ClassScores | None) -> str:
+    """Rounding leaves a divergence of nothing a little below 0."""
+    return NONE if scores is None or scores.kl is None else figure(max(0.0, scores.kl.mean))
+
+
+def _position_chart(models: Sequence[ModelSummary]) -> Chart | None:
     series = []
-    for each in told:
-        places = ((each["quality"] or {}).get("kl") or {}).get("by_position", [])
-        if places and all(place["mean"] > 0 for place in places):
-            x = [(place["from"] + place["to"]) / 2 for place in places]
-            series.append(Series(each["name"], x, [place["mean"] for place in places], looks(told)[each["name"]]))
+    for model in models:
+        bands = model.kl.by_position if model.kl else ()
+        if bands and all(band.mean > 0 for band in bands):
+            x = [(band.start + band.end) / 2 for band in bands]
+            series.append(Series(model.name, x, [band.mean for band in bands], looks(models)[model.name]))
     if not series:
         return None
     alt = "; ".join(
         f"{one.label}: {figure(one.y[0])} at the beginning, {figure(one.y[-1])} at the end" for one in series
     )
     return Chart("kl-position", "KL divergence by position", alt, "lines", "position in the window (tokens)",
-                 "KL divergence (nats a token)", tuple(series), log_y=True)  # fmt: skip
+                 "KL divergence (nats per token)", tuple(series), log_y=True)  # fmt: skip
 
 
-def _layers_chart(told: Sequence[Told], key: str, name: str, title: str, label: str) -> Chart | None:
+def _mean_loss(linears: Sequence[LinearLoss]) -> float:
+    """Of those that lost anything."""
+    losses = [linear.relative_loss for linear in linears if linear.relative_loss > 0]
+    return sum(losses) / max(len(losses), 1)
+
+
+def _sum_of_kl(linears: Sequence[LinearLoss]) -> float:
+    return sum(max(linear.predicted_kl or 0.0, 0.0) for linear in linears)
+
+
+def _layers_chart(
+    models: Sequence[ModelSummary],
+    name: str,
+    title: str,
+    label: str,
+    total: Callable[[Sequence[LinearLoss]], float],
+) -> Chart | None:
+    """total: of the linears of one layer; layers in which it is 0 are left out."""
     series = []
-    for each in told:
-        layers: dict[int, list[float]] = {}
-        for row in each["linears"]:
-            if row["layer"] is not None and (row[key] or 0) > 0:
-                layers.setdefault(row["layer"], []).append(row[key])
-        if len(layers) > 1:
-            x = sorted(layers)
-            y = [sum(layers[i]) / (len(layers[i]) if key == "relative_loss" else 1) for i in x]
-            series.append(Series(each["name"], x, y, looks(told)[each["name"]]))
+    for model in models:
+        layers: dict[int, list[LinearLoss]] = {}
+        for linear in model.linears:
+            if linear.layer is not None:
+                layers.setdefault(linear.layer, []).append(linear)
+        points = {layer: value for layer in sorted(layers) if (value := total(layers[layer])) > 0}
+        if len(points) > 1:
+            series.append(Series(model.name, [*points], [*points.values()], looks(models)[model.name]))
     if not series:
         return None
     alt = "; ".join(
@@ -161,93 +184,102 @@ def _layers_chart(told: Sequence[Told], key: str, name: str, title: str, label: 
     return Chart(name, title, alt, "lines", "decoder layer", label, tuple(series), log_y=True)
 
 
-def _linears(each: Told) -> Table:
+def _linears(model: ModelSummary) -> Table:
     """The linears that lost the most."""
-    worst = sorted(each["linears"], key=lambda row: -row["relative_loss"])[:8]
-    keys = {"relative_loss": "relative loss", "predicted_kl": "predicted KL (nats)"}
-    known = [key for key in keys if any(row[key] is not None for row in worst)]
-    rows = tuple((row["name"], *(figure(row[key]) for key in known)) for row in worst)
-    caption = f"{each['name']}: the linears that lost the most, of {len(each['linears'])}"
-    return Table(caption, ("linear", *(keys[key] for key in known)), rows)
+    worst = sorted(model.linears, key=lambda linear: -linear.relative_loss)[:WORST]
+    predicted = any(linear.predicted_kl is not None for linear in worst)
+    rows = tuple(
+        (linear.name, figure(linear.relative_loss), *([figure(linear.predicted_kl)] if predicted else []))
+        for linear in worst
+    )
+    head = ("linear", "relative loss", *(["predicted KL (nats)"] if predicted else []))
+    return Table(f"{model.name}: the linears that lost most, out of {len(model.linears)}", head, rows)
 
 
-def on_problems(told: Sequence[Told]) -> Section:
-    title, asked = "Problems, one by one", [each for each in told if each["problems"]]
+def on_problems(models: Sequence[ModelSummary]) -> Section:
+    title = "Problems, one by one"
+    asked = [(model.name, model.problems) for model in models if model.problems is not None]
     if not asked:
-        return Section("problems", title, ("No problems were asked: `r1quant verify OUT --aime mini` asks some.",))
-    samples = asked[0]["problems"]["samples"]
-    said = [
-        "Both models get the same problems with the same luck. McNemar's exact test asks whether the problems that "
-        "only one of them solved fall on both sides alike."
+        return Section("problems", title, ("No problems were asked. `r1quant verify OUT --aime mini` asks some.",))
+    samples = asked[0][1].samples
+    sentences = [
+        "Both models get the same problems with the same random draws. McNemar's exact test asks whether the problems "
+        "that only one of them solved are split evenly between the two."
     ]
     if samples > 1:
-        said.append(f"A problem counts as solved where more than half of its {samples} samples are right.")
+        sentences.append(f"A problem counts as solved if more than half of its {samples} samples are right.")
     head = ("variant", "problems", "baseline", "quantized", "change", "95 %", "both right", "lost", "gained", "neither",
-            "McNemar p", "smallest drop found")  # fmt: skip
-    tables = [Table("Baseline and quantized on the same problems", head, tuple(_paired_row(each) for each in asked))]
-    for each in asked:
-        changed = each["problems"]["changed"]
-        if changed:
-            rows = tuple((row["key"], str(row["baseline"]), str(row["quantized"])) for row in changed)
-            more = each["problems"]["changed_in_all"] - len(changed)
-            caption = f"{each['name']}: problems that changed" + (f", and {more} more" if more > 0 else "")
-            tables.append(Table(caption, ("problem", f"baseline, of {samples}", f"quantized, of {samples}"), rows))
-    return Section("problems", title, tuple(said), (), tuple(tables))
+            "McNemar p", "smallest detectable drop")  # fmt: skip
+    rows = tuple(_problem_row(name, problems) for name, problems in asked)
+    tables = [Table("Baseline and quantized model on the same problems", head, rows)]
+    tables += [_changed(name, problems) for name, problems in asked if problems.changed]
+    return Section("problems", title, tuple(sentences), (), tuple(tables))
 
 
-def _paired_row(each: Told) -> tuple[str, ...]:
-    found = each["problems"]
-    paired = found["paired"]
-    counts = [str(paired[key]) for key in ("both", "lost", "gained", "neither")] if paired else [NONE] * 4
+def _changed(name: str, problems: ProblemSummary) -> Table:
+    rows = tuple((row.key, str(row.baseline), str(row.quantized)) for row in problems.changed)
+    more = problems.changed_in_all - len(problems.changed)
+    caption = f"{name}: problems that changed" + (f", and {more} more" if more > 0 else "")
+    samples = problems.samples
+    return Table(caption, ("problem", f"baseline, of {samples}", f"quantized, of {samples}"), rows)
+
+
+def _problem_row(name: str, problems: ProblemSummary) -> tuple[str, ...]:
+    paired, difference = problems.paired, problems.difference
+    ci95 = difference.delta_ci95
+    counts = (paired.both, paired.lost, paired.gained, paired.neither) if paired else ()
     return (
-        each["name"],
-        f"{found['set']}, {found['problems']}",
-        percent(found["baseline"]["accuracy"]),
-        percent(found["quantized"]["accuracy"]),
-        percent(found["delta"], "+"),
-        NONE if found["delta_ci95"] is None else " to ".join(percent(bound, "+") for bound in found["delta_ci95"]),
-        *counts,
-        figure(paired["p_value"] if paired else None),
-        percent(found["smallest_detectable"]),
+        name,
+        f"{problems.set}, {problems.problems}",
+        percent(problems.baseline.accuracy),
+        percent(problems.quantized.accuracy),
+        percent(difference.delta, "+"),
+        f"{percent(ci95.low, '+')} to {percent(ci95.high, '+')}" if ci95 else NONE,
+        *(map(str, counts) if paired else [NONE] * 4),
+        figure(paired.p_value if paired else None),
+        percent(difference.smallest_detectable),
     )
 
 
-def of_lengths(told: Sequence[Told]) -> Section:
-    title, known = "Lengths and habits of answers", [each for each in told if each["lengths"]]
+def of_lengths(models: Sequence[ModelSummary]) -> Section:
+    title = "Lengths and habits of answers"
+    known = [(model.name, model.lengths) for model in models if model.lengths is not None]
     if not known:
         return Section("lengths", title, ("No answers were written, so there are no lengths.",))
-    sides = (f"{what}, {side}" for what in ("mean", "median", "longest") for side in ("baseline", "quantized"))
-    head = ("variant", *sides, "ratio of means", "95 %")
+    columns = (f"{what}, {side}" for what in ("mean", "median", "longest") for side in ("baseline", "quantized"))
+    head = ("variant", *columns, "ratio of means", "95 %")
     rows = []
-    for each in known:
-        found = each["lengths"]
-        cells = [tokens(found[side][key]) for key in ("mean", "median", "max") for side in ("baseline", "quantized")]
-        rows.append((each["name"], *cells, figure(found["ratio"]), interval(found["ratio_ci95"])))
-    tables = [Table("Tokens of an answer", head, tuple(rows))]
-    habits = [each for each in told if each["health"]]
-    if habits:
-        signs = tuple(
-            (each["name"], *(f"{percent(each['health']['baseline'][key])} → {percent(each['health']['quantized'][key])}"
-                             for key in SIGNS))
-            for each in habits
-        )  # fmt: skip
-        tables.append(Table("Habits, baseline → quantized", ("variant", *SIGNS.values()), signs))
-    charts = [chart for each in known if (chart := _histogram(each, looks(told)[each["name"]]))]
-    said = () if charts else ("The records do not hold the length of every answer, so there is no histogram.",)
-    return Section("lengths", title, said, tuple(charts[:4]), tuple(tables))
-
-
-def _histogram(each: Told, look: int) -> Chart | None:
-    found = each["lengths"]["histogram"]
-    if found is None:
-        return None
-    edges = found["edges"]
-    ticks = tuple(str(edge) for edge in edges[:-1])
-    series = tuple(
-        Series(label, range(len(ticks)), found[side], number)
-        for side, label, number in (("baseline", "baseline", 0), ("quantized", each["name"], look))
+    for name, lengths in known:
+        a, b = lengths.baseline, lengths.quantized
+        cells = map(tokens, (a.mean, b.mean, a.median, b.median, a.max, b.max))
+        rows.append((name, *cells, figure(lengths.ratio), interval(lengths.ratio_ci95)))
+    tables = [Table("Tokens per answer", head, tuple(rows)), *_habit_tables(models)]
+    charts = tuple(
+        _histogram(name, lengths.histogram, looks(models)[name]) for name, lengths in known if lengths.histogram
     )
-    counts = ", ".join(f"{side} {found[side]}" for side in ("baseline", "quantized"))
-    alt = f"Of {sum(found['baseline'])} answers each, in bins of {edges[1]} tokens: {counts}"
-    return Chart(f"lengths-{look}", f"Lengths of answers: {each['name']}", alt, "bars", "tokens of an answer, from",
+    sentences = () if charts else ("The records do not hold the length of every answer, so there is no histogram.",)
+    return Section("lengths", title, sentences, charts[:HISTOGRAMS], tuple(tables))
+
+
+def _habit_tables(models: Sequence[ModelSummary]) -> list[Table]:
+    known = [(model.name, model.health) for model in models if model.health is not None]
+    rows = tuple(
+        (
+            name,
+            *(f"{percent(share(habits.baseline))} → {percent(share(habits.quantized))}" for share in HABITS.values()),
+        )
+        for name, habits in known
+    )
+    return [Table("Habits, baseline → quantized", ("variant", *HABITS), rows)] if rows else []
+
+
+def _histogram(name: str, histogram: LengthHistogram, look: int) -> Chart:
+    ticks = tuple(str(edge) for edge in histogram.edges[:-1])
+    series = (
+        Series("baseline", range(len(ticks)), histogram.baseline, 0),
+        Series(name, range(len(ticks)), histogram.quantized, look),
+    )
+    counts = f"baseline {list(histogram.baseline)}, quantized {list(histogram.quantized)}"
+    alt = f"Of {sum(histogram.baseline)} answers each, in bins of {histogram.edges[1]} tokens: {counts}"
+    return Chart(f"lengths-{look}", f"Lengths of answers: {name}", alt, "bars", "tokens per answer, from",
                  "answers", series, ticks=ticks)  # fmt: skip

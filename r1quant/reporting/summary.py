@@ -1,126 +1,172 @@
-"""The numbers of a report: what report.json holds, and all that HTML, Markdown and charts are made from."""
+"""What a report says: the content of report.json, of which its pages and charts are made. Types, no arithmetic.
+
+What no record has is None, or empty.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import ClassVar
 
-from r1quant.reporting import untrusted, variants
-from r1quant.reporting.variants import VariantRecords
-from r1quant.reporting.verdict import verdict
-
-SCHEMA = "r1quant.report/1"
-Summary = Mapping[str, Any]
-# What a run predicted, and its measured counterpart: names, unit, where both lie in the record of the run.
-PREDICTIONS = (
-    ("files of the quantized model", "bytes", "predicted.output_bytes", "output_bytes"),
-    ("peak memory of quantizing", "bytes", "predicted.peak_rss_bytes", "peak_rss_bytes"),
-    ("time of quantizing", "seconds", "predicted.seconds", "seconds"),
-)
+from r1quant.records.answers import AccuracyDifference, HabitComparison, LengthSummary, ModelAccuracy
+from r1quant.records.bench import BenchRow, ReferenceRow
+from r1quant.records.fields import stored
+from r1quant.records.interval import Interval
+from r1quant.records.record import Record
+from r1quant.records.text import Divergence, TextScores
+from r1quant.records.verification import GateVerdict
+from r1quant.reporting.hardware import HardwareSummary
 
 
-def summary(
-    found: Sequence[VariantRecords], hardware: Summary | None, commands: Mapping[str, Sequence[str]]
-) -> dict[str, Any]:
-    """All that is known of the variants of one model.
+@dataclass(frozen=True)
+class LinearLoss:
+    """What one linear lost. layer: None outside of the decoder layers; predicted_kl: in nats per token."""
 
-    hardware  what the memory model says: `memory` against context, and `rows` of cards; None where no config is known
-    commands  of each variant, by name: how to repeat what was measured
+    name: str
+    layer: int | None
+    relative_loss: float
+    predicted_kl: float | None
+
+
+@dataclass(frozen=True)
+class ProblemCounts:
+    """Of one problem: how many samples each model solved."""
+
+    key: str
+    baseline: int
+    quantized: int
+
+
+@dataclass(frozen=True)
+class PairedProblems:
+    """Problems by who solved them, and McNemar's exact p-value, two-sided, for no difference."""
+
+    both: int
+    lost: int
+    gained: int
+    neither: int
+    p_value: float
+
+
+@dataclass(frozen=True)
+class ProblemSummary:
+    """Both models on the same problems, `samples` answers to each.
+
+    paired          None if the record does not list the problems
+    changed         the first of the problems that one model solved more often than the other
+    changed_in_all  how many of these there are
     """
-    told = [_variant(each, hardware or {}, commands.get(each.name, ())) for each in found]
-    models = sorted({each.model for each in found if each.model})
-    return {
-        "schema": SCHEMA,
-        "models": models,
-        "verdict": verdict(told),
-        "variants": told,
-        "hardware": hardware,
-    }
+
+    set: str
+    problems: int
+    samples: int
+    baseline: ModelAccuracy
+    quantized: ModelAccuracy
+    difference: AccuracyDifference = field(metadata=stored(inline=True))
+    paired: PairedProblems | None
+    changed: tuple[ProblemCounts, ...]
+    changed_in_all: int
 
 
-def _variant(each: VariantRecords, hardware: Summary, commands: Sequence[str]) -> dict[str, Any]:
-    recipe = untrusted.mapping(each.made, "recipe")
-    quality, linears = variants.quality(each), variants.linears(each)
-    return {
-        "name": each.name,
-        "model": each.model,
-        "method": untrusted.text(recipe, "method"),
-        "format": untrusted.text(recipe, "format"),
-        "bits": None if _budgeted(recipe) else untrusted.number(recipe, "bits"),
-        "bits_per_weight": variants.bits_of(each),
-        "bytes": _bytes(each, hardware),
-        "quality": quality,
-        "gates": variants.gates(each),
-        **variants.answers(each),
-        "speed": variants.speed(each),
-        "linears": linears,
-        "remarks": [untrusted.plain(line) for line in _strings(each.made.get("fallbacks"))],
-        "predictions": _predictions(each, quality),
-        "commands": list(commands),
-        "provenance": _provenance(each),
-    }
+@dataclass(frozen=True)
+class LengthHistogram:
+    """Counts of answers in bins; edges in tokens, one more than there are bins."""
+
+    edges: tuple[int, ...]
+    baseline: tuple[int, ...]
+    quantized: tuple[int, ...]
 
 
-def _budgeted(recipe: Summary) -> bool:
-    return any(recipe.get(key) is not None for key in ("target_bpw", "target_size", "fit_gpu"))
+@dataclass(frozen=True)
+class LengthComparison:
+    """Lengths of answers in tokens; ratio: of the means, quantized over baseline."""
+
+    baseline: LengthSummary
+    quantized: LengthSummary
+    ratio: float | None
+    ratio_ci95: Interval | None
+    histogram: LengthHistogram | None
 
 
-def _strings(value: Any) -> list[str]:
-    return [line for line in value if isinstance(line, str)] if isinstance(value, list) else []
+@dataclass(frozen=True)
+class ReferenceLoad:
+    """Both models at one load on the reference card; source: modelled or measured."""
+
+    card: str
+    source: str
+    speeds: ReferenceRow = field(metadata=stored(inline=True))
 
 
-def _bytes(each: VariantRecords, hardware: Summary) -> float | None:
-    """Of the files, where a run told; else of the weights as the memory model has them."""
-    stated = untrusted.number(each.run, "output_bytes")
-    modelled = untrusted.number(untrusted.mapping(hardware, "weights_bytes"), each.name)
-    return stated if stated is not None else modelled
+@dataclass(frozen=True)
+class LoadSpeed:
+    """Both models at one load: here, and on the reference card."""
+
+    measured: BenchRow = field(metadata=stored(inline=True))
+    reference: ReferenceLoad | None
 
 
-def _predictions(each: VariantRecords, quality: Summary | None) -> list[dict[str, Any]]:
-    found = []
-    fresh = untrusted.number(each.run, "resumed_layers") == 0 and each.run.get("already_complete") is False
-    for name, unit, predicted, measured in PREDICTIONS:
-        if fresh or (unit == "bytes" and measured == "output_bytes"):
-            found.append((name, unit, untrusted.number(each.run, predicted), untrusted.number(each.run, measured)))
-    if quality is not None and quality["kl"] is not None:
-        foreseen = untrusted.number(each.made, "predicted_kl")
-        found.append(("KL divergence", "nats", foreseen, quality["kl"]["mean"]))
-    return [
-        {"what": name, "unit": unit, "predicted": predicted, "measured": measured}
-        for name, unit, predicted, measured in found
-        if predicted is not None and measured is not None
-    ]
+@dataclass(frozen=True)
+class Prediction:
+    """A number that was predicted, beside what it turned out to be; unit: bytes, seconds or nats."""
+
+    what: str
+    unit: str
+    predicted: float
+    measured: float
 
 
-def _provenance(each: VariantRecords) -> list[list[str]]:
-    """Names and values: hashes, recipe, text, versions."""
-    found: dict[str, str] = {}
-    for key in ("model", "architecture", "config", "tokenizer"):
-        found[key] = untrusted.text(each.made, key) or ""
-    found["source"] = untrusted.short(untrusted.text(each.made, "source") or "")
-    for part in ("weights", "recipe", "compute", "calibration", "environment"):
-        found |= _flat(part, untrusted.mapping(each.made, part))
-    for record in each.verified:
-        for part in ("hashes", "text", "environment"):
-            found |= _flat(f"verify, {part}", untrusted.mapping(record, part))
-        for key in ("set", "source", "sha256"):
-            found[f"verify, problems {key}"] = untrusted.short(untrusted.text(record, f"aime.{key}") or "")
-        for key in ("backend", "baseline_backend", "dtype"):
-            found[f"verify, {key}"] = untrusted.text(record, key) or ""
-    for record in each.benched:
-        found |= _flat("bench", untrusted.mapping(record, "protocol")) | _flat(
-            "bench, environment", untrusted.mapping(record, "environment")
-        )
-    return [[name, value] for name, value in found.items() if value]
+@dataclass(frozen=True)
+class ModelSummary:
+    """What the records say of one quantized model.
+
+    bits             of its recipe; None under a budget
+    bits_per_weight  stored bits of a quantized weight, with its share of scales and zero points
+    nbytes           of its files; else of its weights as the memory model has them
+    remarks          a line for each linear with which something was not as usual
+    commands         how to make and measure it again
+    provenance       pairs of a name and a value: hashes, recipe, text, versions
+    """
+
+    name: str
+    model: str | None
+    method: str | None
+    format: str | None
+    bits: float | None
+    bits_per_weight: float | None
+    nbytes: float | None = field(metadata=stored("bytes"))
+    quality: TextScores | None
+    gates: tuple[GateVerdict, ...]
+    problems: ProblemSummary | None
+    lengths: LengthComparison | None
+    health: HabitComparison | None
+    speed: tuple[LoadSpeed, ...]
+    linears: tuple[LinearLoss, ...]
+    remarks: tuple[str, ...]
+    predictions: tuple[Prediction, ...]
+    commands: tuple[str, ...]
+    provenance: tuple[tuple[str, ...], ...]
+
+    @property
+    def kl(self) -> Divergence | None:
+        return None if self.quality is None else self.quality.kl
 
 
-def _flat(name: str, part: Summary) -> dict[str, str]:
-    found = {}
-    for key, value in part.items():
-        if isinstance(value, str):
-            found[f"{name}: {key}"] = (
-                untrusted.short(value) if "/" in value or "\\" in value else untrusted.plain(value)
-            )
-        elif isinstance(value, bool | int) or untrusted.finite(value) is not None:
-            found[f"{name}: {key}"] = str(value)
-    return found
+@dataclass(frozen=True)
+class Verdict:
+    """chosen: the name of the model to take; passed: whether its gates hold, None if none was set."""
+
+    chosen: str | None
+    passed: bool | None
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Summary(Record):
+    """models: the names of what was quantized; hardware: None if no record has a config."""
+
+    SCHEMA: ClassVar[str] = "r1quant.report/2"
+
+    models: tuple[str, ...]
+    verdict: Verdict
+    variants: tuple[ModelSummary, ...]
+    hardware: HardwareSummary | None

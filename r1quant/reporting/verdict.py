@@ -2,76 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Sequence
 
-from r1quant.reporting import untrusted
 from r1quant.reporting.formatting import figure, nbytes, percent, plural
+from r1quant.reporting.summary import ModelSummary, Verdict
 
-Told = Mapping[str, Any]
+EXAMPLE_GATE = "--gate 'kl.mean<0.05'"
 
 
-def verdict(told: Sequence[Told]) -> dict[str, Any]:
-    """chosen: the smallest variant all of whose gates hold; where none has gates, the one that is closest.
-
-    passed is None where no gate was set on any.
-    """
-    gated = [each for each in told if each["gates"]]
-    passing = [each for each in gated if all(gate["passed"] for gate in each["gates"])]
+def verdict(models: Sequence[ModelSummary]) -> Verdict:
+    """Chooses the smallest variant all of whose gates hold; without gates, the one closest to the baseline."""
+    gated = [model for model in models if model.gates]
+    passing = [model for model in gated if all(gate.passed for gate in model.gates)]
     if passing:
         best = min(passing, key=_size)
-        return {"chosen": best["name"], "passed": True, "sentence": _take(best, len(gated))}
+        return Verdict(best.name, True, _take(best, len(gated)))
     if gated:
         best = min(gated, key=_distance)
-        return {"chosen": best["name"], "passed": False, "sentence": _refuse(best, len(gated))}
-    if not told:
-        return {"chosen": None, "passed": None, "sentence": "No quantized model is in these records."}
-    best = min(told, key=_distance)
-    return {"chosen": best["name"], "passed": None, "sentence": _undecided(best)}
+        return Verdict(best.name, False, _refuse(best, len(gated)))
+    if not models:
+        return Verdict(None, None, "These records describe no quantized model.")
+    best = min(models, key=_distance)
+    return Verdict(best.name, None, _undecided(best))
 
 
-def _take(best: Told, gated: int) -> str:
-    gates = plural(len(best["gates"]), "gate")
-    among = f", the smallest of {gated} that were measured against gates" if gated > 1 else ""
-    return f"Use {best['name']}{among}: it passes {'its ' + gates}. {evidence(best)}".strip()
+def _take(best: ModelSummary, gated: int) -> str:
+    count = len(best.gates)
+    gates = "its gate" if count == 1 else f"all of its {count} gates"
+    among = f", the smallest of {gated} variants measured against gates" if gated > 1 else ""
+    return f"Use {best.name}{among}: it passes {gates}. {evidence(best)}".strip()
 
 
-def _refuse(best: Told, gated: int) -> str:
-    failed = [gate for gate in best["gates"] if not gate["passed"]]
-    said = "; ".join(f"{gate['gate']} is {figure(gate['value'])}" for gate in failed)
-    missed = f"{best['name']} fails {len(failed)} of {plural(len(best['gates']), 'gate')} ({said})"
-    lead = f"Do not ship this: {missed}." if gated == 1 else f"None of {gated} passes its gates. The closest, {missed}."
-    return f"{lead} More bits, or rounding by what the answer needs (--guided), is what to try next."
+def _refuse(best: ModelSummary, gated: int) -> str:
+    failed = [gate for gate in best.gates if not gate.passed]
+    values = "; ".join(f"{gate.gate} is {figure(gate.value)}" for gate in failed)
+    missed = f"{best.name} fails {len(failed)} of {plural(len(best.gates), 'gate')} ({values})"
+    several = f"None of {gated} variants passes its gates. The closest, {missed}."
+    lead = f"Do not ship this: {missed}." if gated == 1 else several
+    return f"{lead} Try more bits next, or let gradients guide the rounding (--guided)."
 
 
-def _undecided(best: Told) -> str:
+def _undecided(best: ModelSummary) -> str:
     known = evidence(best)
     if not known:
-        return f"Nothing was measured of {best['name']}: run r1quant verify {best['name']} --gate 'kl.mean<0.05'."
-    return f"No gate was set, so nothing is decided: verify with --gate 'kl.mean<0.05'. {best['name']}: {known}"
+        return f"{best.name} was not measured: run r1quant verify {best.name} {EXAMPLE_GATE}."
+    return f"No gate was set, so nothing is decided: verify with {EXAMPLE_GATE}. {best.name}: {known}"
 
 
-def evidence(each: Told) -> str:
+def evidence(model: ModelSummary) -> str:
     """What was measured of one variant, in short."""
     parts = []
-    size, bits = each["bytes"], each["bits_per_weight"]
+    size, bits = model.nbytes, model.bits_per_weight
     if size is not None or bits is not None:
-        parts.append(" at ".join(filter(None, (size and nbytes(size), bits and f"{figure(bits)} bits a weight"))))
-    kl = untrusted.mapping(each, "quality.kl")
-    if kl:
-        parts.append(f"KL divergence {figure(kl['mean'])} nats a token")
-    asked = each["problems"]
-    if asked and asked["quantized"]["accuracy"] is not None and asked["baseline"]["accuracy"] is not None:
-        before, after = (percent(asked[side]["accuracy"]) for side in ("baseline", "quantized"))
-        parts.append(f"{after} of {asked['problems']} problems right, {before} before")
+        weight = f"{figure(bits)} bits per weight" if bits else ""
+        parts.append(" at ".join(filter(None, (nbytes(size) if size else "", weight))))
+    if model.kl is not None:
+        parts.append(f"KL divergence {figure(model.kl.mean)} nats per token")
+    asked = model.problems
+    if asked is not None:
+        before, after = (percent(side.accuracy) for side in (asked.baseline, asked.quantized))
+        parts.append(f"{after} of {asked.problems} problems solved, against {before} by the baseline")
     return f"{'; '.join(parts)}." if parts else ""
 
 
-def _size(each: Told) -> float:
-    size = each["bytes"] if each["bytes"] is not None else each["bits_per_weight"]
-    return float("inf") if size is None else float(size)
+def _size(model: ModelSummary) -> float:
+    size = model.nbytes if model.nbytes is not None else model.bits_per_weight
+    return math.inf if size is None else size
 
 
-def _distance(each: Told) -> float:
-    mean = untrusted.number(each, "quality.kl.mean")
-    return float("inf") if mean is None else mean
+def _distance(model: ModelSummary) -> float:
+    return math.inf if model.kl is None else model.kl.mean

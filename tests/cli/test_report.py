@@ -47,7 +47,7 @@ def test_from_quantize_to_report(run: Run, llama: Path, text_file: Path) -> None
     assert each["quality"]["kl"]["mean"] == verified["kl"]["mean"]
     assert each["bytes"] == sum(p.stat().st_size for p in Path("out").iterdir() if p.name != "r1quant.json")
     assert each["predictions"][0]["measured"] == made["output_bytes"]
-    assert {row["what"] for row in each["predictions"]} >= {"KL divergence", "time of quantizing"}
+    assert {row["what"] for row in each["predictions"]} >= {"KL divergence", "time to quantize"}
     assert found["hardware"]["names"][1:] == ["out"]
     for line in each["commands"]:
         _, name, *words = shlex.split(line)
@@ -125,10 +125,10 @@ def test_the_order_and_the_names_of_folders_do_not_matter(run: Run, in_tmp: Path
     [
         ((), 2, "there are no records in this folder"),
         (("absent",), 2, "there is no file or folder absent"),
-        (("other.json",), 2, "other.json is no record that is known (schema: something/1)"),
-        (("broken.json",), 2, "broken.json is no record that is known (schema: none)"),
-        (("list.json",), 2, "list.json is no record that is known (schema: none)"),
-        (("deep.json",), 2, "deep.json is no record that is known (schema: none)"),
+        (("other.json",), 2, "other.json is no record that a report knows (schema: something/1)"),
+        (("broken.json",), 2, "broken.json is no record that a report knows (schema: none)"),
+        (("list.json",), 2, "list.json is no record that a report knows (schema: none)"),
+        (("deep.json",), 2, "deep.json is no record that a report knows (schema: none)"),
     ],
 )
 def test_what_is_no_record(run: Run, in_tmp: Path, words: tuple[str, ...], code: int, says: str) -> None:

@@ -21,7 +21,8 @@ TEXTS = st.text(
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 COUNTS = st.integers(0, LARGEST - 1025)  # the nearest float is still below the limit
 INTERVALS = st.tuples(NUMBERS, NUMBERS).map(lambda ends: Interval(min(ends), max(ends)))
-SETTINGS = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | NUMBERS | TEXTS | st.lists(TEXTS).map(tuple)
+LISTS = st.lists(TEXTS).map(tuple) | st.lists(COUNTS).map(tuple)
+SETTINGS = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | NUMBERS | TEXTS | LISTS
 KEYS = ("schema", "kl", "mean", "mean_ci95", "aime", "health", "rows", "options", "gates", "linears", "baseline")
 # Also what Python's parser takes for JSON though it is none, and what no record may hold.
 LEAVES = (

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from r1quant.recipe import Recipe
+from r1quant.records.record import Record
+from r1quant.records.table import read_record
 from tests.models import config
 
 KINDS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
@@ -68,6 +70,8 @@ def verification(bits: int = 4, gates: tuple[tuple[str, float, bool], ...] = ())
         }
         for key, (a, b) in counts.items()
     ]
+    accuracy = {"accuracy": 0.625, "ci95": [0.2, 0.9], "maj": 0.5, "pass": 0.75, "problems": 4, "samples": 2}
+    habits = {"closed_think": 1.0, "truncated": 0.0, "unparsed": 0.0, "loops": 0.0, "language_mixing": 0.0}
     return {
         "schema": "r1quant.verification/2",
         "model": "tiny",
@@ -83,20 +87,21 @@ def verification(bits: int = 4, gates: tuple[tuple[str, float, bool], ...] = ())
             "predicted": 10.0**-bits,
             "by_position": [{"from": 1, "to": 255, "mean": mean}, {"from": 256, "to": 511, "mean": mean * 2}],
         },
+        "delta_p_rms": 0.01,
         "top1": 0.97,
         "top1_ci95": [0.96, 0.98],
-        "by_class": {"thinking": {"tokens": 900, "kl": {"mean": mean}}},
+        "by_class": {"thinking": {
+            "tokens": 900, "kl": {"mean": mean}, "perplexity": {"baseline": 12.0, "quantized": 12.1}, "top1": 0.97,
+        }},
         "text": {"source": "a text", "sha256": "cc" * 32, "windows": 2, "seq_len": 512},
         "aime": {
             "set": "mini", "source": "problems", "sha256": "dd" * 32, "problems": 4, "samples": 2,
-            "baseline": {"accuracy": 0.625, "ci95": [0.2, 0.9]}, "quantized": {"accuracy": 0.625, "ci95": [0.2, 0.9]},
+            "baseline": accuracy, "quantized": accuracy,
             "delta": 0.0, "delta_ci95": [-0.5, 0.5], "p_value": 1.0, "smallest_detectable": 0.8, "table": table,
         },
         "health": {
-            side: {"closed_think": 1.0, "truncated": 0.0, "unparsed": 0.0, "loops": 0.0, "language_mixing": 0.0,
-                   "length": {"mean": 15.0, "median": 15.0, "max": 59}}
-            for side in ("baseline", "quantized")
-        } | {"length_ratio": 1.0, "length_ratio_ci95": [0.9, 1.1]},
+            side: habits | {"length": {"mean": 15.0, "median": 15.0, "max": 59}} for side in ("baseline", "quantized")
+        } | {"delta": habits, "length_ratio": 1.0, "length_ratio_ci95": [0.9, 1.1]},
         "gates": [{"gate": gate, "value": value, "passed": passed} for gate, value, passed in gates],
         "hashes": {"baseline": "ee" * 32, "quantized": "ff" * 32},
         "options": {"windows": 2, "seq_len": 512, "aime": "mini", "samples": 2, "gate": [gate for gate, _, _ in gates]},
@@ -113,6 +118,7 @@ def bench(bits: int = 4) -> dict[str, Any]:
         }  # fmt: skip
 
     modelled = {
+        "source": "modelled",
         "prefill_tokens_per_second": 9e5,
         "decode_tokens_per_second": 9e3,
         "ttft_seconds": 1e-4,
@@ -130,6 +136,13 @@ def bench(bits: int = 4) -> dict[str, Any]:
         "protocol": {"repeats": 3, "warm_up": 1, "order": "in turn"},
         "environment": {"machine": "x86_64"},
     }  # fmt: skip
+
+
+def read(*found: tuple[str, dict[str, Any]]) -> list[tuple[str, Record]]:
+    """As report reads records, each with the name of its folder."""
+    records = [(folder, read_record(record, lenient=True)) for folder, record in found]
+    assert all(record is not None for _, record in records)
+    return [(folder, record) for folder, record in records if record is not None]
 
 
 def everything(*bits: int) -> list[tuple[str, dict[str, Any]]]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
 
 from r1quant.jobs.verify.options import VerifyOptions
 from r1quant.recipe import TARGETS, Recipe
+from r1quant.records.bench import Bench
+from r1quant.records.fields import Setting, Settings
 from r1quant.reporting import untrusted
 from r1quant.reporting.variants import VariantRecords
 
 ALWAYS = ("method", "bits")  # a method that is named keeps presets out
+JOINED = ("tasks", "allowed_bits")  # options that take a list with commas; others are given again and again
 OFF = {
     "symmetric": "asymmetric",
     "scale_search": "min-max",
@@ -23,57 +24,47 @@ OFF = {
 
 def commands(variant: VariantRecords) -> list[str]:
     """One a line, in the order in which they are to be run."""
-    found, recipe = [], untrusted.mapping(variant.made, "recipe")
-    if recipe and variant.model:
-        found.append(
-            _line("quantize", _source(variant.made, variant.model), "-o", variant.name, *_flags(recipe, Recipe()))
-        )
-    for record in variant.verified:
-        options = untrusted.mapping(record, "options")
-        found.append(_line("verify", variant.name, *_flags(options, VerifyOptions())))
-    for record in variant.benched:
-        found.append(_line("bench", variant.name, *_bench(record)))
-    return found
+    lines, made = [], variant.quantization
+    if made is not None and made.recipe and variant.model:
+        source = untrusted.short(made.source or variant.model)
+        lines.append(_line("quantize", source, "-o", variant.name, *_flags(made.recipe, Recipe())))
+    for record in variant.verifications:
+        lines.append(_line("verify", variant.name, *_flags(record.options, VerifyOptions())))
+    for bench in variant.benches:
+        lines.append(_line("bench", variant.name, *_bench_flags(bench)))
+    return lines
 
 
-def _source(made: Mapping[str, Any], model: str) -> str:
-    """A Hub id or embedded name as it was given; of a local path, its last part."""
-    return untrusted.short(untrusted.text(made, "source") or model)
-
-
-def _flags(given: Mapping[str, Any], defaults: object) -> list[str]:
+def _flags(options: Settings, defaults: Recipe | VerifyOptions) -> list[str]:
     words = []
-    budget = any(given.get(name) is not None for name in TARGETS)
-    for each in fields(defaults):  # type: ignore[arg-type]  # a dataclass
-        value, default = given.get(each.name), getattr(defaults, each.name)
-        same = value == default or (isinstance(value, list) and tuple(value) == default)
-        wanted = not same or each.name in ALWAYS
-        if each.name in given and wanted and value is not None and not (budget and each.name == "bits"):
-            words += _words(each.name, value)
+    budget = any(options.get(name) is not None for name in TARGETS)
+    for field in fields(defaults):
+        name, value = field.name, options.get(field.name)
+        changed = value != getattr(defaults, name) or name in ALWAYS
+        if value is not None and changed and not (budget and name == "bits"):
+            words += _words(name, value)
     return words
 
 
-def _words(name: str, value: Any) -> list[str]:
+def _words(name: str, value: Setting) -> list[str]:
     flag = f"--{name.replace('_', '-')}"
     if isinstance(value, bool):
         return [flag] if value else [f"--{OFF.get(name, 'un' + name)}"]
-    if isinstance(value, list):
-        joined = name in ("tasks", "allowed_bits")
-        values = [",".join(map(str, value))] if joined else map(str, value)
-        return [word for each in values for word in (flag, untrusted.plain(each))]
+    if isinstance(value, tuple):
+        values = [",".join(map(str, value))] if name in JOINED else map(str, value)
+        return [word for one in values for word in (flag, untrusted.plain(one))]
     if isinstance(value, str):
         return [flag, untrusted.short(value) if value.startswith(("/", ".", "~")) else untrusted.plain(value)]
-    return [flag, str(value)] if untrusted.finite(value) is not None else []
+    return [flag, str(value)]
 
 
-def _bench(record: Mapping[str, Any]) -> list[str]:
-    words, rows = [], untrusted.rows(record, "rows")
+def _bench_flags(record: Bench) -> list[str]:
+    words = []
     for key in ("prompt_tokens", "new_tokens", "batch"):
-        values = list(dict.fromkeys(untrusted.count(row, key) for row in rows))
-        words += [f"--{key.replace('_', '-')}", ",".join(map(str, values))] if None not in values and values else []
-    for key in ("repeats", "warm_up"):
-        value = untrusted.count(record, f"protocol.{key}")
-        words += [f"--{key.replace('_', '-')}", str(value)] if value is not None else []
+        values = dict.fromkeys(getattr(row, key) for row in record.rows)
+        words += [f"--{key.replace('_', '-')}", ",".join(map(str, values))] if values else []
+    if record.protocol is not None:
+        words += ["--repeats", str(record.protocol.repeats), "--warm-up", str(record.protocol.warm_up)]
     return words
 
 

@@ -1,37 +1,42 @@
-"""report: finds records, makes facts of them and writes the report, or says where one that is there differs."""
+"""report: finds records, sums them up and writes the report, or says where one that is there differs."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from r1quant.core.json import JsonObject
 from r1quant.errors import CheckpointError, RecipeError
 from r1quant.extras import need
 from r1quant.jobs.checkpoint_writer import RECORD
 from r1quant.jobs.report.commands import commands
 from r1quant.jobs.report.hardware import hardware
-from r1quant.reporting import untrusted
+from r1quant.records.quantization import Quantization, QuantizeRun
+from r1quant.records.reading import clean
+from r1quant.records.record import Record, schema_of
+from r1quant.records.table import read_record
+from r1quant.reporting.hardware import HardwareSummary
 from r1quant.reporting.sections import document
-from r1quant.reporting.summary import summary
-from r1quant.reporting.variants import SCHEMAS, VariantRecords, gathered
+from r1quant.reporting.summarize import summarize
+from r1quant.reporting.summary import Summary
+from r1quant.reporting.untrusted import plain
+from r1quant.reporting.variants import KINDS, VariantRecords, grouped
 from r1quant.storage import atomic
 
 LARGEST, MOST = 1 << 26, 10_000  # bytes of a record, files that are looked at in a folder
-HTML, MARKDOWN, FACTS, PNG = "report.html", "report.md", "report.json", "report.png"
+HTML, MARKDOWN, SUMMARY, PNG = "report.html", "report.md", "report.json", "report.png"
 GENERATOR = re.compile(r'<meta name="generator" content="([^"]*)">')
 DRAWN = re.compile(r"<svg .*?</svg>|<meta name=\"generator\"[^>]*>|<footer>.*?</footer>", re.DOTALL)
-Records = list[tuple[str, Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)
 class Reported:
     """files: what was written, or compared; differing: of these, those that are not what would be written now.
 
-    note: what was left out of the comparison; None where nothing was.
+    note: what was left out of the comparison; None if nothing was.
     """
 
     files: tuple[Path, ...]
@@ -40,7 +45,7 @@ class Reported:
     differing: tuple[str, ...] = ()
     note: str | None = None
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         sizes = [{"path": str(path), "bytes": path.stat().st_size} for path in self.files if path.is_file()]
         return {"files": sizes, "verdict": self.verdict, "records": self.records,
                 "differing": list(self.differing), "note": self.note}  # fmt: skip
@@ -51,7 +56,7 @@ def report(named: Sequence[str | Path], out: str | Path, png: bool = False, chec
 
     check  writes nothing: what is in `out` is compared with what would be written
 
-    Raises RecipeError where there is no record, CheckpointError where a file cannot be read, MissingDependency.
+    Raises RecipeError if there is no record, CheckpointError if a file cannot be read, MissingDependency.
     """
     need("report")
     out = Path(out)
@@ -62,68 +67,76 @@ def report(named: Sequence[str | Path], out: str | Path, png: bool = False, chec
             f"there are no records in {where}",
             "name an output of quantize, or what verify --record or bench --record wrote",
         )
-    made = _made(records, png)
-    verdict = json.loads(made[FACTS])["verdict"]["sentence"]
-    files = tuple(out / name for name in made)
+    variants = grouped(records)
+    summary = summarize(variants, _modelled(variants), {variant.name: commands(variant) for variant in variants})
+    contents = _contents(summary, png)
+    files = tuple(out / name for name in contents)
     if check:
-        differing, note = _compared(out, made)
-        return Reported(files, verdict, len(records), differing, note)
+        differing, note = _compared(out, contents)
+        return Reported(files, summary.verdict.sentence, len(records), differing, note)
     out.mkdir(parents=True, exist_ok=True)
-    for name, content in made.items():
+    for name, content in contents.items():
         atomic.write_bytes(out / name, content)
-    return Reported(files, verdict, len(records))
+    return Reported(files, summary.verdict.sentence, len(records))
 
 
-def _made(records: Records, png: bool) -> dict[str, bytes]:
+def _contents(summary: Summary, png: bool) -> dict[str, bytes]:
     """The files of a report by name."""
     from r1quant.reporting import html, markdown, plots
 
-    variants = gathered(records)
-    told = summary(variants, _modelled(variants), {each.name: commands(each) for each in variants})
-    text = json.dumps(told, indent=1, ensure_ascii=True) + "\n"
-    shown = document(json.loads(text))
-    made = {HTML: html.page(shown).encode(), MARKDOWN: markdown.page(shown).encode(), FACTS: text.encode()}
+    shown = document(summary)
+    text = json.dumps(summary.as_dict(), indent=1, ensure_ascii=True) + "\n"
+    contents = {HTML: html.page(shown).encode(), MARKDOWN: markdown.page(shown).encode(), SUMMARY: text.encode()}
     main = next(iter(shown.charts), None)
     if png and main is not None:
-        made[PNG] = plots.png(main)
-    return made
+        contents[PNG] = plots.png(main)
+    return contents
 
 
-def _modelled(variants: Sequence[VariantRecords]) -> dict[str, Any] | None:
-    """By the memory model; only where all variants are of one model, and a run says what its config is."""
-    config = next((found for each in variants if (found := untrusted.mapping(each.run, "config"))), None)
-    recorded = {each.name: each.made for each in variants if each.made}
-    alike = len({json.dumps(each.made.get("config")) for each in variants if each.made}) == 1
-    return hardware(config, recorded) if config and alike else None
+def _modelled(variants: Sequence[VariantRecords]) -> HardwareSummary | None:
+    """By the memory model; only if all variants are of one model, and a run says what its config is."""
+    config = next((one.run.config for one in variants if one.run and isinstance(one.run.config, Mapping)), None)
+    quantizations = {one.name: one.quantization for one in variants if one.quantization is not None}
+    alike = len({record.config for record in quantizations.values()}) == 1
+    return hardware(config, quantizations) if config and alike else None
 
 
-def _records(path: Path, out: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Raises CheckpointError where a named file cannot be read, RecipeError where it is no record."""
+def _records(path: Path, out: Path) -> Iterator[tuple[str, Record]]:
+    """Raises CheckpointError if a named file cannot be read, RecipeError if it is no record."""
     if path.is_dir():
-        for found in _files(path, out):
-            record = _read(found)
-            if record is not None and record.get("schema") in SCHEMAS:
-                yield from _with_config(found, record)
+        for file in _files(path, out):
+            record = _read(_json(file))
+            if record is not None:
+                yield from _with_config(file, record)
         return
     if not path.is_file():
         raise RecipeError(f"there is no file or folder {path}", "name records, or folders that hold some")
-    record = _read(path)
-    if record is None or record.get("schema") not in SCHEMAS:
-        stated = untrusted.text(record, "schema") or "none"
-        raise RecipeError(f"{path} is no record that is known (schema: {stated})", f"give one of {', '.join(SCHEMAS)}")
+    content = _json(path)
+    record = _read(content)
+    if record is None:
+        schema, kinds = schema_of(content) or "none", ", ".join(kind.SCHEMA for kind in KINDS)
+        raise RecipeError(
+            f"{path} is no record that a report knows (schema: {clean(schema)[:40]})", f"give one of {kinds}"
+        )
     yield from _with_config(path, record)
 
 
-def _with_config(path: Path, record: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _read(content: object) -> Record | None:
+    """A record of a kind that reports are made of. Figures of it that are damaged are taken for missing."""
+    record = read_record(content, lenient=True)
+    return record if isinstance(record, KINDS) else None
+
+
+def _with_config(path: Path, record: Record) -> Iterator[tuple[str, Record]]:
     """A record, and after one that lies in an output of quantize what that folder says besides."""
     folder = path.resolve().parent
     inside = path.name == RECORD and (folder / "config.json").is_file()
     yield folder.name if inside else path.stem, record
-    if inside:
-        config = _read(folder / "config.json") or {}
+    if inside and isinstance(record, Quantization):
         weights = [file for file in folder.iterdir() if file.is_file() and file.name != RECORD]
-        run = {"schema": SCHEMAS[1], "out": folder.name, "record": record, "config": config}
-        yield folder.name, run | {"output_bytes": sum(file.stat().st_size for file in weights)}
+        size = sum(file.stat().st_size for file in weights)
+        run: JsonObject = {"schema": QuantizeRun.SCHEMA, "config": _json(folder / "config.json")}
+        yield folder.name, replace(QuantizeRun.from_json(run, lenient=True), record=record, output_bytes=size)
 
 
 def _files(folder: Path, out: Path) -> list[Path]:
@@ -138,15 +151,14 @@ def _files(folder: Path, out: Path) -> list[Path]:
     return sorted(found)
 
 
-def _read(path: Path) -> Mapping[str, Any] | None:
-    """None where a file holds no JSON object."""
+def _json(path: Path) -> object:
+    """None if a file holds no JSON."""
     if path.stat().st_size > LARGEST:
         raise CheckpointError(f"{path} is larger than any record", "name another file")
     try:
-        found = json.loads(path.read_text("utf-8"))
+        return json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
 
 
 def _compared(out: Path, made: Mapping[str, bytes]) -> tuple[tuple[str, ...], str | None]:
@@ -157,7 +169,7 @@ def _compared(out: Path, made: Mapping[str, bytes]) -> tuple[tuple[str, ...], st
     for name, content in made.items():
         old = there[name]
         if name in (HTML, PNG) and old is not None and before != now:
-            note = f"made by {before}, this is {now}: charts are not compared"
+            note = f"written by {before}, but this is {now}: charts are not compared"
             old, content = (b"", b"") if name == PNG else (_undrawn(old), _undrawn(content))
         if old != content:
             differing.append(name)
@@ -166,7 +178,7 @@ def _compared(out: Path, made: Mapping[str, bytes]) -> tuple[tuple[str, ...], st
 
 def _generator(page: bytes | None) -> str:
     found = GENERATOR.search((page or b"").decode("utf-8", "replace"))
-    return untrusted.plain(found[1]) if found else "something else"
+    return plain(found[1]) if found else "something else"
 
 
 def _undrawn(page: bytes) -> bytes:
