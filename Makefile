@@ -43,7 +43,7 @@ wheel: .venv/ready-dev
 
 # Loads what we write in foreign readers, each in an environment of its own under .venvs/, and reads what peers write.
 conformance: .venv/ready-dev
-	$(BIN)/python scripts/conformance.py
+	$(BIN)/python scripts/run_conformance.py
 
 # Kills every command that writes at each fifth of its flushes, renames and deletions, or fills the disk there, and runs it
 # again: the same bytes must come of it. make faults STEP=1 for every one of them, hours.

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from foreign import Loaded, run
+
+from conformance.foreign import Loaded, run
 
 UNKNOWN = "the transformers of auto-gptq's time has no {}, so only its linears were loaded"
 

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from foreign import make_all
+from conformance.foreign import make_all
 
 
 def make(request: dict[str, Any], out: Path, options: dict[str, Any]) -> None:

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from foreign import Loaded, run
+
+from conformance.foreign import Loaded, run
 
 
 def load(folder: Path) -> Loaded:

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from foreign import Loaded, run
+
+from conformance.foreign import Loaded, run
 
 ROUNDED = "transformers dequantizes in the dtype of the scales"
 

@@ -13,6 +13,7 @@ import click
 HERE = Path(__file__).resolve().parent
 VENVS = HERE.parent.parent / ".venvs"
 STAMP = "complete"
+VARIABLES = {"PYTHONPATH": str(HERE.parent)}  # by which scripts in these environments find conformance and peers
 NOTES = {"llamacpp": "llama.cpp is compiled where pip has no wheel of it: about 13 minutes on two cores"}
 
 

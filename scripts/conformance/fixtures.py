@@ -57,8 +57,8 @@ def keep(folder: Path, answer: dict[str, Any], reader: str, place: Path) -> None
 
 
 def main() -> None:
-    sys.path.insert(0, str(ROOT / "tests"))
-    from models import write_model
+    sys.path.insert(0, str(ROOT))
+    from tests.models import write_model
 
     for old in OUT.glob("*/"):
         shutil.rmtree(old)

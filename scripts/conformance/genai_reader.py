@@ -10,7 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from foreign import Loaded, run
+
+from conformance.foreign import Loaded, run
 
 
 def load(folder: Path) -> Loaded:

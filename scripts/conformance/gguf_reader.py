@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from foreign import Loaded, run
+
+from conformance.foreign import Loaded, run
 
 FLOATS = ("F32", "F16", "BF16")
 LINEARS = {

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from foreign import make_all
+
+from conformance.foreign import make_all
 
 
 def make(request: dict[str, Any], out: Path, options: dict[str, Any]) -> None:

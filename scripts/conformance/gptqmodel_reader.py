@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from foreign import Loaded, run
+
+from conformance.foreign import Loaded, run
 
 BACKENDS = {"gptq": "gptq_torch", "awq": "torch_awq"}
 

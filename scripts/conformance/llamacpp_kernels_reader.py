@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from foreign import Loaded, run
-from llamacpp_reader import Model, only
+from conformance.foreign import Loaded, run
+from conformance.llamacpp_reader import Model, only
 
 
 def load(folder: Path) -> Loaded:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from foreign import make_all
+from conformance.foreign import make_all
 
 
 def make(request: dict[str, Any], out: Path, options: dict[str, Any]) -> None:

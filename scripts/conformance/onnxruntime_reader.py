@@ -9,8 +9,9 @@ import os
 from pathlib import Path
 
 import numpy as np
-from foreign import Loaded, run
-from onnx_identity import FLOAT32_LEVEL, linears
+
+from conformance.foreign import Loaded, run
+from conformance.onnx_identity import FLOAT32_LEVEL, linears
 
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 

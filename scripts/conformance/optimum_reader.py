@@ -9,7 +9,8 @@ import os
 from pathlib import Path
 
 import numpy as np
-from foreign import Loaded, run
+
+from conformance.foreign import Loaded, run
 
 
 def load(folder: Path) -> Loaded:

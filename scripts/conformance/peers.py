@@ -6,6 +6,7 @@ They are made of the first layers of tiny-r1, since what counts is the format: e
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from conformance.environments import HERE
+from conformance.environments import HERE, VARIABLES
 
 GROUPED = {"bits": 4, "group_size": 32, "sym": True, "desc_act": False}
 LAYERS, WINDOWS = 1, (4, 128)
@@ -102,6 +103,7 @@ def make(maker: Maker, python: Path, model: Path, work: Path, tokens: Callable[[
             stdout=file,
             stderr=file,
             cwd=work,  # some leave files behind where they run
+            env=os.environ | VARIABLES,
         )
     for folder in folders.values():
         if not folder.is_dir():

@@ -6,13 +6,14 @@ It knows how to run them; it does not know how a checkpoint is made or what a go
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conformance.environments import HERE
+from conformance.environments import HERE, VARIABLES
 from conformance.foreign import LOG_PROBABILITIES, RESULT
 
 TIMEOUT = 1800.0  # seconds, for all jobs of one reader
@@ -210,7 +211,15 @@ def _run(reader: Reader, python: Path, jobs: Sequence[tuple[Job, Path]], work: P
     command = [str(python), str(HERE / reader.script), *reader.arguments, str(listed)]
     with log.open("w") as file:
         try:
-            done = subprocess.run(command, check=False, timeout=TIMEOUT, stdout=file, stderr=file, cwd=work)
+            done = subprocess.run(
+                command,
+                check=False,
+                timeout=TIMEOUT,
+                stdout=file,
+                stderr=file,
+                cwd=work,
+                env=os.environ | VARIABLES,
+            )
             ended = str(done.returncode)
         except subprocess.TimeoutExpired as error:
             ended = str(error)

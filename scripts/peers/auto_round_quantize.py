@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from job import Job, run
+from peers.job import Job, run
 
 BATCH = 8  # its own default
 

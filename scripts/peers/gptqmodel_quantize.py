@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from job import Job, run
+from peers.job import Job, run
 
 
 def quantize(job: Job) -> None:

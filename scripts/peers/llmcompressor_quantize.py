@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from job import Job, run
+from peers.job import Job, run
 
 
 def quantize(job: Job) -> None:

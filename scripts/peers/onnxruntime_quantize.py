@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from job import Job, run
+from peers.job import Job, run
 
 
 def graph(model: str) -> Any:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from conformance.environments import interpreter
+from conformance.environments import VARIABLES, interpreter
 from measuring import Cost, machine, run
 
 from peers import record, scoring
@@ -85,6 +85,8 @@ def quantize(row: Row, given: Given, out: Path, place: Workplace) -> Cost:
     for folder in (out, out.with_name(f"{out.name}.run"), cache):
         shutil.rmtree(folder, ignore_errors=True)
     log, variables = out.with_name(f"{out.name}.log"), {"R1QUANT_CACHE": str(cache)}
+    if row.environment:
+        variables |= VARIABLES
     asked = command(row, given, out, place.python(row))
     return run(asked, log, variables, cwd=out.parent)  # some leave files where they run
 
@@ -123,7 +125,7 @@ def bits_per_weight(task: Task, place: Workplace) -> float:
     floats = readable(task)
     shutil.rmtree(floats, ignore_errors=True)
     script = [str(place.python(task.row)), str(PEERS / task.row.floats)]
-    run([*script, str(task.given.model), str(task.out), str(floats)], task.beside("-floats.log"))
+    run([*script, str(task.given.model), str(task.out), str(floats)], task.beside("-floats.log"), VARIABLES)
     nbytes = json.loads(task.beside("-floats.json").read_text("utf-8"))["linear_bytes"]
     return scoring.bits_of(nbytes, task.given.model)
 

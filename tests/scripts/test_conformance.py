@@ -12,11 +12,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(autouse=True)
-def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-
-
 def verdict(tmp_path: Path, kl: float, reader: str, run: str, variant: str, differing: bool = False) -> dict[str, Any]:
     """What `compare` says of a reader whose distribution over two tokens is so far from ours."""
     from conformance.comparison import Expected, compare

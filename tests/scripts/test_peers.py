@@ -20,11 +20,6 @@ from r1quant.checkpoint.resolve import embedded_folder, open_model
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(autouse=True)
-def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-
-
 def entry(name: str, kl: float | None = None, **changed: Any) -> dict[str, Any]:
     """As the driver writes them; one that failed where there is no KL."""
     known = {

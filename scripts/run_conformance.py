@@ -1,7 +1,7 @@
 """Proves that other programs read our checkpoints as we do, and that we read theirs: same weights bit for bit, same
 log-probabilities, same greedy text.
 
-    python scripts/conformance.py
+    python scripts/run_conformance.py
 
 Models are quantized once and exported to every format; `check` compares every two of the results, and each reader
 loads them in an environment of its own. Then other programs make checkpoints, which r1quant reads. Writes
