@@ -217,13 +217,13 @@ def test_what_must_be_quick_loads_nothing_slow(start: str) -> None:
                     waiting.append((found.target, (*path, found.target)))
 
 
-KINDS = (archs.Architecture, archs.Tensors, archs.Layer, archs.Folds, archs.Gguf)
+KINDS = (archs.Architecture, archs.Tensors, archs.Layer, archs.Stage, archs.Gguf)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_every_key_of_an_architecture_is_read_by_code(kind: type) -> None:
     """As an attribute, somewhere outside the tables that define the keys."""
-    tables = {"Tensors", "Layer", "Folds", "Gguf"}
+    tables = {"Tensors", "Layer", "Stage", "Gguf"}
     read = set()
     for module in modules():
         for node in tree(module).body:
@@ -259,6 +259,6 @@ def test_unknown_and_missing_keys_are_errors(name: str) -> None:
             with pytest.raises(ValueError, match="the keys must be exactly"):
                 archs.parse("\n".join(changed), name)
     assert tried >= 20
-    for table in ("tensors", "layer", "folds", "gguf"):
+    for table in ("tensors", "layer", "gguf"):
         with pytest.raises(ValueError, match="the keys must be exactly"):
             archs.parse("\n".join(lines).replace(f"[{table}]", "[other]"), name)

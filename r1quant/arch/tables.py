@@ -1,4 +1,4 @@
-"""Architectures as data: what the tensors of a model family are called and which linears share an input.
+"""Architectures as data: what the tensors of a model family are called, and of which stages a decoder layer is.
 
 One TOML file a family in `arch/`. An unknown or missing key is an error, so a file cannot say something that no
 code reads. It does not know transformers, and reads no weights.
@@ -13,7 +13,11 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from r1quant.core.json import Config
 from r1quant.errors import CheckpointError
+
+# What the rows and columns of linears can be: the hidden states, the heads of q, k and v, the inside of an MLP.
+DIMENSIONS = ("hidden", "query", "key", "value", "inner")
 
 
 @dataclass(frozen=True)
@@ -28,49 +32,95 @@ class Tensors:
 
 
 @dataclass(frozen=True)
-class Layer:
-    """Module names inside one decoder layer, in the order of computation."""
+class Stage:
+    """Linears of a decoder layer that share an input.
 
-    attention: str
-    mlp: str
-    attention_norm: str
-    qkv: tuple[str, ...]
-    attention_out: str
-    mlp_norm: str
-    gate_up: tuple[str, ...]
-    down: str
-    head_norms: tuple[str, ...]
-    biases: str
+    name      what it is called elsewhere
+    linears   in the order in which runtimes fuse them
+    rows      what the outputs of each linear are: a key of `dimensions`
+    columns   what their inputs are, likewise
+    input     how the input is found, a key of BLOCKS in engine/blocks.py: a norm makes it of the hidden states; or a
+              block of the model runs on what the stage before reads, its output projection (this stage) taken out
+    module    the norm or block that does so
+    producer  the norm or linear whose outputs the input is made of channel by channel: a factor can be divided out of
+              it and multiplied into the columns of the linears
+    residual  whether the output is added to the hidden states
+    """
+
+    name: str
+    linears: tuple[str, ...]
+    rows: tuple[str, ...]
+    columns: str
+    input: str
+    module: str
+    producer: str
+    residual: bool
 
     @property
-    def stages(self) -> tuple[tuple[str, ...], ...]:
-        """The linears of a layer, grouped by the input they share, in the order of computation."""
-        return self.qkv, (self.attention_out,), self.gate_up, (self.down,)
-
-    @property
-    def linears(self) -> tuple[str, ...]:
-        return tuple(name for stage in self.stages for name in stage)
+    def reads_hidden(self) -> bool:
+        """Whether the input is made of the hidden states, not of what the stage before reads."""
+        return self.input == "norm"
 
 
 @dataclass(frozen=True)
-class Folds:
-    """What makes the input of each stage of a layer, channel by channel: the norm or linear whose outputs a factor can
-    be divided out of, so that the stage's own weights may carry it.
+class Layer:
+    """What is inside one decoder layer, by the names of modules.
+
+    head_norms  that the heads of q and k pass, in this order
+    biases      none; optional, of every linear; or the name of the stage whose linears always have them
+    stages      in the order of computation
     """
 
-    qkv: str
-    attention_out: str
-    gate_up: str
-    down: str
+    head_norms: tuple[str, ...]
+    biases: str
+    stages: tuple[Stage, ...]
+
+    def __post_init__(self) -> None:
+        for stage in self.stages:
+            if len(stage.rows) != len(stage.linears) or not {*stage.rows, stage.columns} <= set(DIMENSIONS):
+                raise ValueError(f"the stage {stage.name}: rows and columns must be of {DIMENSIONS}, a row a linear")
+        if self.biases not in ("none", "optional", *(stage.name for stage in self.stages)):
+            raise ValueError(f"biases = {self.biases!r} names no stage")
+
+    def stage(self, name: str) -> Stage:
+        return next(stage for stage in self.stages if stage.name == name)
+
+    def role(self, linear: str) -> str:
+        """What the mixtures of llama.cpp tell linears apart by: query, key, value, out, down, or linear for others."""
+        stage = next(stage for stage in self.stages if linear in stage.linears)
+        if stage.residual:
+            return {"query": "out", "inner": "down"}.get(stage.columns, "linear")
+        rows = stage.rows[stage.linears.index(linear)]
+        return rows if rows in ("query", "key", "value") else "linear"
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        return tuple(name for stage in self.stages for name in stage.linears)
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """The norms over the hidden states."""
+        return tuple(stage.module for stage in self.stages if stage.reads_hidden)
+
+    @property
+    def biased(self) -> tuple[str, ...]:
+        """The linears that have a bias, or may have one."""
+        if self.biases in ("none", "optional"):
+            return self.linears if self.biases == "optional" else ()
+        return self.stage(self.biases).linears
 
 
 @dataclass(frozen=True)
 class Gguf:
-    """How the family is written in GGUF files; `interleaved_rope` means the rows of q and k are permuted there."""
+    """How the family is written in GGUF files.
+
+    interleaved_rope  whether the rows of q and k are permuted there
+    modules           the names of all modules of a layer there: self_attn.q_proj -> attn_q
+    """
 
     architecture: str
     interleaved_rope: bool
-    head_norms: tuple[str, ...]
+    modules: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -79,33 +129,25 @@ class Architecture:
     model_class: str
     tensors: Tensors
     layer: Layer
-    folds: Folds
     gguf: Gguf
 
     def layer_prefix(self, index: int) -> str:
         """Prefix of every tensor of decoder layer `index`, with its trailing dot."""
         return self.tensors.layer.format(layer=index)
 
-    def shapes(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    def shapes(self, config: Config) -> dict[str, tuple[int, ...]]:
         """The shape that a model's config implies for every tensor (biases as if present).
 
         Raises CheckpointError where the config lacks a size or holds one that is not a positive integer.
         """
-        hidden, vocabulary = size(config, "hidden_size"), size(config, "vocab_size")
-        inner, heads = size(config, "intermediate_size"), size(config, "num_attention_heads")
-        kv_heads, head = size(config, "num_key_value_heads", heads), head_dim(config)
-        within: dict[str, tuple[int, ...]] = {
-            f"{self.layer.attention_norm}.weight": (hidden,),
-            f"{self.layer.mlp_norm}.weight": (hidden,),
-            f"{self.layer.attention_out}.weight": (hidden, heads * head),
-            f"{self.layer.down}.weight": (hidden, inner),
-        }
-        for name, rows in zip(self.layer.qkv, (heads * head, kv_heads * head, kv_heads * head), strict=True):
-            within[f"{name}.weight"] = (rows, hidden)
-        within |= {f"{name}.weight": (inner, hidden) for name in self.layer.gate_up}
-        within |= {f"{name}.weight": (head,) for name in self.layer.head_norms}
-        biased = {"none": (), "qkv": self.layer.qkv, "optional": self.layer.linears}[self.layer.biases]
-        within |= {f"{name}.bias": within[f"{name}.weight"][:1] for name in biased}
+        sizes = dimensions(config)
+        hidden, vocabulary, layer = sizes["hidden"], size(config, "vocab_size"), self.layer
+        within: dict[str, tuple[int, ...]] = {f"{norm}.weight": (hidden,) for norm in layer.norms}
+        for stage in sorted(layer.stages, key=lambda stage: not stage.residual):
+            for name, rows in zip(stage.linears, stage.rows, strict=True):
+                within[f"{name}.weight"] = (sizes[rows], sizes[stage.columns])
+        within |= {f"{name}.weight": (head_dim(config),) for name in layer.head_norms}
+        within |= {f"{name}.bias": within[f"{name}.weight"][:1] for name in layer.biased}
         shapes: dict[str, tuple[int, ...]] = {
             self.tensors.embedding: (vocabulary, hidden),
             self.tensors.final_norm: (hidden,),
@@ -117,14 +159,23 @@ class Architecture:
         return shapes
 
 
-def linears(config: Mapping[str, Any], arch: Architecture) -> list[str]:
+def dimensions(config: Config) -> dict[str, int]:
+    """How many channels each of DIMENSIONS has. Raises CheckpointError where config.json lacks a size."""
+    heads, head = size(config, "num_attention_heads"), head_dim(config)
+    kv = size(config, "num_key_value_heads", heads) * head
+    inner = size(config, "intermediate_size")
+    found = size(config, "hidden_size"), heads * head, kv, kv, inner
+    return dict(zip(DIMENSIONS, found, strict=True))
+
+
+def linears(config: Config, arch: Architecture) -> list[str]:
     """Every linear of a model, without `.weight`: those of the decoder layers, then the head."""
     layers = range(size(config, "num_hidden_layers"))
     inner = [arch.layer_prefix(i) + name for i in layers for name in arch.layer.linears]
     return [*inner, arch.tensors.head.removesuffix(".weight")]
 
 
-def size(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+def size(config: Config, key: str, default: int | None = None) -> int:
     """A positive integer out of config.json."""
     value = config.get(key)
     if value is None:
@@ -136,7 +187,7 @@ def size(config: Mapping[str, Any], key: str, default: int | None = None) -> int
     return value
 
 
-def layer_count(config: Mapping[str, Any], tensors: int) -> int:
+def layer_count(config: Config, tensors: int) -> int:
     """How many decoder layers there are. Raises CheckpointError where config.json names more than can be there."""
     layers = size(config, "num_hidden_layers")
     if layers > tensors:
@@ -147,12 +198,12 @@ def layer_count(config: Mapping[str, Any], tensors: int) -> int:
     return layers
 
 
-def head_dim(config: Mapping[str, Any]) -> int:
+def head_dim(config: Config) -> int:
     """Columns of an attention head."""
     return size(config, "head_dim", max(1, size(config, "hidden_size") // size(config, "num_attention_heads")))
 
 
-def rms_epsilon(config: Mapping[str, Any]) -> float:
+def rms_epsilon(config: Config) -> float:
     """What is added to the mean square in a norm. Raises CheckpointError where it is no small positive number."""
     value = config.get("rms_norm_eps", 1e-6)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
@@ -185,13 +236,18 @@ def architectures() -> dict[str, Architecture]:
 def parse(text: str, where: str) -> Architecture:
     """One architecture file. Raises ValueError on a missing or unknown key."""
     raw = tomllib.loads(text)
-    for key, kind in (("tensors", Tensors), ("layer", Layer), ("folds", Folds), ("gguf", Gguf)):
+    if isinstance(layer := raw.get("layer"), dict):
+        layer["stages"] = [_strict(Stage, stage, f"{where} [[layer.stages]]") for stage in layer.get("stages", ())]
+    for key, kind in (("tensors", Tensors), ("layer", Layer), ("gguf", Gguf)):
         raw[key] = _strict(kind, raw.get(key), f"{where} [{key}]")
     arch: Architecture = _strict(Architecture, raw, where)
+    modules = {*arch.layer.linears, *arch.layer.norms, *arch.layer.head_norms}
+    if set(arch.gguf.modules) != modules:
+        raise ValueError(f"{where} [gguf.modules]: the keys must be exactly {sorted(modules)}")
     return arch
 
 
-def architecture_of(config: Mapping[str, Any]) -> Architecture:
+def architecture_of(config: Config) -> Architecture:
     """The family of a config.json. Raises CheckpointError naming the supported ones."""
     model_type = config.get("model_type")
     arch = architectures().get(model_type) if isinstance(model_type, str) else None

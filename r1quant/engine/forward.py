@@ -1,9 +1,8 @@
-"""Runs a decoder with one layer in memory, in the library's own model code, stage by stage.
+"""Runs a decoder with one layer in memory, in the library's own model code.
 
 The model is built on the meta device, where it costs nothing; a layer is filled with weights when its turn comes and
-emptied afterwards. The attention and MLP modules run with their output projections taken out, so that the input of
-every linear is at hand and each stage can be quantized before the next one runs on it.
-It does not know how weights are stored or quantized: it asks a Weights for tensors by name.
+emptied afterwards. What happens inside a layer is told by engine/blocks.py.
+It does not know how weights are stored or quantized: it asks a TensorSource for tensors by name.
 """
 
 from __future__ import annotations
@@ -22,6 +21,8 @@ from torch import nn
 
 from r1quant.arch import rope
 from r1quant.arch.tables import Architecture
+from r1quant.core.json import Config
+from r1quant.engine.blocks import DecoderLayer
 from r1quant.errors import CheckpointError, RecipeError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -36,9 +37,9 @@ class TensorSource(Protocol):
     """Tensors by name: a checkpoint, or a quantized one seen through its dequantized values."""
 
     @property
-    def config(self) -> Mapping[str, Any]: ...
+    def config(self) -> Config: ...
     @property
-    def tensors(self) -> Mapping[str, Any]: ...
+    def tensors(self) -> Mapping[str, object]: ...
     def read(self, name: str) -> torch.Tensor: ...
 
 
@@ -98,70 +99,8 @@ def chunked(hidden: torch.Tensor, tokens: int = TOKENS_PER_CHUNK) -> Iterator[to
         yield hidden[start : start + per_chunk]
 
 
-@dataclass(frozen=True, eq=False)
-class DecoderLayer:
-    """One filled decoder layer. All functions take and give [windows, seq_len, width] in the compute dtype."""
-
-    module: nn.Module
-    arch: Architecture
-    cos_sin: tuple[torch.Tensor, torch.Tensor]
-    mask: torch.Tensor | None
-
-    @property
-    def device(self) -> torch.device:
-        """Where the layer computes."""
-        return self.cos_sin[0].device
-
-    def get(self, name: str) -> nn.Module:
-        return self.module.get_submodule(name)
-
-    def weight(self, linear: str) -> torch.Tensor:
-        return self.get(linear).weight.data  # type: ignore[return-value]
-
-    def set_weight(self, linear: str, weight: torch.Tensor) -> None:
-        """Puts a dequantized weight in the place of the original; cast to the compute dtype."""
-        current = self.weight(linear)
-        self.get(linear).weight.data = weight.to(current.device, current.dtype)
-
-    def apply(self, linear: str, x: torch.Tensor) -> torch.Tensor:
-        return self.get(linear)(x)  # type: ignore[no-any-return]
-
-    def attention_input(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.get(self.arch.layer.attention_norm)(hidden)  # type: ignore[no-any-return]
-
-    def attention(self, x: torch.Tensor) -> torch.Tensor:
-        """The attention's result before its output projection."""
-        with self._without(self.arch.layer.attention_out):
-            attention = self.get(self.arch.layer.attention)
-            out, *_ = attention(hidden_states=x, position_embeddings=self.cos_sin, attention_mask=self.mask)
-        return out  # type: ignore[no-any-return]
-
-    def mlp_input(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.get(self.arch.layer.mlp_norm)(hidden)  # type: ignore[no-any-return]
-
-    def gated(self, x: torch.Tensor) -> torch.Tensor:
-        """The MLP's result before its down projection."""
-        with self._without(self.arch.layer.down):
-            return self.get(self.arch.layer.mlp)(x)  # type: ignore[no-any-return]
-
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The whole layer."""
-        hidden = hidden + self.apply(self.arch.layer.attention_out, self.attention(self.attention_input(hidden)))
-        return hidden + self.apply(self.arch.layer.down, self.gated(self.mlp_input(hidden)))
-
-    @contextmanager
-    def _without(self, linear: str) -> Iterator[None]:
-        owner_name, _, attribute = linear.rpartition(".")
-        owner, kept = self.get(owner_name), self.get(linear)
-        setattr(owner, attribute, nn.Identity())
-        try:
-            yield
-        finally:
-            setattr(owner, attribute, kept)
-
-
 class Decoder:
-    """A decoder-only model whose layers are filled one at a time from a Weights."""
+    """A decoder-only model whose layers are filled one at a time from a TensorSource."""
 
     def __init__(
         self, weights: TensorSource, arch: Architecture, device: torch.device, dtype: torch.dtype, seq_len: int
@@ -259,7 +198,7 @@ def head_name(weights: TensorSource, arch: Architecture) -> str:
     return arch.tensors.embedding if tied else arch.tensors.head
 
 
-def skeleton(config: Mapping[str, Any], arch: Architecture) -> Any:
+def skeleton(config: Config, arch: Architecture) -> Any:
     """The library's model of a config.json on the meta device, without weights; attention by torch's own kernels.
 
     Raises CheckpointError where the library cannot build one.

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from r1quant.core.limits import BACKWARD_TOKENS, BLOCK, HEAD_TOKENS
-from r1quant.engine.forward import Decoder, DecoderLayer, Head, chunked
+from r1quant.engine.blocks import DecoderLayer
+from r1quant.engine.forward import Decoder, Head, chunked
 from r1quant.engine.stats import add_gram, bfloat16_products, mirrored
 
 LEAST = -80.0  # of a logit, below the largest: what is smaller is slow to compute with

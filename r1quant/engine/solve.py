@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from r1quant.core.grid import Grid
-from r1quant.engine.forward import DecoderLayer
+from r1quant.engine.blocks import DecoderLayer
 from r1quant.engine.linear_report import LinearReport, Rounded
 from r1quant.engine.methods import gptq
 from r1quant.engine.sensitivity import Sensitivity

@@ -149,9 +149,8 @@ def _role(spec: TensorSpec, arch: Architecture | None) -> str:
     if arch is not None:
         if spec.name in (arch.tensors.embedding, arch.tensors.head):
             return "embedding" if spec.name == arch.tensors.embedding else "head"
-        if not spec.name.endswith(tuple(f"{name}.weight" for name in arch.layer.linears)):
-            return "plain"
-        return ROLES.get(last.rpartition(".")[2], "linear")
+        linear = next((name for name in arch.layer.linears if spec.name.endswith(f"{name}.weight")), None)
+        return "plain" if linear is None else arch.layer.role(linear)
     if "embed_tokens" in last or last.endswith((".wte", "word_embeddings")):
         return "embedding"
     if last.endswith(("lm_head", "embed_out")):

@@ -149,7 +149,7 @@ def decide(
     Raises NumericError where a prediction is missing, RecipeError where nothing would be quantized.
     """
     codec = CODECS[recipe.format]
-    groups: dict[tuple[int, int], list[LinearPlan]] = {}
+    groups: dict[tuple[int, str], list[LinearPlan]] = {}
     for linear in linears:
         groups.setdefault((linear.layer, linear.stage), []).append(linear)
     bits = [tuple(b for b in budget.choices if all(_holds(recipe, x, b) for x in group)) for group in groups.values()]

@@ -109,7 +109,7 @@ class _Shapes:
     @classmethod
     def of(cls, checkpoint: Checkpoint, recipe: Recipe, linears: tuple[LinearPlan, ...]) -> _Shapes:
         first = [linear for linear in linears if linear.layer == 0]
-        stages = [found for stage in range(4) if (found := [x for x in first if x.stage == stage])]
+        stages = [[x for x in first if x.stage == stage] for stage in dict.fromkeys(x.stage for x in first)]
         return cls(
             recipe.windows * recipe.seq_len,
             size(checkpoint.config, "hidden_size"),

@@ -20,7 +20,7 @@ class LinearPlan:
 
     name    without `.weight`
     shape   (out, in)
-    stage   0 qkv .. 3 down: linears of one layer and stage share an input, and runtimes fuse them
+    stage   its name: linears of one layer and stage share an input, and runtimes fuse them
     dtype   as it is stored now
     nbytes  that it takes now
     """
@@ -28,7 +28,7 @@ class LinearPlan:
     name: str
     shape: tuple[int, int]
     layer: int
-    stage: int
+    stage: str
     dtype: str
     nbytes: int
 
@@ -56,13 +56,13 @@ def linears_of(checkpoint: Checkpoint, arch: Architecture, layers: int) -> tuple
     """The linears of the decoder layers, in the order of computation."""
     found = []
     for layer in range(layers):
-        for stage, names in enumerate(arch.layer.stages):
-            for name in names:
+        for stage in arch.layer.stages:
+            for name in stage.linears:
                 full = arch.layer_prefix(layer) + name
                 info = checkpoint.tensors.get(f"{full}.weight")
                 if info is not None and len(info.shape) == 2:
                     shape = info.shape[0], info.shape[1]
-                    found.append(LinearPlan(full, shape, layer, stage, info.dtype, info.nbytes))
+                    found.append(LinearPlan(full, shape, layer, stage.name, info.dtype, info.nbytes))
     return tuple(found)
 
 

@@ -246,7 +246,7 @@ def _group_problems(linears: tuple[LinearPlan, ...], recipe: Recipe) -> list[Pla
 
 def _form_problems(linears: tuple[LinearPlan, ...], grids: Grids, recipe: Recipe) -> list[PlanProblem]:
     problems = []
-    alike: dict[tuple[int, int], LinearPlan] = {}
+    alike: dict[tuple[int, str], LinearPlan] = {}
     for linear in linears:
         first = alike.setdefault((linear.layer, linear.stage), linear)
         if grids[linear.name] != grids[first.name]:

@@ -160,11 +160,11 @@ def _fused(arch: Architecture, config: Mapping[str, Any], linear_specs: Mapping[
     for index in range(size(config, "num_hidden_layers")):
         for stage in arch.layer.stages:
             kinds = set()
-            for name in stage:
+            for name in stage.linears:
                 form = linear_specs.get(arch.layer_prefix(index) + name)
                 kinds.add(form and (form.bits, form.group_size, form.symmetric))
             if len(kinds) > 1:
-                return f"{', '.join(stage)} of layer {index} are fused, and must be quantized alike"
+                return f"{', '.join(stage.linears)} of layer {index} are fused, and must be quantized alike"
     return None
 
 
@@ -182,7 +182,7 @@ def _sharded(
         return f"{kv_heads} heads of k and v cannot be split over {devices} devices"
     if inner % devices:
         return f"the {inner} columns inside the MLP cannot be split over {devices} devices"
-    for name in (arch.layer.attention_out, arch.layer.down):
+    for name in (name for stage in arch.layer.stages if stage.residual for name in stage.linears):
         found = (
             linear_specs.get(arch.layer_prefix(index) + name) for index in range(size(config, "num_hidden_layers"))
         )

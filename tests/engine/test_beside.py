@@ -13,7 +13,8 @@ from r1quant.arch.tables import architecture_of
 from r1quant.checkpoint.resolve import open_model
 from r1quant.core.grid import Grid
 from r1quant.engine.forward import Decoder
-from r1quant.engine.layer import Stream, quantize_layer
+from r1quant.engine.layer import quantize_layer
+from r1quant.engine.layer_pass import LayerPass
 from r1quant.engine.methods import gptq
 from r1quant.engine.stats import Stats
 from r1quant.errors import RecipeError
@@ -48,9 +49,9 @@ def quantized(folder: Path, windows: int, beside: int) -> None:
     hidden = twice[0].embed(tokens)
     drifted = hidden + 0.3 * hidden.std() * torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad(), twice[0].layer(0) as layer, twice[1].layer(0) as original:
-        stream, reference = Stream(layer, drifted[:windows]), Stream(original, hidden[:beside].clone())
+        layer_pass, reference = LayerPass(layer, drifted[:windows]), LayerPass(original, hidden[:beside].clone())
         grids = {f"{arch.layer_prefix(0)}{name}": RECIPE.grid for name in arch.layer.linears}
-        list(quantize_layer(stream, reference, None, arch.layer_prefix(0), checkpoint.read, RECIPE, grids))
+        list(quantize_layer(layer_pass, reference, None, arch.layer_prefix(0), checkpoint.read, RECIPE, grids))
 
 
 @pytest.mark.parametrize("beside", [1, 85, 100, 170])

@@ -21,14 +21,14 @@ def checkpoint(llama: Path) -> Checkpoint:
     return open_folder(llama)
 
 
-def stages(checkpoint: Checkpoint, bits: dict[tuple[int, int], int | None], recipe: Recipe) -> Grids:
+def stages(checkpoint: Checkpoint, bits: dict[tuple[int, str], int | None], recipe: Recipe) -> Grids:
     """The recipe's grid with other bits for linears of these layers and stages; None is float."""
     linears = planner.make(checkpoint, recipe).linears
     chosen = {linear.name: bits.get((linear.layer, linear.stage), recipe.bits) for linear in linears}
     return {name: None if b is None else replace(recipe.grid, bits=b) for name, b in chosen.items()}
 
 
-def made(checkpoint: Checkpoint, bits: dict[tuple[int, int], int | None], recipe: Recipe = RECIPE) -> Plan:
+def made(checkpoint: Checkpoint, bits: dict[tuple[int, str], int | None], recipe: Recipe = RECIPE) -> Plan:
     return planner.make(checkpoint, recipe, grids=stages(checkpoint, bits, recipe))
 
 
@@ -41,7 +41,7 @@ def test_one_grid_for_all_is_the_default(checkpoint: Checkpoint) -> None:
 @pytest.mark.parametrize("format", ["gptq", "compressed-tensors"])
 def test_bytes_are_those_of_each_linear(checkpoint: Checkpoint, format: str) -> None:
     recipe = replace(RECIPE, format=format)
-    found = made(checkpoint, {(0, 0): 8, (1, 2): 2, (1, 3): None}, recipe)
+    found = made(checkpoint, {(0, "qkv"): 8, (1, "gate_up"): 2, (1, "down"): None}, recipe)
     entries = {entry["name"]: entry for entry in found.as_dict()["linears"]}
     assert not found.problems and len(entries) == 14
     fixed = {"gptq": 4 * 64, "compressed-tensors": 16}[format]  # a group map, or the shape
@@ -74,11 +74,11 @@ def test_what_shares_an_input_has_one_grid(checkpoint: Checkpoint) -> None:
 
 
 def test_a_format_that_lacks_the_bits_of_one_linear(checkpoint: Checkpoint) -> None:
-    (problem,) = made(checkpoint, {(1, 1): 5}).problems
+    (problem,) = made(checkpoint, {(1, "attention_out"): 5}).problems
     assert problem.message == "model.layers.1.self_attn.o_proj: GPTQ files hold 2, 3, 4 or 8 bits, not 5"
-    (problem,) = made(checkpoint, {(0, 2): 8}, replace(RECIPE, format="awq")).problems
+    (problem,) = made(checkpoint, {(0, "gate_up"): 8}, replace(RECIPE, format="awq")).problems
     assert problem.message == "model.layers.0.mlp.gate_proj: AWQ files hold 4 bits, not 8"
-    assert not made(checkpoint, {(0, 2): None}, replace(RECIPE, format="awq")).problems
+    assert not made(checkpoint, {(0, "gate_up"): None}, replace(RECIPE, format="awq")).problems
 
 
 @pytest.mark.parametrize("bits", [5, 6, 7])
@@ -94,12 +94,12 @@ def test_odd_bits_for_all(checkpoint: Checkpoint, bits: int) -> None:
 
 def test_runtimes_of_mixed_bits(checkpoint: Checkpoint) -> None:
     """Servers read `dynamic` of GPTQ and the groups of compressed-tensors; transformers reads only the latter."""
-    for bits in ({(0, 0): 8}, {(1, 3): None}):
+    for bits in ({(0, "qkv"): 8}, {(1, "down"): None}):
         loads = {verdict.runtime: verdict.loads for verdict in made(checkpoint, bits).runtimes}
         assert set(loads["vLLM"]) >= {"gptq", "compressed-tensors"} and loads["vLLM"] == loads["SGLang"]
         assert "compressed-tensors" in loads["transformers"] and "gptq" not in loads["transformers"]
         assert loads["onnxruntime"] == ("onnx",) and loads["llama.cpp"] == ("gguf",)
-    asymmetric = made(checkpoint, {(0, 0): 8}, replace(RECIPE, symmetric=False))
+    asymmetric = made(checkpoint, {(0, "qkv"): 8}, replace(RECIPE, symmetric=False))
     loads = {verdict.runtime: verdict.loads for verdict in asymmetric.runtimes}
     assert loads["transformers"] == () and loads["onnxruntime"] == ("onnx",)
     loads = {verdict.runtime: verdict.loads for verdict in planner.make(checkpoint, RECIPE).runtimes}
@@ -108,8 +108,8 @@ def test_runtimes_of_mixed_bits(checkpoint: Checkpoint) -> None:
 
 def test_devices_must_split_every_layer_that_is_quantized(checkpoint: Checkpoint) -> None:
     """Also where the first layer stays in float: 96 columns over two devices are no multiple of 32."""
-    bits: dict[tuple[int, int], int | None] = {(0, 3): None}
+    bits: dict[tuple[int, str], int | None] = {(0, "down"): None}
     found = planner.make(checkpoint, RECIPE, None, 2, stages(checkpoint, bits, RECIPE))
     assert "mlp.down_proj has 48 columns on each of 2 devices" in found.problems[0].message
-    bits[1, 3] = None
+    bits[1, "down"] = None
     assert not planner.make(checkpoint, RECIPE, None, 2, stages(checkpoint, bits, RECIPE)).problems

@@ -130,20 +130,6 @@ def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def module_names(arch: Architecture) -> dict[str, str]:
-    """GGUF's name of every module inside a layer, by Hugging Face's: self_attn.q_proj -> attn_q."""
-    layer = arch.layer
-    names = dict(zip(layer.qkv, ("attn_q", "attn_k", "attn_v"), strict=True))
-    names |= dict(zip(layer.gate_up, ("ffn_gate", "ffn_up"), strict=True))
-    names |= dict(zip(layer.head_norms, arch.gguf.head_norms, strict=True))
-    return names | {
-        layer.attention_norm: "attn_norm",
-        layer.attention_out: "attn_output",
-        layer.mlp_norm: "ffn_norm",
-        layer.down: "ffn_down",
-    }
-
-
 def gguf_names(arch: Architecture, layers: int) -> dict[str, str]:
     """GGUF's name of every tensor that the family can have, by Hugging Face's."""
     tensors = arch.tensors
@@ -153,7 +139,7 @@ def gguf_names(arch: Architecture, layers: int) -> dict[str, str]:
         tensors.head: "output.weight",
     }
     for index in range(layers):
-        for module, short in module_names(arch).items():
+        for module, short in arch.gguf.modules.items():
             for part in ("weight", "bias"):
                 names[f"{arch.layer_prefix(index)}{module}.{part}"] = f"blk.{index}.{short}.{part}"
     return names
@@ -168,7 +154,8 @@ def _assign(header: GgufHeader, arch: Architecture, config: Mapping[str, Any]) -
         if tensor is None:
             optional = name == arch.tensors.head and tied
             if name.endswith(".bias"):
-                optional = not config.get("attention_bias" if f".{arch.layer.attention}." in name else "mlp_bias")
+                attention = arch.layer.stage("attention_out").module
+                optional = not config.get("attention_bias" if f".{attention}." in name else "mlp_bias")
             if not optional:
                 raise header.unusable(f"the tensor {names[name]} is missing")
         elif tensor.shape != shape:
@@ -187,10 +174,11 @@ def _assign(header: GgufHeader, arch: Architecture, config: Mapping[str, Any]) -
 
 def heads_of(arch: Architecture, config: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, int]:
     """The number of heads of every q and k tensor."""
-    query, key, _ = arch.layer.qkv
     heads = size(config, "num_attention_heads")
-    counts = {query: heads, key: size(config, "num_key_value_heads", heads)}
-    return {name: count for name in names for module, count in counts.items() if f".{module}." in name}
+    of_rows = {"query": heads, "key": size(config, "num_key_value_heads", heads)}
+    linears = [pair for stage in arch.layer.stages for pair in zip(stage.linears, stage.rows, strict=True)]
+    counts = {linear: of_rows[rows] for linear, rows in linears if rows in of_rows}
+    return {name: count for name in names for linear, count in counts.items() if f".{linear}." in name}
 
 
 def presented(name: str, tensor: StoredTensor, dtype: str) -> TensorInfo:

@@ -8,14 +8,15 @@ the gate. It does not know how factors are chosen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
-from r1quant.arch.tables import Architecture, architecture_of, head_dim, size
+from r1quant.arch.tables import Architecture, Stage, architecture_of, dimensions, head_dim
 from r1quant.checkpoint.safetensors import Checkpoint
+from r1quant.core.json import Config
 from r1quant.engine.transforms.view import Turn, View, view
 
 
@@ -45,35 +46,36 @@ class Fold:
         return int(self.source.max()) + 1
 
 
-def folds(arch: Architecture, config: Mapping[str, Any]) -> tuple[Fold, ...]:
-    """One fold a stage, in the order of `arch.layer.stages`."""
-    hidden, inner = torch.arange(size(config, "hidden_size")), torch.arange(size(config, "intermediate_size"))
-    heads, head = size(config, "num_attention_heads"), head_dim(config)
-    kv_heads = size(config, "num_key_value_heads", heads)
-    value = torch.arange(kv_heads * head).view(kv_heads, 1, head).expand(-1, heads // kv_heads, -1).flatten()
-    layer, producer = arch.layer, arch.folds
-    return (
-        Fold(producer.qkv, layer.qkv, hidden),
-        Fold(producer.attention_out, (layer.attention_out,), value),
-        Fold(producer.gate_up, layer.gate_up, hidden),
-        Fold(producer.down, (layer.down,), inner),
-    )
+def folds(arch: Architecture, config: Config) -> dict[str, Fold]:
+    """One fold a stage, by its name, in the order of computation."""
+    sizes = dimensions(config)
+
+    def source(stage: Stage) -> torch.Tensor:
+        """Through attention a head of v reaches all heads of o that share it."""
+        if stage.input != "attention":
+            return torch.arange(sizes[stage.columns])
+        heads, head = sizes["query"] // sizes["value"], head_dim(config)
+        return torch.arange(sizes["value"]).view(-1, 1, head).expand(-1, heads, -1).flatten()
+
+    return {stage.name: Fold(stage.producer, stage.linears, source(stage)) for stage in arch.layer.stages}
 
 
-def folded(checkpoint: Checkpoint, scales: Mapping[int, Sequence[torch.Tensor]]) -> View:
+def folded(checkpoint: Checkpoint, scales: Mapping[int, Mapping[str, torch.Tensor]]) -> View:
     """The checkpoint with the columns of each fold's consumers multiplied and the outputs of its producer divided.
 
-    scales   of each layer, by its index, float32 [K] for each of its folds in turn. What a norm loses when its quotient
-             is rounded to its dtype is made up for in the factor, so that the two belong together exactly; channels
-             of a norm that are zero or would vanish are left alone
+    scales   of each layer, by its index, float32 [K] by the name of the stage; a stage that is not there stays as it
+             is. What a norm loses when its quotient is rounded to its dtype is made up for in the factor, so that the
+             two belong together exactly; channels of a norm that are zero or would vanish are left alone
 
     Raises ValueError where a factor is not positive and finite, or differs between channels of one source.
     """
     arch = architecture_of(checkpoint.config)
     turns: dict[str, Turn] = {}
+    by_stage = folds(arch, checkpoint.config)
     for index, of_layer in scales.items():
         prefix = arch.layer_prefix(index)
-        for fold, scale in zip(folds(arch, checkpoint.config), of_layer, strict=True):
+        for stage, scale in of_layer.items():
+            fold = by_stage[stage]
             divisor = _divisor(fold, scale)
             weight = f"{prefix}{fold.producer}.weight"
             if len(checkpoint.info(weight).shape) == 1:

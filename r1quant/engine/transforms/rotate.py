@@ -46,16 +46,15 @@ def rotated(checkpoint: Checkpoint, *, residual: bool = True, heads: bool = True
 
 def _layer_turns(arch: Architecture, prefix: str, stream: Rotation | None, head: Rotation | None) -> dict[str, Turn]:
     """Those of a decoder layer, biases as if present."""
-    layer = arch.layer
     found = []
-    for norm, linears in ((layer.attention_norm, layer.qkv), (layer.mlp_norm, layer.gate_up)):
-        gamma = f"{prefix}{norm}.weight"
-        found.append(Turn(gamma, ones=stream is not None))
-        for linear in linears:
-            rows = head if linear == arch.folds.attention_out else None
-            found.append(Turn(f"{prefix}{linear}.weight", gamma if stream else None, stream, rows))
+    values = {stage.producer for stage in arch.layer.stages if stage.input == "attention"}
+    for stage in arch.layer.stages:
+        gamma = f"{prefix}{stage.module}.weight" if stage.reads_hidden and stream else None
+        if gamma is not None:
+            found.append(Turn(gamma, ones=True))
+        columns = stream if stage.reads_hidden else head if stage.input == "attention" else None
+        for linear in stage.linears:
+            rows = stream if stage.residual else head if linear in values else None
+            found.append(Turn(f"{prefix}{linear}.weight", gamma, columns, rows))
             found.append(Turn(f"{prefix}{linear}.bias", rows=rows))
-    for linear, columns in ((layer.attention_out, head), (layer.down, None)):
-        found.append(Turn(f"{prefix}{linear}.weight", columns=columns, rows=stream))
-        found.append(Turn(f"{prefix}{linear}.bias", rows=stream))
     return {turn.source: turn for turn in found}

@@ -53,6 +53,7 @@ def plan(artifact: Artifact, arch: Architecture, options: GgufOptions) -> list[T
     tied = bool(artifact.config.get("tie_word_embeddings", False))
     left = {name for name in artifact.tensors if not name.endswith(arch.tensors.ignored)}
     heads = heads_of(arch, artifact.config, shapes) if arch.gguf.interleaved_rope else {}
+    (attention_out,) = arch.layer.stage("attention_out").linears
     targets = []
     for name in _order(arch, list(shapes)):
         spec = artifact.tensors.get(name)
@@ -68,7 +69,7 @@ def plan(artifact: Artifact, arch: Architecture, options: GgufOptions) -> list[T
                 f"{name} has the shape {list(spec.shape)}, config.json implies {list(shapes[name])}",
                 "restore the model's own config.json",
             )
-        if name.endswith(f"{arch.layer.attention_out}.bias") and arch.gguf.architecture != "llama":
+        if name.endswith(f"{attention_out}.bias") and arch.gguf.architecture != "llama":
             raise CheckpointError(
                 f"{name}: llama.cpp has no bias there in {arch.model_class}", "run this model from safetensors"
             )

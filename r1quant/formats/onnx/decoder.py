@@ -12,12 +12,13 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from r1quant.arch import rope
-from r1quant.arch.tables import Architecture
+from r1quant.arch.tables import Architecture, dimensions
 from r1quant.formats.onnx.dimensions import Dimensions
 from r1quant.formats.onnx.graph import Graph, Piece
 from r1quant.formats.onnx.weights import Weights
 
 POSITIONS_A_PIECE = 4096
+STAGES = ("qkv", "attention_out", "gate_up", "down")  # of the layers that this graph is built for
 
 
 class Parts(Protocol):
@@ -39,7 +40,8 @@ def build(graph: Graph, weights: Weights, parts: Parts, arch: Architecture, size
     _interface(graph, weights, sizes)
     _rotary(graph, weights, config, sizes)
     parts.start()
-    inner = arch.shapes(config)[f"{arch.layer_prefix(0)}{arch.layer.down}.weight"][1]
+    inner = dimensions(config)["inner"]
+    qkv, out, gate_up, down = (arch.layer.stage(name) for name in STAGES)
     x, residual = "", parts.embedding(arch.tensors.embedding)
     for index in range(sizes.layers):
         prefix = arch.layer_prefix(index)
@@ -47,20 +49,19 @@ def build(graph: Graph, weights: Weights, parts: Parts, arch: Architecture, size
         def named(*names: str, prefix: str = prefix) -> tuple[str, ...]:
             return tuple(prefix + name for name in names)
 
-        weight, result = f"{prefix}{arch.layer.attention_norm}.weight", f"{prefix}{arch.layer.attention_norm}"
+        weight, result = f"{prefix}{qkv.module}.weight", f"{prefix}{qkv.module}"
         if index == 0:
             x = parts.norm(residual, weight, result)
         else:
             x, residual = parts.add_and_norm(x, residual, weight, result)
-        qkv = parts.linears(x, named(*arch.layer.qkv))
+        heads = parts.linears(x, named(*qkv.linears))
         norms = named(*(f"{name}.weight" for name in arch.layer.head_norms))
-        x = parts.attention(index, qkv, norms, prefix + arch.layer.attention)
-        (x,) = parts.linears(x, named(arch.layer.attention_out))
-        weight, result = f"{prefix}{arch.layer.mlp_norm}.weight", f"{prefix}{arch.layer.mlp_norm}"
+        x = parts.attention(index, heads, norms, prefix + out.module)
+        (x,) = parts.linears(x, named(*out.linears))
+        weight, result = f"{prefix}{gate_up.module}.weight", f"{prefix}{gate_up.module}"
         x, residual = parts.add_and_norm(x, residual, weight, result)
-        gate_up = parts.linears(x, named(*arch.layer.gate_up))
-        x = parts.gated(gate_up, inner, prefix + arch.layer.mlp)
-        (x,) = parts.linears(x, named(arch.layer.down))
+        x = parts.gated(parts.linears(x, named(*gate_up.linears)), inner, prefix + down.module)
+        (x,) = parts.linears(x, named(*down.linears))
     x, _ = parts.add_and_norm(x, residual, arch.tensors.final_norm, arch.tensors.final_norm.removesuffix(".weight"))
     parts.head(x, arch.tensors.embedding if is_tied(weights, arch) else arch.tensors.head)
 

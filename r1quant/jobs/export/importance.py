@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from r1quant.engine.forward import Decoder
-from r1quant.engine.layer import Stream
+from r1quant.engine.layer_pass import LayerPass
 from r1quant.engine.sensitivity import Sensitivity
 from r1quant.errors import NumericError
 from r1quant.jobs.quantize.sensitivity import Sensitivities
@@ -52,7 +52,7 @@ def importance(
             prefix = decoder.arch.layer_prefix(index)
             needed = None if guidance is None else guidance.layer(index)
             with decoder.layer(index) as layer:
-                for linear, found in _layer(Stream(layer, hidden), needed):
+                for linear, found in _layer(LayerPass(layer, hidden), needed):
                     if not bool(np.isfinite(found).all()):
                         raise NumericError.overflow(f"the inputs of {prefix}{linear} hold")
                     sums[prefix + linear] = found
@@ -60,16 +60,17 @@ def importance(
     return Importance(sums, int(tokens.size))
 
 
-def _layer(stream: Stream, guidance: Mapping[str, Sensitivity] | None) -> Iterator[tuple[str, npt.NDArray[np.float64]]]:
-    """The sums of each linear. The hidden states of the stream are replaced by the layer's output."""
-    for stage, inputs in stream.stages():
-        linears = stream.layer.arch.layer.stages[stage]
+def _layer(
+    layer_pass: LayerPass, guidance: Mapping[str, Sensitivity] | None
+) -> Iterator[tuple[str, npt.NDArray[np.float64]]]:
+    """The sums of each linear. The hidden states of the pass are replaced by the layer's output."""
+    for stage, inputs in layer_pass.stages():
         if guidance is None:
-            counts = torch.ones(1, stream.hidden.shape[0] * stream.hidden.shape[1])
+            counts = torch.ones(1, layer_pass.hidden.shape[0] * layer_pass.hidden.shape[1])
         else:
-            counts = torch.stack([guidance[linear].norms for linear in linears])
+            counts = torch.stack([guidance[linear].norms for linear in stage.linears])
         sums = _sums(inputs(), counts)
-        yield from zip(linears, np.broadcast_to(sums, (len(linears), sums.shape[1])), strict=True)
+        yield from zip(stage.linears, np.broadcast_to(sums, (len(stage.linears), sums.shape[1])), strict=True)
 
 
 def _sums(inputs: Iterable[torch.Tensor], counts: torch.Tensor) -> npt.NDArray[np.float64]:

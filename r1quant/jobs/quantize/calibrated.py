@@ -17,7 +17,8 @@ import torch
 
 from r1quant.core.formatting import seconds_text
 from r1quant.engine.forward import Decoder
-from r1quant.engine.layer import Stream, quantize_layer
+from r1quant.engine.layer import quantize_layer
+from r1quant.engine.layer_pass import LayerPass
 from r1quant.engine.linear_report import Rounded
 from r1quant.errors import NumericError
 from r1quant.jobs.quantize import layer_files
@@ -92,11 +93,11 @@ class _Job:
         prefix = made.arch.layer_prefix(index)
         needed = None if self.guidance is None else self.guidance.layer(index)
         with ExitStack() as filled:
-            stream, reference = Stream(filled.enter_context(self.decoder.layer(index)), states["hidden"]), None
+            layer_pass, reference = LayerPass(filled.enter_context(self.decoder.layer(index)), states["hidden"]), None
             if self.beside is not None:
-                reference = Stream(filled.enter_context(self.beside.layer(index)), states["reference"])
+                reference = LayerPass(filled.enter_context(self.beside.layer(index)), states["reference"])
             read = self.decoder.weights.read
-            for rounded in quantize_layer(stream, reference, needed, prefix, read, made.recipe, made.grids):
+            for rounded in quantize_layer(layer_pass, reference, needed, prefix, read, made.recipe, made.grids):
                 done.append(rounded)
                 self.progress.advance(0.9 / len(made.arch.layer.linears), rounded.report.name)
                 if rounded.report.remark:

@@ -15,7 +15,7 @@ import torch
 
 from r1quant.checkpoint.safetensors import Checkpoint
 from r1quant.core.grid import Grid
-from r1quant.engine.layer import Chunks, Stream
+from r1quant.engine.layer_pass import Chunks, LayerPass
 from r1quant.engine.methods import rtn
 from r1quant.engine.stats import gather
 from r1quant.engine.transforms import awq, smooth
@@ -37,7 +37,7 @@ def transformed(made: Plan, tokens: npt.NDArray[np.int64], seen: Mapping[str, st
     where the model overflows on the text.
     """
     recipe, cache = made.recipe, cache_folder()
-    identity = {**seen, "factors": str(recipe.factors), "smooth": str(recipe.smooth)}
+    identity = {**seen, "factors": str(recipe.factors), "smooth": str(recipe.smooth), "kind": "factors by stage"}
     identity |= {f"grid.{key}": str(value) for key, value in asdict(recipe.grid).items()}
     cache.mkdir(parents=True, exist_ok=True)
 
@@ -50,9 +50,7 @@ def transformed(made: Plan, tokens: npt.NDArray[np.int64], seen: Mapping[str, st
         if run.done(made.layers) < made.layers:
             _choose(made, tokens, run, progress)
         run.forget_boundaries(None)
-        parts = [load(run.part(index)) for index in range(made.layers)]
-    scales = {index: [part[str(stage)] for stage in range(len(part))] for index, part in enumerate(parts)}
-    return folded(made.checkpoint, scales)
+        return folded(made.checkpoint, {index: load(run.part(index)) for index in range(made.layers)})
 
 
 def _choose(made: Plan, tokens: npt.NDArray[np.int64], run: RunDir, progress: Progress) -> None:
@@ -66,29 +64,31 @@ def _choose(made: Plan, tokens: npt.NDArray[np.int64], run: RunDir, progress: Pr
     progress.advance(first)
     for index in range(first, made.layers):
         with decoder.layer(index) as layer:
-            found = _layer(made, index, Stream(layer, hidden))
+            scales = _layer(made, index, LayerPass(layer, hidden))
         if index + 1 < made.layers:
             save(run.boundary(index + 1), {"hidden": hidden})
-        save(run.part(index), {str(stage): scale for stage, scale in enumerate(found)})
+        save(run.part(index), scales)
         run.forget_boundaries(keep=index + 1)
         progress.advance(1, f"layer {index + 1}/{made.layers}")
 
 
-def _layer(made: Plan, index: int, stream: Stream) -> list[torch.Tensor]:
-    """The factors of each fold, float32 [K]. The hidden states of the stream are replaced by the layer's output."""
-    prefix, found = made.arch.layer_prefix(index), list[torch.Tensor]()
-    for (_, inputs), fold in zip(stream.stages(), folds(made.arch, made.checkpoint.config), strict=True):
+def _layer(made: Plan, index: int, layer_pass: LayerPass) -> dict[str, torch.Tensor]:
+    """The factors of each stage, float32 [K]. The hidden states of the pass are replaced by the layer's output."""
+    prefix, scales = made.arch.layer_prefix(index), dict[str, torch.Tensor]()
+    by_stage = folds(made.arch, made.checkpoint.config)
+    for stage, inputs in layer_pass.stages():
+        fold = by_stage[stage.name]
         grid = made.grids[prefix + fold.consumers[0]]
         read = made.checkpoint.unrounded().read
         weight = torch.cat([read(f"{prefix}{name}.weight").float() for name in fold.consumers])
-        weight = weight.to(stream.layer.device)
+        weight = weight.to(layer_pass.layer.device)
         scale = torch.ones(weight.shape[1])
         if grid is not None:
             scale = _scale(made.recipe, fold, weight, inputs, grid)
         if not bool(torch.isfinite(scale).all()):
             raise NumericError.overflow(f"the inputs of {prefix}{fold.consumers[0]} hold")
-        found.append(scale.cpu())
-    return found
+        scales[stage.name] = scale.cpu()
+    return scales
 
 
 def _scale(recipe: Recipe, fold: Fold, weight: torch.Tensor, inputs: Chunks, grid: Grid) -> torch.Tensor:

@@ -23,7 +23,7 @@ import torch
 
 from r1quant.core.grid import Grid
 from r1quant.core.qlinear import QLinear
-from r1quant.engine.layer import Stream
+from r1quant.engine.layer_pass import LayerPass
 from r1quant.engine.methods import gptq, rtn
 from r1quant.engine.sensitivity import Sensitivity
 from r1quant.engine.solve import accumulator_for
@@ -60,12 +60,13 @@ def predicted(
         progress.begin("predicting", made.layers)
         for index in range(max(missing, default=-1) + 1):
             with decoder.layer(index) as layer:
-                stream = Stream(layer, hidden)
+                layer_pass = LayerPass(layer, hidden)
                 if index in missing:
-                    found = dict(_layer(made, made.arch.layer_prefix(index), stream, guidance.layer(index), trials))
+                    prefix = made.arch.layer_prefix(index)
+                    found = dict(_layer(made, prefix, layer_pass, guidance.layer(index), trials))
                     atomic.write_bytes(paths[index], json.dumps(found).encode())
                 else:
-                    deque(stream.stages(), maxlen=0)
+                    deque(layer_pass.stages(), maxlen=0)
             progress.advance(1, f"layer {index + 1}/{made.layers}")
     losses = {name: _beyond(loss, bits) for path in paths for name, loss in (_known(path) or {}).items()}
     return Predictions(losses, TRIAL if made.recipe.method == "gptq" else NEAREST)
@@ -80,15 +81,16 @@ def _stated(recipe: Recipe, bits: Sequence[int]) -> dict[str, Any]:
 
 
 def _layer(
-    made: Plan, prefix: str, stream: Stream, needed: Mapping[str, Sensitivity], bits: Sequence[int]
+    made: Plan, prefix: str, layer_pass: LayerPass, needed: Mapping[str, Sensitivity], bits: Sequence[int]
 ) -> Iterator[tuple[str, dict[int, float]]]:
-    """The losses of each linear of a layer. The hidden states of the stream are replaced by the layer's output."""
+    """The losses of each linear of a layer. The hidden states of the pass are replaced by the layer's output."""
     trials = made.recipe.method == "gptq"
-    for stage, inputs in stream.stages():
-        linears = stream.layer.arch.layer.stages[stage]
-        width, device = stream.layer.weight(linears[0]).shape[1], stream.layer.weight(linears[0]).device
+    layer = layer_pass.layer
+    for stage, inputs in layer_pass.stages():
+        linears = stage.linears
+        width, device = layer.weight(linears[0]).shape[1], layer.weight(linears[0]).device
         felt = [HessianAccumulator(width, device, needed[name].squares, needed[name].covariance) for name in linears]
-        known = [accumulator_for(stream.layer, linears, needed if made.recipe.guided else None)] if trials else []
+        known = [accumulator_for(layer, linears, needed if made.recipe.guided else None)] if trials else []
         for x in inputs():
             for sums in (*felt, *known):
                 sums.add(x)

@@ -136,7 +136,8 @@ def test_a_view_of_a_view(model: Open) -> None:
     """Factors behind a rotation: the rotated tensor is not rounded on the way."""
     checkpoint = model("llama-bfloat16")
     turned = rotated(checkpoint)
-    scales = [torch.full((len(fold.source),), 3.0) for fold in folds(architecture_of(checkpoint.config), turned.config)]
+    by_stage = folds(architecture_of(checkpoint.config), turned.config)
+    scales = {stage: torch.full((len(fold.source),), 3.0) for stage, fold in by_stage.items()}
     view = folded(turned, {0: scales})
     name = "model.layers.0.mlp.gate_proj.weight"
     wide = view.unrounded().read(name)

@@ -25,9 +25,11 @@ from r1quant.recipe import Recipe, from_values
 from tests import models
 from tests.conftest import QUICK, Run, watch
 
-# By layer and stage (qkv, attention output, gate and up, down).
-EVERY_BITS = {(0, 0): 2, (0, 1): 3, (0, 2): 4, (0, 3): 5, (1, 0): 6, (1, 1): 7, (1, 2): 8, (1, 3): 16}
-FOUR_EIGHT = {(0, 0): 8, (0, 1): 4, (0, 2): 4, (0, 3): 8, (1, 0): 4, (1, 1): 16, (1, 2): 8, (1, 3): 4}
+# By layer and stage.
+STAGES = ("qkv", "attention_out", "gate_up", "down")
+PLACES = tuple(itertools.product(range(2), STAGES))
+EVERY_BITS = dict(zip(PLACES, (2, 3, 4, 5, 6, 7, 8, 16), strict=True))
+FOUR_EIGHT = dict(zip(PLACES, (8, 4, 4, 8, 4, 16, 8, 4), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return models.write_model(tmp_path_factory.mktemp("mixed") / "model", "qwen2")
 
 
-def wanting(model: Path, recipe: Recipe, bits: dict[tuple[int, int], int]) -> tuple[Recipe, Predictions]:
+def wanting(model: Path, recipe: Recipe, bits: dict[tuple[int, str], int]) -> tuple[Recipe, Predictions]:
     """A budget and predictions of which the best choice is exactly these bits."""
     made = planner.make(open_folder(model), replace(recipe, target_bpw=None, allowed_bits=()))
     losses = {}
@@ -51,7 +53,7 @@ def wanting(model: Path, recipe: Recipe, bits: dict[tuple[int, int], int]) -> tu
 
 
 def mixed(
-    model: Path, out: Path, bits: dict[tuple[int, int], int], method: str = "rtn", format: str = "compressed-tensors"
+    model: Path, out: Path, bits: dict[tuple[int, str], int], method: str = "rtn", format: str = "compressed-tensors"
 ) -> job.Quantized:
     recipe = Recipe(method=method, group_size=32, format=format, samples=4, seq_len=32, dtype="float32", device="cpu")
     recipe = replace(recipe, target_bpw=8.0, allowed_bits=tuple(sorted({*bits.values()})))
@@ -59,12 +61,17 @@ def mixed(
     return job.quantize(model, out, recipe, predictions=predictions)
 
 
-def widths(folder: Path) -> dict[tuple[int, int], int]:
+def widths(folder: Path) -> dict[tuple[int, str], int]:
     """The bits of each layer and stage of a folder, 16 where it is in float; they must agree within a stage."""
     ours, found = open_artifact(folder), {}
-    stages = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
-    for layer, (stage, leaves) in itertools.product(range(2), enumerate(stages)):
-        parent = "self_attn" if stage < 2 else "mlp"
+    stages = {
+        "qkv": ("q_proj", "k_proj", "v_proj"),
+        "attention_out": ("o_proj",),
+        "gate_up": ("gate_proj", "up_proj"),
+        "down": ("down_proj",),
+    }
+    for layer, (stage, leaves) in itertools.product(range(2), stages.items()):
+        parent = "self_attn" if stage in ("qkv", "attention_out") else "mlp"
         names = [f"model.layers.{layer}.{parent}.{leaf}" for leaf in leaves]
         (found[layer, stage],) = {ours.linear_specs[n].bits if n in ours.linear_specs else 16 for n in names}
     return found
@@ -77,12 +84,12 @@ def widths(folder: Path) -> dict[tuple[int, int], int]:
         ("gptq", "compressed-tensors", EVERY_BITS),
         ("rtn", "gptq", FOUR_EIGHT),
         ("gptq", "gptq", FOUR_EIGHT),
-        ("rtn", "gptq-v2", FOUR_EIGHT | {(0, 0): 3, (1, 0): 2}),
+        ("rtn", "gptq-v2", FOUR_EIGHT | {(0, "qkv"): 3, (1, "qkv"): 2}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_every_linear_has_the_bits_that_were_chosen(
-    method: str, format: str, bits: dict[tuple[int, int], int], model: Path, tmp_path: Path, text_file: Path
+    method: str, format: str, bits: dict[tuple[int, str], int], model: Path, tmp_path: Path, text_file: Path
 ) -> None:
     done = mixed(model, tmp_path / "out", bits, method, format)
     assert widths(tmp_path / "out") == bits
