@@ -8,6 +8,7 @@
     ├── CalibrationError    3    the calibration or test text cannot be used
     ├── NumericError        3    NaN or Inf where numbers are needed
     ├── OutOfSpaceError     3    the disk cannot hold the result
+    ├── PlatformError       3    r1quant does not run on this system
     ├── UploadError         3    the Hub did not take what was sent
     └── MissingDependency   4    an optional package is not installed
 
@@ -68,6 +69,10 @@ class NumericError(R1QuantError):
 
 
 class OutOfSpaceError(R1QuantError):
+    exit_code = 3
+
+
+class PlatformError(R1QuantError):
     exit_code = 3
 
 

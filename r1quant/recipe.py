@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from r1quant.core.grid import BITS, GROUP_SIZES, SCALE_DTYPES, Grid, ScaleDtype
+from r1quant.core.platforms import NO_MPS
 from r1quant.errors import RecipeError
 from r1quant.registry import DEFAULT_PRESET, FORMATS, METHODS, PRESETS
 
@@ -120,7 +121,8 @@ class Recipe:
         if self.calib is not None and not (isinstance(self.calib, str) and self.calib):
             raise RecipeError(f"calib is {self.calib!r}", "give the name of a file, hub:NAME, or self")
         if not isinstance(self.device, str) or not DEVICE.fullmatch(self.device):
-            raise RecipeError(f"device {self.device!r} is not supported", "choose from auto, cpu, cuda, cuda:0, ...")
+            reason = NO_MPS if str(self.device).startswith("mps") else f"device {self.device!r} is not supported"
+            raise RecipeError(reason, "choose from auto, cpu, cuda, cuda:0, ...")
         for name, value, least in (
             ("samples", self.samples, 1),
             ("seq-len", self.seq_len, 2),

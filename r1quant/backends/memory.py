@@ -5,11 +5,11 @@ It does not know what the memory is for.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import torch
 
 MEMINFO = Path("/proc/meminfo")
@@ -32,7 +32,7 @@ def _of_machine() -> int:
     fields = _fields(MEMINFO)
     if "MemAvailable" in fields:
         return fields["MemAvailable"] * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return int(psutil.virtual_memory().available)
 
 
 def _of_groups() -> Iterator[int]:

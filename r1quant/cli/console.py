@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import click
 
 from r1quant.core.formatting import seconds_text
+from r1quant.core.platforms import check_platform
 from r1quant.errors import R1QuantError, RecipeError
 from r1quant.storage.atomic import write_bytes
 
@@ -30,6 +31,7 @@ def run(command: click.Command, words: Sequence[str]) -> int:
     as_json, debug = "--json" in words, "--debug" in words
     failure: Exception
     try:
+        check_platform(sys.platform)
         result = command.main(args=list(words), prog_name="r1quant", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except R1QuantError as error:

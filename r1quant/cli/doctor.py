@@ -40,7 +40,7 @@ def _rows(found: Mapping[str, Any]) -> list[list[str]]:
         rows.append([f"backend {name}", "works" if tried["works"] else f"does not work: {tried['reason']}"])
     rows += [
         ["python", machine["python"]],
-        ["system", machine["system"]],
+        ["platform", machine["platform"]],
         ["processor", f"{machine['processor']}, {machine['cores']} cores"],
         ["memory", bytes_text(machine["memory_bytes"])],
         ["free disk here", bytes_text(machine["free_disk_bytes"])],

@@ -22,6 +22,7 @@ from torch import nn
 from r1quant.arch import rope
 from r1quant.arch.tables import Architecture
 from r1quant.core.json import Config
+from r1quant.core.platforms import NO_MPS
 from r1quant.engine.blocks import DecoderLayer
 from r1quant.errors import CheckpointError, RecipeError
 
@@ -45,6 +46,8 @@ class TensorSource(Protocol):
 
 def pick_device(wanted: str) -> torch.device:
     """`auto` is the accelerator if there is one. Raises RecipeError for a device this machine lacks."""
+    if wanted.partition(":")[0] == "mps":
+        raise RecipeError(NO_MPS, "use --device cpu")
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     found = re.fullmatch(r"cpu|cuda(?::(\d+))?", wanted)

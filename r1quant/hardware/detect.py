@@ -6,7 +6,6 @@ know models.
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from r1quant.hardware.cards import Card, driven
 from r1quant.storage.provenance import processors
@@ -135,7 +135,7 @@ def _processor() -> str:
 
 def _memory() -> int:
     """Of the machine, or what a container is allowed of it."""
-    found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    found = int(psutil.virtual_memory().total)
     for path in map(Path, LIMITS):
         try:
             stated = path.read_text("ascii").strip()

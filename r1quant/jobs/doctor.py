@@ -16,6 +16,7 @@ from typing import Any
 from r1quant.arch.yarn import yarn
 from r1quant.checkpoint.artifact import has_chat_template
 from r1quant.checkpoint.resolve import open_model
+from r1quant.core.platforms import platform_line
 from r1quant.extras import EXTRAS, missing
 from r1quant.hardware.detect import gpus, host
 from r1quant.storage.cache import cache_folder
@@ -86,6 +87,7 @@ def _machine() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
+        "platform": platform_line(),
         "processor": here.processor,
         "cores": here.cores,
         "memory_bytes": here.memory_bytes,

@@ -6,7 +6,6 @@ result. Whatever differs on the next start is refused by name, never mixed. It d
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ from typing import IO
 
 from r1quant.errors import ResumeError
 from r1quant.storage import atomic
+from r1quant.storage.lock import HeldElsewhere, take_named
 
 FINGERPRINT, LOCK = "fingerprint.json", "lock"
 Fingerprint = Mapping[str, str]
@@ -92,8 +92,8 @@ class RunDir:
 
     @property
     def size(self) -> int:
-        """Bytes it holds on the disk."""
-        return sum(p.stat().st_size for p in self.folder.rglob("*") if p.is_file())
+        """Bytes it holds on the disk, beside its lock."""
+        return sum(p.stat().st_size for p in self.folder.rglob("*") if p.is_file() and p.name != LOCK)
 
     def remove(self) -> None:
         """Deletes the directory, once the result is in place: what says whose it is last, then the lock."""
@@ -114,28 +114,17 @@ def _locked(folder: Path, waiting: Callable[[], None] | None) -> IO[str]:
         raise ResumeError(
             f"{folder} exists and is not a run directory of r1quant", "move it away, or choose another --out"
         )
-    lock = path.open("w")
+    lock = path.open("a+")
     try:
-        _take(lock, waiting)
+        take_named(lock, waiting)
         if not os.path.samestat(path.stat(), os.fstat(lock.fileno())):
             raise FileNotFoundError(path)
-    except BlockingIOError:
+    except HeldElsewhere as held:
         lock.close()
         raise ResumeError(
-            f"another process is working in {folder}", "wait for it to end, or choose another --out"
+            f"{held.holder} is working in {folder}", "wait for it to end, or choose another --out"
         ) from None
     except BaseException:
         lock.close()
         raise
     return lock
-
-
-def _take(lock: IO[str], waiting: Callable[[], None] | None) -> None:
-    """Raises BlockingIOError where another process has it and nobody waits."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        if waiting is None:
-            raise
-        waiting()
-        fcntl.flock(lock, fcntl.LOCK_EX)

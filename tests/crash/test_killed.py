@@ -65,7 +65,7 @@ def test_killed_again_and_again(place: Place, straight: Bytes) -> None:
 
 
 GUIDED = {
-    "the model is writing": Point("r1quant.jobs.samples:Samples.add", 2),
+    "the model is writing": Point("r1quant.jobs.generate.samples:Samples.add", 2),
     "activations are on their way forward": Point("r1quant.jobs.sensitivity:save", 2, after=True),
     "the gradient is at the head": Point("r1quant.jobs.sensitivity:head_gradient", after=True),
     "a layer's gradient is written, its part is not": Point("r1quant.jobs.sensitivity:_Pass._write", 2),

@@ -36,7 +36,7 @@ def test_all_that_is_asked_for(run: Run, in_tmp: Path, monkeypatch: pytest.Monke
     assert found["caches"]["r1quant"] == {"path": str(kept), "bytes": 1000}
     assert found["caches"]["hub"] == {"path": str(in_tmp / "hf" / "hub"), "bytes": 0}
     shown = run("doctor")
-    assert "NVIDIA H200, 150.75 GB" in shown.out and "backend torch" in shown.out and "1.00 kB" in shown.out
+    assert "NVIDIA H200, 151 GB" in shown.out and "backend torch" in shown.out and "1 kB" in shown.out
 
 
 def test_an_extra_that_is_missing_and_one_that_does_not_load(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -19,7 +21,7 @@ def test_it_lies_beside_the_output() -> None:
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     with RunDir(tmp_path / "x.run") as run:
         run.claim({"a": "1"})
-        with pytest.raises(ResumeError, match="another process is working"):
+        with pytest.raises(ResumeError, match=rf"another process \({os.getpid()}\) is working"):
             RunDir(tmp_path / "x.run")
     RunDir(tmp_path / "x.run").__exit__()
 
@@ -59,15 +61,15 @@ def test_a_lock_on_a_directory_that_was_removed_is_worth_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other process ends, and removes the directory, between our opening of the lock and our locking it."""
-    folder, flock, calls = tmp_path / "x.run", rundir.fcntl.flock, []
+    folder, take_named, calls = tmp_path / "x.run", rundir.take_named, []
 
-    def late(file: object, how: int) -> None:
+    def late(file: IO[str], waiting: None) -> None:
         calls.append(file)
         if len(calls) == 1:
             shutil.rmtree(folder)
-        flock(file, how)
+        take_named(file, waiting)
 
-    monkeypatch.setattr(rundir.fcntl, "flock", late)
+    monkeypatch.setattr(rundir, "take_named", late)
     with RunDir(folder) as run:
         assert len(calls) == 2
         run.claim({"a": "1"})

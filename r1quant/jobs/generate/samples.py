@@ -7,7 +7,6 @@ It does not know what the answers are worth.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from r1quant.checkpoint.tokenizer import Tokenizer
 from r1quant.errors import CheckpointError, OutOfSpaceError, ResumeError
 from r1quant.progress import Progress
 from r1quant.storage import atomic, cache
+from r1quant.storage.lock import HeldElsewhere, take
 from r1quant.storage.provenance import sha256
 
 VERSION = 1
@@ -61,8 +61,8 @@ class Samples:
         path = _path(folder, identity)
         with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0) as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                take(file)
+            except HeldElsewhere:
                 raise ResumeError(f"another process is writing {path}", "wait for it to end") from None
             yield cls(path, file, _read(path, file, identity))
 

@@ -27,7 +27,7 @@ Generate = Callable[..., Ran]
 
 KILLED = """
 import os, signal, sys
-from r1quant.jobs.samples import Samples
+from r1quant.jobs.generate.samples import Samples
 add, calls = Samples.add, 0
 
 def killed(self, sample):
