@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from r1quant.jobs.generate.run import Generated
     from r1quant.jobs.quantize.run import Quantized
     from r1quant.jobs.verify.run import Verified
-    from r1quant.planning.planner import Plan
+    from r1quant.planning.plan import Plan
     from r1quant.progress import Progress
 
-__all__ = ["calib_generate", "check", "export", "inspect", "plan", "quantize", "verify"]
+__all__ = ["calib_generate", "check", "export", "inspect", "plan", "quantize", "run", "verify"]
 
 
 def inspect(model: str | Path = "tiny-r1") -> dict[str, Any]:
@@ -42,6 +42,18 @@ def plan(
     return make_plan(model, from_values(options, preset), None if out is None else Path(out))
 
 
+def run(plan: Plan, progress: Progress | None = None, resume_anyway: bool = False) -> Quantized:
+    """Quantizes what a plan says, into the folder `plan.out`, which appears only when it is complete.
+
+    resume_anyway  whether an unfinished run goes on though versions or threads have changed, which its record says then
+
+    Raises the errors of r1quant.errors.
+    """
+    from r1quant.jobs.quantize.run import run as job
+
+    return job(plan, progress, resume_anyway)
+
+
 def quantize(
     model: str | Path = "tiny-r1",
     out: str | Path | None = None,
@@ -54,10 +66,7 @@ def quantize(
 
     Raises the errors of r1quant.errors; `out` appears only when it is complete.
     """
-    from r1quant.jobs.quantize.run import quantize as job
-    from r1quant.recipe import from_values
-
-    return job(model, None if out is None else Path(out), from_values(options, preset), progress)
+    return run(plan(model, out, preset, **options), progress)
 
 
 def calib_generate(

@@ -299,6 +299,21 @@ def from_values(values: Mapping[str, Any], preset: str | None = None) -> Recipe:
     return replace(recipe, **{name: max(getattr(recipe, name), least) for name in SHARES if values.get(name) is None})
 
 
+def preset_of(recipe: Recipe) -> str | None:
+    """The preset whose values a recipe has; None if it has those of none. Shares may be larger: see `from_values`."""
+    names = sorted({name for values in PRESETS.values() for name in values})
+    for preset, values in PRESETS.items():
+        stated = Recipe(**values)
+        if all(
+            getattr(recipe, name) >= getattr(stated, name)
+            if name in SHARES
+            else getattr(recipe, name) == getattr(stated, name)
+            for name in names
+        ):
+            return preset
+    return None
+
+
 @dataclass(frozen=True)
 class Settings:
     """r1quant.toml: `model`, `out` and `gates` (of verify) at the top, recipe values under [quantize]."""

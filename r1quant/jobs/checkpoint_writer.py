@@ -22,10 +22,10 @@ from r1quant.core.json import JsonObject
 from r1quant.core.qlinear import QLinear
 from r1quant.formats.codec import Codec
 from r1quant.planning.layout import INDEX, METADATA, Layout
+from r1quant.planning.layout import RECORD as RECORD
 from r1quant.storage import atomic
 from r1quant.storage.jsonfile import read_object
 
-RECORD = "r1quant.json"
 Step = Callable[[int], None]
 
 

@@ -14,7 +14,7 @@ from r1quant.formats.codec import CodecArtifact
 from r1quant.jobs.artifacts import open_artifact
 from r1quant.jobs.identity import weight_files
 from r1quant.planning import preflight
-from r1quant.planning.planner import check_tensors
+from r1quant.planning.problems import tensor_problems
 
 
 def inspect(model: str | Path) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def inspect(model: str | Path) -> dict[str, Any]:
         "exports": [name for name, reason in preflight.formats(artifact.linear_specs).items() if reason is None]
         if artifact.linear_specs
         else [],
-        "problems": [p.message for p in check_tensors(checkpoint, arch)]
+        "problems": [p.message for p in tensor_problems(checkpoint, arch)]
         if checkpoint and not artifact.linear_specs
         else [],
     }

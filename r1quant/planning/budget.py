@@ -32,7 +32,7 @@ MOST_TRIED = 5  # bits: beyond, each more leaves a quarter of the loss (SmolLM2:
 
 
 @dataclass(frozen=True)
-class Predictions:
+class LossPredictions:
     """What rounding each linear alone is expected to cost.
 
     losses  by linear and bits, in nats of KL divergence a token; those of a linear in float are 0
@@ -51,10 +51,10 @@ class Predictions:
         return loss
 
     @staticmethod
-    def even(linears: tuple[LinearPlan, ...]) -> Predictions:
+    def even(linears: tuple[LinearPlan, ...]) -> LossPredictions:
         """As if every weight mattered alike: an error of half the size costs a quarter."""
         losses = {linear.name: {bits: linear.weights * 4.0**-bits for bits in BITS} for linear in linears}
-        return Predictions(losses, "every weight alike")
+        return LossPredictions(losses, "every weight alike")
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def budget_of(
 
 
 def decide(
-    linears: tuple[LinearPlan, ...], recipe: Recipe, budget: Budget, layout_of: LayoutOf, predictions: Predictions
+    linears: tuple[LinearPlan, ...], recipe: Recipe, budget: Budget, layout_of: LayoutOf, predictions: LossPredictions
 ) -> Allocation:
     """The grids that lose the least within a budget.
 

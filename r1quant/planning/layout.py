@@ -14,6 +14,7 @@ from r1quant.formats.codec import Codec
 SHARD_LIMIT = 5_000_000_000
 INDEX = "model.safetensors.index.json"
 METADATA = {"format": "pt"}
+RECORD = "r1quant.json"  # what an output folder says of itself
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""A run directory holds what has happened: one finished part a layer, and the state to go on from.
+"""A run directory holds what has happened: a file for each finished layer, and the state to go on from.
 
-A part that exists is complete. The directory belongs to one fingerprint: the hashes and options that decide the
-result. Whatever differs on the next start is refused by name, never mixed. It does not know what parts contain.
+A file that exists is complete. The directory belongs to one fingerprint: the hashes and options that decide the
+result. Whatever differs at the next start is refused by name, never mixed; what may differ nevertheless, if the user
+says so, is noted. It does not know what the files contain.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from typing import IO
 
 from r1quant.errors import ResumeError
 from r1quant.storage import atomic
+from r1quant.storage.cache import Fingerprint
 from r1quant.storage.lock import HeldElsewhere, take_named
 
-FINGERPRINT, LOCK = "fingerprint.json", "lock"
-Fingerprint = Mapping[str, str]
+FINGERPRINT, CHANGES, LOCK = "fingerprint.json", "changes.json", "lock"
+MayChange = Callable[[str], bool]  # of the name of an entry of a fingerprint
 
 
 def folder_for(out: Path) -> Path:
@@ -31,8 +33,12 @@ class RunDir:
     """An open, locked run directory. Use as a context manager; the lock ends with it."""
 
     def __init__(self, folder: Path, waiting: Callable[[], None] | None = None) -> None:
-        """Opens or creates it. Raises ResumeError where it is somebody else's, or another process is at work in it;
-        where `waiting` is given it is called then, and the end of that work awaited."""
+        """Opens or creates it.
+
+        waiting  is called if another process works in the directory, whose end is then awaited
+
+        Raises ResumeError if the directory is something else, or another process works in it and `waiting` is None.
+        """
         self.folder, self._removed = folder, False
         lock = None
         while lock is None:
@@ -50,30 +56,54 @@ class RunDir:
             self.remove()
         self._lock.close()
 
-    def claim(self, fingerprint: Fingerprint) -> None:
+    def claim(self, fingerprint: Fingerprint, may_change: MayChange | None = None, anyway: bool = False) -> None:
         """Makes the directory belong to the fingerprint, or checks that it does.
 
-        Raises ResumeError naming everything that changed since the run was begun.
+        may_change  which entries may differ, if `anyway` is true, from those that the run was begun with; those that do
+                    are added to `changes`, and the directory belongs to the new fingerprint from then on
+
+        Raises ResumeError that names all else that changed since the run was begun.
         """
         path = self.folder / FINGERPRINT
         if not path.exists():
-            atomic.write_bytes(path, json.dumps(fingerprint, indent=1).encode())
+            atomic.write_bytes(path, json.dumps(dict(fingerprint), indent=1).encode())
             return
         before = json.loads(path.read_text("utf-8"))
-        changed = [key for key in {**before, **fingerprint} if before.get(key) != fingerprint.get(key)]
+        changed = {
+            name: (before.get(name), fingerprint.get(name))
+            for name in {**before, **fingerprint}
+            if before.get(name) != fingerprint.get(name)
+        }
+        harmless = may_change is not None and all(map(may_change, changed))
+        if changed and not (anyway and harmless):
+            raise self._changed(changed, harmless)
         if changed:
-            details = ", ".join(f"{k} ({before.get(k)} -> {fingerprint.get(k)})" for k in changed)
-            raise ResumeError(
-                f"{self.folder} holds an unfinished run with a different {details}",
-                f"run the command it was begun with, choose another --out, or delete {self.folder}",
-            )
+            atomic.write_bytes(self.folder / CHANGES, json.dumps([*self.changes, changed], indent=1).encode())
+            atomic.write_bytes(path, json.dumps(dict(fingerprint), indent=1).encode())
 
-    def part(self, layer: int) -> Path:
+    def _changed(self, changed: Mapping[str, tuple[str | None, str | None]], harmless: bool) -> ResumeError:
+        details = ", ".join(f"{name} ({before} -> {after})" for name, (before, after) in changed.items())
+        anyway = ", go on all the same with --resume-anyway" if harmless else ""
+        return ResumeError(
+            f"{self.folder} holds an unfinished run with a different {details}",
+            f"run the command it was begun with{anyway}, choose another --out, or delete {self.folder}",
+        )
+
+    @property
+    def changes(self) -> list[dict[str, list[str | None]]]:
+        """What changed between the starts of this run and was let pass, a mapping from names to before and after for
+        each such start."""
+        path = self.folder / CHANGES
+        changes: list[dict[str, list[str | None]]] = json.loads(path.read_text("utf-8")) if path.exists() else []
+        return changes
+
+    def layer_file(self, layer: int) -> Path:
+        """The finished layer."""
         return self.folder / f"layer-{layer:05d}.safetensors"
 
-    def boundary(self, layer: int) -> Path:
-        """The activations that enter `layer`, written before the part of the layer before it."""
-        return self.folder / f"boundary-{layer:05d}.safetensors"
+    def layer_input(self, layer: int) -> Path:
+        """The activations that enter a layer, written before the file of the layer before it."""
+        return self.folder / f"input-{layer:05d}.safetensors"
 
     @property
     def output(self) -> Path:
@@ -82,12 +112,12 @@ class RunDir:
 
     def done(self, layers: int) -> int:
         """How many layers from the first are complete."""
-        return next((i for i in range(layers) if not self.part(i).exists()), layers)
+        return next((i for i in range(layers) if not self.layer_file(i).exists()), layers)
 
-    def forget_boundaries(self, keep: int | None) -> None:
-        """Deletes all boundary activations but those that enter layer `keep`."""
-        for path in self.folder.glob("boundary-*"):
-            if keep is None or path != self.boundary(keep):
+    def forget_layer_inputs(self, keep: int | None) -> None:
+        """Deletes all activations but those that enter layer `keep`."""
+        for path in self.folder.glob("input-*"):
+            if keep is None or path != self.layer_input(keep):
                 path.unlink()
 
     @property
@@ -96,7 +126,7 @@ class RunDir:
         return sum(p.stat().st_size for p in self.folder.rglob("*") if p.is_file() and p.name != LOCK)
 
     def remove(self) -> None:
-        """Deletes the directory, once the result is in place: what says whose it is last, then the lock."""
+        """Deletes the directory once the result is in place: the fingerprint last, then the lock."""
         self._removed = True
         for path in self.folder.iterdir():
             if path.name not in (FINGERPRINT, LOCK):
@@ -108,7 +138,7 @@ class RunDir:
 
 
 def _locked(folder: Path, waiting: Callable[[], None] | None) -> IO[str]:
-    """The lock of a run directory, taken. Raises FileNotFoundError where it was removed at the same time."""
+    """The lock of a run directory, taken. Raises FileNotFoundError if it was removed at the same time."""
     path = folder / LOCK
     if not path.exists() and any(folder.iterdir()):
         raise ResumeError(

@@ -21,24 +21,26 @@ class Point:
     after: bool = False
 
 
-# The model has three layers of four stages; its boundaries and parts are written in the order b1 p0 b2 p1 p2.
+# The model has three layers of four stages; inputs and layers are written in the order i1 l0 i2 l1 l2.
 POINTS = {
-    "half of the weights are hashed": Point("r1quant.checkpoint:finite", 15),
-    "the run directory is not claimed yet": Point("r1quant.rundir:RunDir.claim"),
-    "the run directory is claimed": Point("r1quant.rundir:RunDir.claim", after=True),
-    "the first layer is half done": Point("r1quant.methods.gptq:quantize", 3),
-    "the first boundary is written, its part is not": Point("r1quant.jobs.calibrated:save", after=True),
-    "the first part is written": Point("r1quant.jobs.parts:write", after=True),
-    "a layer in the middle is being solved": Point("r1quant.methods.gptq:_round", 7),
-    "the second part is written, an old boundary remains": Point("r1quant.rundir:RunDir.forget_boundaries", 2),
-    "the last layer is half done": Point("r1quant.methods.gptq:quantize", 11),
-    "all layers are done": Point("r1quant.jobs.assemble:build"),
-    "a shard is half written": Point("r1quant.jobs.folder:Contents._encoded", 30),
-    "the first shard is written": Point("r1quant.jobs.folder:write", after=True),
-    "all shards are written": Point("r1quant.jobs.assemble:with_key"),
-    "only the record is missing": Point("r1quant.jobs.assemble:_record", after=True),
-    "the output is complete, but not in its place": Point("r1quant.atomic:rename_folder"),
-    "the output is in its place": Point("r1quant.atomic:rename_folder", after=True),
+    "half of the weights are hashed": Point("r1quant.checkpoint.safetensors:finite", 15),
+    "the run directory is not claimed yet": Point("r1quant.storage.rundir:RunDir.claim"),
+    "the run directory is claimed": Point("r1quant.storage.rundir:RunDir.claim", after=True),
+    "the first layer is half done": Point("r1quant.engine.methods.gptq:quantize", 3),
+    "the second layer's input is written, the first layer is not": Point(
+        "r1quant.jobs.quantize.layer_loop:save", after=True
+    ),
+    "the first layer is written": Point("r1quant.jobs.quantize.layer_files:write", after=True),
+    "a layer in the middle is being solved": Point("r1quant.engine.methods.gptq:_round", 7),
+    "the second layer is written, an old input remains": Point("r1quant.storage.rundir:RunDir.forget_layer_inputs", 2),
+    "the last layer is half done": Point("r1quant.engine.methods.gptq:quantize", 11),
+    "all layers are done": Point("r1quant.jobs.quantize.finalize:build"),
+    "a shard is half written": Point("r1quant.jobs.checkpoint_writer:Contents._encoded", 30),
+    "the first shard is written": Point("r1quant.jobs.checkpoint_writer:write", after=True),
+    "all shards are written": Point("r1quant.jobs.quantize.finalize:with_key"),
+    "only the record is missing": Point("r1quant.jobs.quantize.finalize:_record", after=True),
+    "the output is complete, but not in its place": Point("r1quant.storage.atomic:rename_folder"),
+    "the output is in its place": Point("r1quant.storage.atomic:rename_folder", after=True),
     "the run directory is half removed": Point("pathlib:Path.unlink", 5),
 }
 

@@ -53,9 +53,9 @@ def test_killed_before_each_fifth_flush_to_the_disk(place: Place, straight: Byte
 
 def test_killed_again_and_again(place: Place, straight: Bytes) -> None:
     for name in (
-        "the first boundary is written, its part is not",
-        "the first part is written",
-        "the first part is written",
+        "the second layer's input is written, the first layer is not",
+        "the first layer is written",
+        "the first layer is written",
         "all layers are done",
         "the first shard is written",
         "the output is in its place",
@@ -66,16 +66,16 @@ def test_killed_again_and_again(place: Place, straight: Bytes) -> None:
 
 GUIDED = {
     "the model is writing": Point("r1quant.jobs.generate.samples:Samples.add", 2),
-    "activations are on their way forward": Point("r1quant.jobs.sensitivity:save", 2, after=True),
-    "the gradient is at the head": Point("r1quant.jobs.sensitivity:head_gradient", after=True),
-    "a layer's gradient is written, its part is not": Point("r1quant.jobs.sensitivity:_Pass._write", 2),
+    "activations are on their way forward": Point("r1quant.jobs.quantize.sensitivity:save", 2, after=True),
+    "the gradient is at the head": Point("r1quant.jobs.quantize.sensitivity:head_gradient", after=True),
+    "a layer's gradient is written, its part is not": Point("r1quant.jobs.quantize.sensitivity:_Pass._write", 2),
     "a layer's part is written, what led to it is there too": Point(
-        "r1quant.jobs.sensitivity:_Pass._write", 2, after=True
+        "r1quant.jobs.quantize.sensitivity:_Pass._write", 2, after=True
     ),
-    "the first pass is complete": Point("r1quant.rundir:RunDir.forget_boundaries"),
-    "the second pass is at the head": Point("r1quant.jobs.sensitivity:head_gradient", 2),
-    "the second layer is half done": Point("r1quant.methods.gptq:quantize", 6),
-    "both streams are written, the part is not": Point("r1quant.jobs.calibrated:save", 2, after=True),
+    "the first pass is complete": Point("r1quant.storage.rundir:RunDir.forget_layer_inputs"),
+    "the second pass is at the head": Point("r1quant.jobs.quantize.sensitivity:head_gradient", 2),
+    "the second layer is half done": Point("r1quant.engine.methods.gptq:quantize", 6),
+    "both streams are written, the part is not": Point("r1quant.jobs.quantize.layer_loop:save", 2, after=True),
 }
 
 
@@ -86,7 +86,7 @@ def test_killed_in_a_run_of_the_best_preset_when(place: Place, best: Bytes, name
     assert ran.code == 0, ran.err
     assert contents(place.out) == best
     left = [path.name for path in place.folder.with_name(f"{place.folder.name}.cache").rglob("*") if path.is_file()]
-    assert sum("layer" in path for path in left) == 2 * 3 and not any("boundary" in p or "gradient" in p for p in left)
+    assert sum("layer" in path for path in left) == 2 * 3 and not any("input" in p or "gradient" in p for p in left)
 
 
 def test_finished_layers_are_not_computed_again(place: Place, straight: Bytes) -> None:
@@ -103,7 +103,7 @@ def test_finished_layers_are_not_computed_again(place: Place, straight: Bytes) -
 
 def test_a_part_without_the_activations_after_it_is_made_again(place: Place, straight: Bytes) -> None:
     assert killed(place, straight, POINTS["the last layer is half done"])
-    for path in place.run_folder.glob("boundary-*"):
+    for path in place.run_folder.glob("input-*"):
         path.unlink()
     finish(place, straight)
 
@@ -113,7 +113,7 @@ def test_without_calibration(place: Place) -> None:
     whole = Place(place.server, place.folder.with_name(place.folder.name + "-straight"))
     whole.folder.mkdir()
     assert whole.quantize(*options).code == 0
-    for point in (Point("r1quant.jobs.parts:write", 2), Point("r1quant.methods.rtn:quantize", 6)):
+    for point in (Point("r1quant.jobs.quantize.layer_files:write", 2), Point("r1quant.engine.methods.rtn:quantize", 6)):
         assert place.quantize(*options, at=point).code == KILLED
         assert not place.out.exists()
     ran = place.quantize(*options, "--json")

@@ -166,8 +166,8 @@ def test_out_is_taken_while_the_run_goes_on(place: Place, straight: Bytes) -> No
     "point",
     [
         Point("os:fsync", 1),
-        Point("r1quant.tensorfile:header", 2),
-        Point("r1quant.jobs.folder:Contents._encoded", 30),
+        Point("r1quant.checkpoint.tensorfile:header", 2),
+        Point("r1quant.jobs.checkpoint_writer:Contents._encoded", 30),
         Point("os:mkdir"),
     ],
     ids=["weights.json", "first part", "a shard", "the run directory itself"],
@@ -193,7 +193,7 @@ def small_disk(place: Place) -> Iterator[Place]:
 
 
 def test_a_small_disk_that_fills_up(small_disk: Place, straight: Bytes) -> None:
-    ran = small_disk.quantize(at=POINTS["the first part is written"], do="fill")
+    ran = small_disk.quantize(at=POINTS["the first layer is written"], do="fill")
     assert ran.code == 3 and "is full" in ran.error[0] and "finished layers are kept" in ran.error[1]
     assert not small_disk.out.exists() and len(list(small_disk.run_folder.glob("layer-*"))) == 1
     small_disk.folder.joinpath("ballast").unlink()

@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 import transformers
 
 from r1quant.arch.tables import architecture_of
 from r1quant.checkpoint.resolve import open_model
+from r1quant.data.windows import Calibration
 from r1quant.engine import sensitivity
 from r1quant.engine.forward import Decoder
 from r1quant.errors import NumericError
+from r1quant.jobs.quantize.calibration import CalibrationRun
 from r1quant.jobs.quantize.sensitivity import measured
 from r1quant.planning import estimates, planner
 from r1quant.progress import Silent
@@ -29,6 +32,11 @@ TOKENS = np.random.default_rng(0).integers(0, models.VOCABULARY, (6, 24))
 def decoder(folder: Path) -> Decoder:
     checkpoint = open_model(folder)
     return Decoder(checkpoint, architecture_of(checkpoint.config), CPU, torch.float32, TOKENS.shape[1])
+
+
+def reading(tokens: npt.NDArray[np.int64] = TOKENS, of: str = "this") -> CalibrationRun:
+    """A calibration run of tokens; `of` stands for all else that decides it."""
+    return CalibrationRun(Calibration(tokens, "", "", 1, len(tokens)), "cpu", "float32", {"of": of})
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +80,7 @@ def test_it_is_what_autograd_gives(model_type: str, tmp_path: Path, monkeypatch:
     folder = models.write_model(tmp_path / "model", model_type, rope_scaling=None)
     expected = by_autograd(folder)
     model = decoder(folder)
-    found = measured(model, TOKENS, tmp_path / "cache", {"of": "this"}, Silent())
+    found = measured(model, reading(), tmp_path / "cache", Silent())
     count = 0
     for index in range(models.LAYERS):
         for name, each in found.layer(index).items():
@@ -102,9 +110,9 @@ def test_tokens_are_drawn_as_often_as_they_are_likely(tmp_path: Path) -> None:
 def test_a_share_of_the_windows_is_the_first_ones(share: float, windows: int, tmp_path: Path) -> None:
     folder = models.write_model(tmp_path / "model", "llama")
     model, asked = decoder(folder), Recipe(guided=True, guided_share=share, samples=len(TOKENS)).guided_windows
-    part = measured(model, TOKENS, tmp_path / "a", {"of": "this"}, Silent(), windows=asked).layer(0)
-    alone = measured(model, TOKENS[:windows], tmp_path / "b", {"of": "this"}, Silent()).layer(0)
-    whole = measured(model, TOKENS, tmp_path / "a", {"of": "this"}, Silent()).layer(0)
+    part = measured(model, reading(), tmp_path / "a", Silent(), windows=asked).layer(0)
+    alone = measured(model, reading(TOKENS[:windows]), tmp_path / "b", Silent()).layer(0)
+    whole = measured(model, reading(), tmp_path / "a", Silent()).layer(0)
     assert all(len(each.weights) == TOKENS.size for each in whole.values())
     for name, each in part.items():
         assert each.weights.equal(alone[name].weights) and len(each.weights) == 24 * windows
@@ -121,7 +129,7 @@ def test_a_model_that_overflows_is_refused(tmp_path: Path) -> None:
 
     model = Decoder(Large(), architecture_of(checkpoint.config), CPU, torch.float32, TOKENS.shape[1])
     with pytest.raises(NumericError, match="the output of layer 1 holds NaN or Inf"):
-        measured(model, TOKENS, tmp_path / "cache", {"of": "this"}, Silent())
+        measured(model, reading(), tmp_path / "cache", Silent())
 
 
 class Stops(Silent):
@@ -143,37 +151,37 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_bytes(
     """With every boundary on the disk, and with those of some layers alone."""
     folder = models.write_model(tmp_path / "model", "qwen3", num_hidden_layers=5)
     model, whole = decoder(folder), tmp_path / "whole"
-    one = measured(model, TOKENS, whole, {"of": "this"}, Silent())
+    one = measured(model, reading(), whole, Silent())
     monkeypatch.setattr("r1quant.jobs.quantize.sensitivity.BOUNDARY_BYTES", TOKENS.size * models.HIDDEN * 4 * 5 / kept)
     stops = 0
     for after in range(100):
         try:
-            other = measured(model, TOKENS, tmp_path / "parts", {"of": "this"}, Stops(after // 2))
+            other = measured(model, reading(), tmp_path / "parts", Stops(after // 2))
             break
         except KeyboardInterrupt:
             stops += 1
     assert stops > 5
     files = [{path.name: path.read_bytes() for path in each.folders[0].iterdir()} for each in (one, other)]
     assert files[0] == files[1] and sum("layer" in name for name in files[0]) == 5
-    assert not any("boundary" in name or "gradient" in name for name in files[1])
+    assert not any("input" in name or "gradient" in name for name in files[1])
 
 
 def test_what_is_there_is_not_made_again(tmp_path: Path) -> None:
     folder = models.write_model(tmp_path / "model", "llama")
     model = decoder(folder)
-    measured(model, TOKENS, tmp_path, {"of": "this"}, Silent())
-    measured(model, TOKENS, tmp_path, {"of": "this"}, Stops(0))
+    measured(model, reading(), tmp_path, Silent())
+    measured(model, reading(), tmp_path, Stops(0))
     with pytest.raises(KeyboardInterrupt):
-        measured(model, TOKENS, tmp_path, {"of": "that"}, Stops(0))
+        measured(model, reading(of="that"), tmp_path, Stops(0))
 
 
-def test_what_stays_in_the_cache_is_foretold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_stays_in_the_cache_is_predicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With outputs in blocks of unequal number: 64, 128 and 32 of them, at most 100 in a block."""
     for module in (sensitivity, estimates):
         monkeypatch.setattr(module, "BLOCK", 100)
     folder = models.write_model(tmp_path / "model", "llama")
     cache, recipe = tmp_path / "cache", Recipe(guided=True, group_size=32, samples=len(TOKENS), seq_len=TOKENS.shape[1])
-    measured(decoder(folder), TOKENS, cache, {"of": "this"}, Silent())
+    measured(decoder(folder), reading(), cache, Silent())
     kept = sum(path.stat().st_size for path in cache.rglob("layer-*.safetensors"))
     plan = planner.make(open_model(folder), recipe, None)
     assert 0.8 * kept < plan.estimate.kept_bytes < kept < plan.estimate.cache_bytes
@@ -188,18 +196,18 @@ def test_two_at_once_make_it_once(tmp_path: Path) -> None:
             lock.close()
 
     cache = tmp_path / "cache"
-    made = measured(decoder(folder), TOKENS, cache, {"of": "this"}, Silent()).folders[0]
+    made = measured(decoder(folder), reading(), cache, Silent()).folders[0]
     lock = (made / "lock").open("w")
     fcntl.flock(lock, fcntl.LOCK_EX)
-    assert measured(decoder(folder), TOKENS, cache, {"of": "this"}, Notes()).folders[0] == made
+    assert measured(decoder(folder), reading(), cache, Notes()).folders[0] == made
     assert len(notes) == 1 and "waiting" in notes[0]
 
 
 def test_several_draws_are_averaged(tmp_path: Path) -> None:
     folder = models.write_model(tmp_path / "model", "llama")
     model, cache = decoder(folder), tmp_path / "cache"
-    one = measured(model, TOKENS, cache, {"of": "this"}, Silent())
-    three = measured(model, TOKENS, cache, {"of": "this"}, Silent(), draws=3)
+    one = measured(model, reading(), cache, Silent())
+    three = measured(model, reading(), cache, Silent(), draws=3)
     assert three.folders[0] == one.folders[0] and len(set(three.folders)) == 3
     alone = [type(one)((each,)).layer(1) for each in three.folders]
     assert not alone[0]["mlp.up_proj"].weights.equal(alone[1]["mlp.up_proj"].weights)

@@ -12,8 +12,8 @@ from r1quant.checkpoint.safetensors import Checkpoint, open_folder
 from r1quant.errors import NumericError, RecipeError
 from r1quant.hardware.cards import cards
 from r1quant.planning import planner
-from r1quant.planning.budget import Predictions
-from r1quant.planning.planner import Plan
+from r1quant.planning.budget import LossPredictions
+from r1quant.planning.plan import Plan
 from r1quant.recipe import Recipe, from_values, nbytes
 from tests import models
 
@@ -28,13 +28,13 @@ def recipe(**values: Any) -> Recipe:
     return from_values({"method": "rtn", "group_size": 32, **values})
 
 
-def predicted(made: Plan, sensitive: str = "") -> Predictions:
+def predicted(made: Plan, sensitive: str = "") -> LossPredictions:
     """Errors that fall by four with every bit; those of linears called `sensitive` count a thousandfold."""
     losses = {
         x.name: {b: (1000.0 if sensitive and sensitive in x.name else 1.0) * x.weights * 4.0**-b for b in range(2, 9)}
         for x in made.linears
     }
-    return Predictions(losses, "made up")
+    return LossPredictions(losses, "made up")
 
 
 def decided(checkpoint: Checkpoint, sensitive: str = "", **values: Any) -> Plan:
@@ -129,10 +129,10 @@ def test_until_something_is_predicted_bits_are_open(checkpoint: Checkpoint) -> N
     losses = {name: dict(of) for name, of in predicted(made).losses.items()}
     losses["model.layers.5.mlp.up_proj"].pop(8)
     with pytest.raises(NumericError, match=r"no loss is predicted for model.layers.5.mlp.up_proj at 8 bits"):
-        planner.allocated(made, Predictions(losses, ""))
+        planner.allocated(made, LossPredictions(losses, ""))
     losses["model.layers.5.mlp.up_proj"][8] = math.nan
     with pytest.raises(NumericError, match="loses nan"):
-        planner.allocated(made, Predictions(losses, ""))
+        planner.allocated(made, LossPredictions(losses, ""))
     plain = planner.make(checkpoint, recipe())
     assert planner.allocated(plain, predicted(plain)) is plain
 

@@ -10,7 +10,7 @@ import pytest
 from r1quant.checkpoint.safetensors import Checkpoint, open_folder
 from r1quant.core.grid import Grid, Grids
 from r1quant.planning import planner
-from r1quant.planning.planner import Plan
+from r1quant.planning.plan import Plan
 from r1quant.recipe import Recipe
 
 RECIPE = Recipe(method="rtn", group_size=32)

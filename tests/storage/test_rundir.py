@@ -46,15 +46,15 @@ def test_unclaimed_it_goes_again(tmp_path: Path) -> None:
 def test_layers_count_from_the_first(tmp_path: Path) -> None:
     with RunDir(tmp_path / "x.run") as run:
         assert run.done(3) == 0
-        run.part(1).touch()
+        run.layer_file(1).touch()
         assert run.done(3) == 0
-        run.part(0).touch()
+        run.layer_file(0).touch()
         assert run.done(3) == run.done(2) == 2
         for layer in (1, 2):
-            run.boundary(layer).write_bytes(b"12345")
+            run.layer_input(layer).write_bytes(b"12345")
         assert run.size == 10
-        run.forget_boundaries(keep=2)
-        assert not run.boundary(1).exists() and run.boundary(2).exists()
+        run.forget_layer_inputs(keep=2)
+        assert not run.layer_input(1).exists() and run.layer_input(2).exists()
 
 
 def test_a_lock_on_a_directory_that_was_removed_is_worth_nothing(

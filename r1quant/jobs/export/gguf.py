@@ -22,7 +22,7 @@ from r1quant.formats.gguf.modelfile import modelfile
 from r1quant.formats.gguf.options import GgufOptions
 from r1quant.formats.gguf.write import write
 from r1quant.jobs.export.task import ExportTask, name_of
-from r1quant.jobs.quantize.run import default_text
+from r1quant.jobs.quantize.calibration import calibration_run, default_text
 from r1quant.planning.targets import GUIDED, MATRICES, NONE
 from r1quant.storage import atomic
 from r1quant.storage.cache import cache_folder
@@ -109,19 +109,16 @@ def _importance(
 
 
 def _measured(task: ExportTask, text: windows.Calibration) -> Importance:
-    from r1quant.engine.forward import DTYPES, Decoder, pick_device
+    from r1quant.engine.forward import Decoder, pick_device, pick_dtype
     from r1quant.jobs.export.importance import importance
-    from r1quant.jobs.quantize.fingerprint import fingerprint, precision
     from r1quant.jobs.quantize.sensitivity import measured
 
-    where = precision("auto", "auto")
-    decoder = Decoder(
-        task.artifact, task.arch, pick_device(where["device"]), DTYPES[where["dtype"]], text.tokens.shape[1]
-    )
+    device, seq_len = pick_device("auto"), text.tokens.shape[1]
+    decoder = Decoder(task.artifact, task.arch, device, pick_dtype("auto", device), seq_len)
     guidance = None
     if task.options.imatrix == GUIDED:
-        seen = fingerprint(task.artifact, text, where, task.progress)
-        guidance = measured(decoder, text.tokens, cache_folder(), seen, task.progress)
+        calibration = calibration_run(task.artifact, text, "auto", "auto", task.progress)
+        guidance = measured(decoder, calibration, cache_folder(), task.progress)
     return importance(decoder, text.tokens, guidance, task.progress)
 
 

@@ -22,8 +22,8 @@ def save(path: Path, named: Mapping[str, torch.Tensor]) -> None:
 
 def load(path: Path) -> dict[str, torch.Tensor]:
     """The inverse of save."""
-    found = {}
+    tensors = {}
     for name, info in read_header(path).items():
         raw = torch.from_numpy(np.fromfile(path, np.uint8, info.nbytes, offset=info.offset))
-        found[name] = raw.view(getattr(torch, TORCH_NAMES[info.dtype])).reshape(info.shape)
-    return found
+        tensors[name] = raw.view(getattr(torch, TORCH_NAMES[info.dtype])).reshape(info.shape)
+    return tensors

@@ -5,9 +5,7 @@ Each file is written whole or not at all, and one that exists is complete, so th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from r1quant.core.json import JsonObject
 from r1quant.jobs.checkpoint_writer import (
     RECORD,
     Contents,
@@ -18,52 +16,58 @@ from r1quant.jobs.checkpoint_writer import (
     write_weights,
 )
 from r1quant.jobs.quantize import layer_files
-from r1quant.planning.planner import Plan
+from r1quant.planning.plan import Plan
+from r1quant.recipe import Recipe
 from r1quant.storage import atomic, provenance
 from r1quant.storage.rundir import RunDir
 
 
-def build(run: RunDir, made: Plan, origin: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes everything into run.output. Returns the record."""
-    out, checkpoint = run.output, made.checkpoint
+def build(folder: RunDir, plan: Plan, origin: JsonObject) -> JsonObject:
+    """Writes everything into folder.output. Returns the record."""
+    out, checkpoint = folder.output, plan.checkpoint
     out.mkdir(exist_ok=True)
-    layer_of = {linear.name: linear.layer for linear in made.linears}
+    layer_of = {linear.name: linear.layer for linear in plan.linears}
     contents = Contents(
-        made.codec,
-        made.linear_specs,
+        plan.codec,
+        plan.linear_specs,
         lambda name: checkpoint.chunks(checkpoint.info(name)),
-        lambda linear: layer_files.read(run.part(layer_of[linear]), linear),
+        lambda linear: layer_files.read(folder.layer_file(layer_of[linear]), linear),
     )
-    write_weights(out, made.layout, contents)
-    recipe = made.recipe
-    meta: dict[str, Any] = {"quantizer": [f"r1quant:{provenance.VERSION}"], "static_groups": True}
-    meta["act_order"] = recipe.act_order and recipe.method == "gptq"
-    if recipe.method == "gptq":
-        meta["damp_percent"] = recipe.damping
-    stated = made.codec.config(made.linear_specs, made.plain, meta)
-    text = with_key(with_attention_factor(checkpoint.config_text), "quantization_config", stated)
-    write_side_files(out, text, checkpoint.side_files, made.codec.side_files(stated))
-    record = _record(run, made, origin)
+    write_weights(out, plan.layout, contents)
+    quant_config = plan.codec.config(plan.linear_specs, plan.plain, _meta(plan.recipe))
+    text = with_key(with_attention_factor(checkpoint.config_text), "quantization_config", quant_config)
+    write_side_files(out, text, checkpoint.side_files, plan.codec.side_files(quant_config))
+    record = _record(folder, plan, origin)
     atomic.write_bytes(out / RECORD, record_bytes(record))
     return record
 
 
-def _record(run: RunDir, made: Plan, origin: Mapping[str, Any]) -> dict[str, Any]:
-    """What OUT says about itself. Nothing in it depends on when, or in how many starts, it was made."""
-    reports = [report for layer in range(made.layers) for report in layer_files.reports(run.part(layer))]
+def _meta(recipe: Recipe) -> JsonObject:
+    """What the configuration of a format says of how the weights came about."""
+    second_order = recipe.method == "gptq"
+    meta = {"quantizer": [f"r1quant:{provenance.VERSION}"], "static_groups": True}
+    meta |= {"act_order": recipe.act_order and second_order}
+    return meta | ({"damp_percent": recipe.damping} if second_order else {})
+
+
+def _record(folder: RunDir, plan: Plan, origin: JsonObject) -> JsonObject:
+    """What OUT says about itself. Nothing in it depends on when, or in how many starts, it was made; but if versions or
+    threads changed on the way, `changed_on_resume` says from what to what."""
+    reports = [report for layer in range(plan.layers) for report in layer_files.reports(folder.layer_file(layer))]
     predicted = [report.predicted_kl for report in reports if report.predicted_kl is not None]
     return {
         "schema": "r1quant.quantization/1",
         **origin,
         "environment": provenance.environment(),
-        "bits_per_weight": made.bits_per_weight,
-        "quantized_parameters": made.quantized_parameters,
-        "predicted_kl": sum(predicted) if predicted else _foreseen(made),
+        "bits_per_weight": plan.bits_per_weight,
+        "quantized_parameters": plan.quantized_parameters,
+        "predicted_kl": sum(predicted) if predicted else _predicted_kl(plan),
         "fallbacks": [report.remark for report in reports if report.remark],
+        **({"changed_on_resume": folder.changes} if folder.changes else {}),
         "linears": [report.as_dict() for report in reports],
     }
 
 
-def _foreseen(made: Plan) -> float | None:
+def _predicted_kl(plan: Plan) -> float | None:
     """What the choice of bits was made on, which holds for plain rounding."""
-    return None if made.allocation is None or made.recipe.calibrated else made.allocation.loss
+    return None if plan.allocation is None or plan.recipe.calibrated else plan.allocation.loss

@@ -31,7 +31,7 @@ def write(path: Path, linears: Iterable[Rounded]) -> None:
 
 
 def read(path: Path, name: str) -> QLinear:
-    """One linear out of a part."""
+    """One linear out of a file."""
     from safetensors import safe_open
 
     with safe_open(path, "np") as file:
@@ -42,7 +42,7 @@ def read(path: Path, name: str) -> QLinear:
 
 
 def reports(path: Path) -> list[LinearReport]:
-    """The reports of a part's linears."""
+    """The reports of the linears in a file."""
     from safetensors import safe_open
 
     with safe_open(path, "np") as file:
@@ -50,5 +50,5 @@ def reports(path: Path) -> list[LinearReport]:
 
 
 def names(path: Path) -> list[str]:
-    """The linears in a part."""
+    """The linears in a file."""
     return [name.removesuffix(".codes") for name in read_header(path) if name.endswith(".codes")]

@@ -4,7 +4,7 @@ After the sensitivity pass the float model runs once more; of every linear 1/2 t
 an error E of its weight costs to second order, E being what the recipe's own method leaves. Plain rounding would not do
 in its place: how much less GPTQ loses differs from linear to linear. In this H tokens count by the square of their
 gradient at that linear, as in the Fisher matrix, though methods round by its norm: a few tokens have most of the
-gradient at v, and what they read is just where GPTQ errs least. Each layer's figures are kept as they are made. Trials
+gradient at v, and what they read is just where GPTQ errs least. Each layer's figures are kept as they are plan. Trials
 are made at few bits alone; beyond, an error of half the size costs a quarter.
 """
 
@@ -15,10 +15,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from r1quant.core.grid import Grid
@@ -28,76 +25,71 @@ from r1quant.engine.methods import gptq, rtn
 from r1quant.engine.sensitivity import Sensitivity
 from r1quant.engine.solve import accumulator_for
 from r1quant.engine.stats import HessianAccumulator, Stats
-from r1quant.jobs.quantize.fingerprint import decoder_of
+from r1quant.jobs.quantize.calibration import CalibrationRun, decoder_of
 from r1quant.jobs.quantize.sensitivity import guidance_of
-from r1quant.planning.budget import Predictions, tried
-from r1quant.planning.planner import Plan
+from r1quant.planning.budget import LossPredictions, tried
+from r1quant.planning.plan import Plan
 from r1quant.progress import Progress
 from r1quant.recipe import FLOAT, Recipe
 from r1quant.storage import atomic
-from r1quant.storage.cache import key
+from r1quant.storage.cache import Fingerprint, entry
 
 TRIAL = "a trial rounding of each layer alone, after a sensitivity pass"
 NEAREST = "rounding to nearest, after a sensitivity pass"
 KIND = "each linear with the squares of its own gradients"  # how losses are told; another one makes them anew
 
 
-def predicted(
-    made: Plan, tokens: npt.NDArray[np.int64], seen: Mapping[str, str], bits: Sequence[int], progress: Progress
-) -> Predictions:
-    """Of every linear of a plan, at each of the bits but 16, which lose nothing.
-
-    tokens: int64 [windows, seq_len]; seen: all that decides what the float model does with them.
-    """
-    trials = tried(made.recipe, bits)
+def predicted(plan: Plan, calibration: CalibrationRun, bits: Sequence[int], progress: Progress) -> LossPredictions:
+    """Of every linear of a plan, at each of the bits but 16, which lose nothing."""
+    tokens, trials = calibration.tokens, tried(plan.recipe, bits)
     with torch.no_grad():
-        decoder = decoder_of(made, tokens.shape[1])
-        guidance = guidance_of(decoder, tokens, seen, made.recipe, progress)
-        stated = key(_stated(made.recipe, trials))[:16]
-        paths = [guidance.folders[0] / f"losses-{stated}-{index:05d}.json" for index in range(made.layers)]
+        decoder = decoder_of(plan, tokens.shape[1])
+        guidance = guidance_of(decoder, calibration, plan.recipe, progress)
+        fingerprint = _fingerprint(plan.recipe, trials)
+        paths = [entry(guidance.folders[0], "losses", fingerprint, f"-{i:05d}.json") for i in range(plan.layers)]
         missing = [index for index, path in enumerate(paths) if _known(path) is None]
         hidden = decoder.embed(torch.from_numpy(tokens[: len(tokens) if missing else 0]))
-        progress.begin("predicting", made.layers)
+        progress.begin("predicting", plan.layers)
         for index in range(max(missing, default=-1) + 1):
             with decoder.layer(index) as layer:
                 layer_pass = LayerPass(layer, hidden)
                 if index in missing:
-                    prefix = made.arch.layer_prefix(index)
-                    found = dict(_layer(made, prefix, layer_pass, guidance.layer(index), trials))
-                    atomic.write_bytes(paths[index], json.dumps(found).encode())
+                    prefix = plan.arch.layer_prefix(index)
+                    losses = dict(_layer(plan, prefix, layer_pass, guidance.layer(index), trials))
+                    atomic.write_bytes(paths[index], json.dumps(losses).encode())
                 else:
                     deque(layer_pass.stages(), maxlen=0)
-            progress.advance(1, f"layer {index + 1}/{made.layers}")
-    losses = {name: _beyond(loss, bits) for path in paths for name, loss in (_known(path) or {}).items()}
-    return Predictions(losses, TRIAL if made.recipe.method == "gptq" else NEAREST)
+            progress.advance(1, f"layer {index + 1}/{plan.layers}")
+    extended = {name: _beyond(loss, bits) for path in paths for name, loss in (_known(path) or {}).items()}
+    return LossPredictions(extended, TRIAL if plan.recipe.method == "gptq" else NEAREST)
 
 
-def _stated(recipe: Recipe, bits: Sequence[int]) -> dict[str, Any]:
-    """What decides the losses, beside the sensitivity pass that they are kept with: the rounding, and what else of the
+def _fingerprint(recipe: Recipe, bits: Sequence[int]) -> Fingerprint:
+    """What decides the losses, beside the sensitivity pass that they lie with: the rounding, and what else of the
     guidance it knows."""
-    decided = ("method", "scale_search", "act_order", "damping", "guided", "draws")
-    named = {name: getattr(recipe, name) for name in decided}
-    return asdict(recipe.grid) | named | {"bits": sorted(bits), "kind": KIND}
+    decisive = ("method", "scale_search", "act_order", "damping", "guided", "draws")
+    values = asdict(recipe.grid) | {name: getattr(recipe, name) for name in decisive}
+    return {name: str(value) for name, value in values.items()} | {"bits": str(sorted(bits)), "kind": KIND}
 
 
 def _layer(
-    made: Plan, prefix: str, layer_pass: LayerPass, needed: Mapping[str, Sensitivity], bits: Sequence[int]
+    plan: Plan, prefix: str, layer_pass: LayerPass, needed: Mapping[str, Sensitivity], bits: Sequence[int]
 ) -> Iterator[tuple[str, dict[int, float]]]:
     """The losses of each linear of a layer. The hidden states of the pass are replaced by the layer's output."""
-    trials = made.recipe.method == "gptq"
+    trials = plan.recipe.method == "gptq"
     layer = layer_pass.layer
     for stage, inputs in layer_pass.stages():
         linears = stage.linears
         width, device = layer.weight(linears[0]).shape[1], layer.weight(linears[0]).device
         felt = [HessianAccumulator(width, device, needed[name].squares, needed[name].covariance) for name in linears]
-        known = [accumulator_for(layer, linears, needed if made.recipe.guided else None)] if trials else []
+        known = [accumulator_for(layer, linears, needed if plan.recipe.guided else None)] if trials else []
         for x in inputs():
             for sums in (*felt, *known):
                 sums.add(x)
-        read = made.checkpoint.unrounded().read
+        read = plan.checkpoint.unrounded().read
         weights = [read(f"{prefix}{name}.weight").to(device, torch.float32) for name in linears]
         by = known[0].stats if known else None
-        losses = _losses(weights, [sums.stats for sums in felt], by, made.recipe, bits)
+        losses = _losses(weights, [sums.stats for sums in felt], by, plan.recipe, bits)
         yield from ((prefix + name, loss) for name, loss in zip(linears, losses, strict=True))
 
 

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from r1quant.core.grid import Grid
 from r1quant.engine.linear_report import LinearReport, Rounded
 from r1quant.engine.methods import rtn
 from r1quant.jobs.quantize import layer_files
-from r1quant.planning.planner import Plan
+from r1quant.jobs.quantize.layer_loop import LayerDone, LayerLoop, States
+from r1quant.planning.plan import Plan
 from r1quant.progress import Progress
 from r1quant.storage.rundir import RunDir
 
 
-def quantize_layers(made: Plan, run: RunDir, first: int, progress: Progress) -> None:
-    """Writes the parts of the layers from `first` on."""
-    progress.begin("quantizing", made.layers)
-    progress.advance(first)
-    for layer in range(first, made.layers):
-        linears = [linear.name for linear in made.linears if linear.layer == layer]
-        rounded = [_round(made, name, grid) for name in linears if (grid := made.grids[name]) is not None]
-        layer_files.write(run.part(layer), rounded)
-        progress.advance(1, f"layer {layer + 1}/{made.layers}")
+def quantize_layers(plan: Plan, folder: RunDir, progress: Progress) -> None:
+    """Writes the layer files that are missing."""
+
+    def rounded(layer: int, states: States) -> LayerDone:
+        linears = [linear.name for linear in plan.linears if linear.layer == layer]
+        done = [_round(plan, name, grid) for name in linears if (grid := plan.grids[name]) is not None]
+        return LayerDone(partial(layer_files.write, linears=done))
+
+    LayerLoop("quantizing", plan.layers, None, rounded).run(folder, progress)
 
 
-def _round(made: Plan, name: str, grid: Grid) -> Rounded:
-    weight = made.checkpoint.unrounded().read(f"{name}.weight").float().numpy()
-    q = rtn.quantize(weight, grid, made.recipe.scale_search)
-    wrong = float(np.square(weight - q.dequantize()).sum())
+def _round(plan: Plan, name: str, grid: Grid) -> Rounded:
+    weight = plan.checkpoint.unrounded().read(f"{name}.weight").float().numpy()
+    q = rtn.quantize(weight, grid, plan.recipe.scale_search)
+    error = float(np.square(weight - q.dequantize()).sum())
     energy = float(np.square(weight).sum())
-    report = LinearReport(name, None, wrong / energy if energy else 0.0, None, 0, 0, False)
+    report = LinearReport(name, None, error / energy if energy else 0.0, None, 0, 0, False)
     return Rounded(name, q, report)

@@ -22,14 +22,14 @@ from r1quant.extras import EXTRAS
 from r1quant.formats import table
 from r1quant.jobs.artifacts import newest_output, open_artifact, predicted_kl, same_model, source_of
 from r1quant.jobs.identity import identity
-from r1quant.jobs.quantize.run import default_text
+from r1quant.jobs.quantize.calibration import default_text
 from r1quant.jobs.runtimes import installed
 from r1quant.jobs.verify.options import VerifyOptions
 from r1quant.jobs.verify.pair import Pair
 from r1quant.metrics import tokenclass
 from r1quant.metrics.divergence import TokenScores, summary
 from r1quant.metrics.gates import applicable, judge, parse, refuse_unknown
-from r1quant.planning.planner import check_tensors
+from r1quant.planning.problems import tensor_problems
 from r1quant.progress import Progress, Silent
 from r1quant.storage import provenance
 from r1quant.storage.cache import cache_folder
@@ -170,7 +170,7 @@ def _float_model(source: str | Path) -> Artifact:
     if checkpoint.config.get("quantization_config") is not None:
         return open_artifact(source)
     layer_count(checkpoint.config, len(checkpoint.tensors))
-    for problem in check_tensors(checkpoint, architecture_of(checkpoint.config)):
+    for problem in tensor_problems(checkpoint, architecture_of(checkpoint.config)):
         raise problem.kind(f"{checkpoint.source}: {problem.message}", problem.hint)
     return table.artifact(checkpoint)
 

@@ -17,7 +17,7 @@ from r1quant.checkpoint.tensorfile import TensorSpec, write
 from r1quant.engine.transforms import view as views
 from r1quant.engine.transforms.rotate import rotated
 from r1quant.errors import CheckpointError, NumericError
-from r1quant.planning import planner
+from r1quant.planning import planner, problems
 from r1quant.recipe import Recipe
 from tests import independent, models
 from tests.engine.transforms.conftest import FAMILIES, Open, changed, tokens
@@ -77,7 +77,7 @@ def test_no_tensor_may_be_left_as_it_was(model: Open, family: str) -> None:
 def test_the_view_is_a_checkpoint_that_can_be_planned_and_written(model: Open, family: str, tmp_path: Path) -> None:
     view = rotated(model(family))
     assert view.config["tie_word_embeddings"] is False and json.loads(view.config_text) == view.config
-    assert planner.check_tensors(view, architecture_of(view.config)) == []
+    assert problems.tensor_problems(view, architecture_of(view.config)) == []
     assert not planner.make(view, Recipe(method="rtn", group_size=16)).problems
     assert view.name == model(family).name and view.dtype == "F32"
     specs = [TensorSpec(info.name, info.dtype, info.shape) for info in view.tensors.values()]

@@ -14,7 +14,7 @@ from r1quant.jobs.export.importance import importance
 from r1quant.jobs.quantize.sensitivity import Sensitivities, measured
 from r1quant.progress import Silent
 from tests import models
-from tests.engine.test_sensitivity import TOKENS, by_autograd, decoder
+from tests.engine.test_sensitivity import TOKENS, by_autograd, decoder, reading
 
 
 @pytest.mark.parametrize("model_type", models.MODEL_TYPES)
@@ -24,7 +24,7 @@ def test_each_linear_counts_tokens_by_its_own_gradient(
     monkeypatch.setattr(chunked, "__defaults__", (48,))
     folder = models.write_model(tmp_path / "model", model_type, rope_scaling=None)
     model = decoder(folder)
-    guidance = measured(model, TOKENS, tmp_path / "cache", {"of": "this"}, Silent())
+    guidance = measured(model, reading(), tmp_path / "cache", Silent())
     found, plain = (importance(model, TOKENS, given) for given in (guidance, None))
     expected = by_autograd(folder)
     assert found.sums.keys() == plain.sums.keys() == expected.keys() and found.tokens == TOKENS.size

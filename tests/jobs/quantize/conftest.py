@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from r1quant.jobs.quantize import loss_prediction
-from r1quant.planning.budget import Predictions
+from r1quant.planning.budget import LossPredictions
 from tests.conftest import watch
 
 
 @pytest.fixture
-def foretold(monkeypatch: pytest.MonkeyPatch) -> list[Predictions]:
+def predictions(monkeypatch: pytest.MonkeyPatch) -> list[LossPredictions]:
     """The predictions that are made from here on, in their order."""
     return watch(monkeypatch, loss_prediction, "predicted")

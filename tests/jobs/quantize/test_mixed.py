@@ -20,7 +20,7 @@ from r1quant.jobs.artifacts import open_artifact
 from r1quant.jobs.quantize import loss_prediction
 from r1quant.jobs.quantize import run as job
 from r1quant.planning import planner
-from r1quant.planning.budget import Predictions
+from r1quant.planning.budget import LossPredictions
 from r1quant.recipe import Recipe, from_values
 from tests import models
 from tests.conftest import QUICK, Run, watch
@@ -38,7 +38,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return models.write_model(tmp_path_factory.mktemp("mixed") / "model", "qwen2")
 
 
-def wanting(model: Path, recipe: Recipe, bits: dict[tuple[int, str], int]) -> tuple[Recipe, Predictions]:
+def wanting(model: Path, recipe: Recipe, bits: dict[tuple[int, str], int]) -> tuple[Recipe, LossPredictions]:
     """A budget and predictions of which the best choice is exactly these bits."""
     made = planner.make(open_folder(model), replace(recipe, target_bpw=None, allowed_bits=()))
     losses = {}
@@ -49,7 +49,7 @@ def wanting(model: Path, recipe: Recipe, bits: dict[tuple[int, str], int]) -> tu
     grids = {name: None if b == 16 else replace(recipe.grid, bits=b) for name, b in wanted.items()}
     exact = planner.make(made.checkpoint, made.recipe, grids=grids)
     total = 8 * sum(map(exact.stored, exact.linears)) / sum(x.weights for x in exact.linears)
-    return replace(recipe, target_bpw=total), Predictions(losses, "made up")
+    return replace(recipe, target_bpw=total), LossPredictions(losses, "made up")
 
 
 def mixed(
@@ -58,7 +58,7 @@ def mixed(
     recipe = Recipe(method=method, group_size=32, format=format, samples=4, seq_len=32, dtype="float32", device="cpu")
     recipe = replace(recipe, target_bpw=8.0, allowed_bits=tuple(sorted({*bits.values()})))
     recipe, predictions = wanting(model, recipe, bits)
-    return job.quantize(model, out, recipe, predictions=predictions)
+    return job.run(planner.allocated(job.make_plan(model, recipe, out), predictions))
 
 
 def widths(folder: Path) -> dict[tuple[int, str], int]:
@@ -165,12 +165,17 @@ def test_gptq_is_read_by_its_rules_where_there_are_no_group_maps(model: Path, tm
 def test_the_same_again_is_complete_and_another_choice_is_refused(model: Path, tmp_path: Path) -> None:
     recipe = Recipe(method="rtn", group_size=32, target_bpw=6.5)
     losses = {x.name: {4: 1.0, 8: 0.1} for x in planner.make(open_folder(model), recipe).linears}
-    first = job.quantize(model, tmp_path / "out", recipe, predictions=Predictions(losses, "a"))
+
+    def run(source: str) -> job.Quantized:
+        plan = job.make_plan(model, recipe, tmp_path / "out")
+        return job.run(planner.allocated(plan, LossPredictions(losses, source)))
+
+    first = run("a")
     assert not first.already_complete and {4, 8} == set(first.record["allocation"]["bits"].values())
-    again = job.quantize(model, tmp_path / "out", recipe, predictions=Predictions(losses, "a"))
+    again = run("a")
     assert again.already_complete and again.record == first.record
     with pytest.raises(ResumeError, match="a different allocation"):
-        job.quantize(model, tmp_path / "out", recipe, predictions=Predictions(losses, "b"))
+        run("b")
 
 
 @pytest.mark.parametrize("method", ["rtn", "gptq"])
@@ -236,7 +241,7 @@ def test_flags_replace_bits_and_budgets_of_the_settings(run: Run, llama: Path) -
 
 
 def test_a_trial_rounds_as_the_run_does(
-    model: Path, tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch, foretold: list[Predictions]
+    model: Path, tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch, predictions: list[LossPredictions]
 ) -> None:
     """To the same codes in the first stage, whose inputs no rounding has changed; and it is not rounding to nearest."""
     monkeypatch.setenv("R1QUANT_CACHE", str(tmp_path / "cache"))
@@ -244,7 +249,7 @@ def test_a_trial_rounds_as_the_run_does(
     same = Recipe(group_size=32, format="compressed-tensors", samples=4, seq_len=32, calib=str(text_file), guided=True)
     for method in ("gptq", "rtn"):
         job.quantize(model, tmp_path / method, replace(same, method=method, target_bpw=9.5, allowed_bits=(4, 8)))
-    trial, nearest = (each.losses for each in foretold)
+    trial, nearest = (each.losses for each in predictions)
     for name in ("q_proj", "k_proj", "v_proj"):
         name = f"model.layers.0.self_attn.{name}"
         assert trial[name].keys() == nearest[name].keys() == {4, 8}

@@ -1,4 +1,4 @@
-"""What rounding is foretold to cost is what it costs, for each kind of linear alone."""
+"""What rounding is predicted to cost is what it costs, for each kind of linear alone."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from r1quant.checkpoint.tokenizer import Tokenizer
 from r1quant.data import texts, windows
 from r1quant.jobs.artifacts import open_artifact
 from r1quant.jobs.quantize import run
+from r1quant.jobs.quantize.prepare import decided
 from r1quant.planning import planner
-from r1quant.planning.budget import Predictions
+from r1quant.planning.budget import LossPredictions
 from r1quant.progress import Silent
 from r1quant.recipe import Recipe
 from tests import independent
@@ -22,15 +23,15 @@ KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_p
 
 
 @pytest.mark.parametrize(("method", "bits"), [("rtn", 4), ("gptq", 3)])
-def test_each_kind_costs_what_is_foretold_within_a_factor_of_two(
-    method: str, bits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, foretold: list[Predictions]
+def test_each_kind_costs_what_is_predicted_within_a_factor_of_two(
+    method: str, bits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, predictions: list[LossPredictions]
 ) -> None:
     """On tiny-r1, whose gradients differ between tokens by orders of magnitude."""
     monkeypatch.setenv("R1QUANT_CACHE", str(tmp_path / "cache"))
     grid = {"method": method, "guided": True, "group_size": 64, "samples": 16, "seq_len": 256}
     choice = Recipe(**grid, format="compressed-tensors", target_bpw=5.0, allowed_bits=(bits, 6))
-    run.decided(planner.make(open_model(EMBEDDED), choice, None), Silent())
-    (losses,) = (each.losses for each in foretold)
+    decided(planner.make(open_model(EMBEDDED), choice, None), Silent())
+    (losses,) = (made.losses for made in predictions)
     run.quantize(EMBEDDED, tmp_path / "all", Recipe(**grid, bits=bits))
     source, rounded = open_model(EMBEDDED), open_artifact(tmp_path / "all")
     text = windows.load(texts.CHAINS, Tokenizer.of(source), 16, 256, 0).tokens
@@ -54,4 +55,4 @@ def test_each_kind_costs_what_is_foretold_within_a_factor_of_two(
     for kind in (*KINDS, "_proj"):
         linears = [name for name in rounded.linear_specs if name.endswith(kind)]
         ratio = cost(linears) / sum(losses[name][bits] for name in linears)
-        assert 0.5 < ratio < 2, f"{kind}: measured {ratio:.2f} of what was foretold"
+        assert 0.5 < ratio < 2, f"{kind}: measured {ratio:.2f} of what was predicted"
