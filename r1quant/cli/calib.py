@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from r1quant.cli import console
+from r1quant.cli.settings import pick_model
 from r1quant.core.formatting import seconds_text
 
 
@@ -49,7 +50,7 @@ def generate(model: str | None, out: Path | None, as_json: bool, debug: bool, **
     chosen = {key: value for key, value in given.items() if value not in (None, ())}
     if "base_urls" in chosen:
         chosen.setdefault("backend", "openai")
-    name = console.pick_model(model)
+    name = pick_model(model)
     with console.watching() as progress:
         done = job(name, out, GenerateOptions.of(chosen), progress)
 
@@ -75,7 +76,7 @@ def show_text(text: str | None, model: str | None, as_json: bool, debug: bool) -
     """
     from r1quant.jobs.generate.run import show as job
 
-    found = job(text, console.pick_model(model)).as_dict()
+    found = job(text, pick_model(model)).as_dict()
 
     def show() -> None:
         rows = [[key, str(found[key])] for key in ("documents", "tokens", "longest")]

@@ -133,21 +133,6 @@ def note(line: str) -> None:
     click.echo(line, err=True)
 
 
-def pick_model(model: str | None) -> str:
-    """MODEL, or what stands in for it."""
-    from r1quant.recipe import read_settings
-
-    return model or os.environ.get("R1QUANT_MODEL") or read_settings(Path.cwd()).model or "tiny-r1"
-
-
-def pick_out(out: Path | None) -> Path | None:
-    """--out, or `out` of r1quant.toml; None where neither says anything."""
-    from r1quant.recipe import read_settings
-
-    stated = read_settings(Path.cwd()).out
-    return out or (Path(stated) if stated else None)
-
-
 class Plain:
     """Progress as lines on stderr, at most one in two seconds beside those that end a unit."""
 

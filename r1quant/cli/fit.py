@@ -10,6 +10,7 @@ import click
 
 from r1quant.cli import console
 from r1quant.cli.bench import load_of, numbers
+from r1quant.cli.settings import pick_model
 from r1quant.core.formatting import bytes_text
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def fit(
     from r1quant.jobs.fit.run import fit as job
 
     wanted = FitOptions(bits=numbers("bits", bits) if bits else (), **asked)
-    found = job(console.pick_model(model), wanted)
+    found = job(pick_model(model), wanted)
     console.emit(
         found.as_dict(),
         as_json,

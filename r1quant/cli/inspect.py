@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from r1quant.cli import console
+from r1quant.cli.settings import pick_model
 
 
 @click.command()
@@ -14,7 +15,7 @@ def inspect(model: str | None, as_json: bool, debug: bool) -> None:
     """Say what MODEL is: architecture, size, what can be quantized. Reads headers only."""
     from r1quant.jobs.inspect import inspect as job
 
-    found = job(console.pick_model(model))
+    found = job(pick_model(model))
 
     def show() -> None:
         def text(value: object) -> str:

@@ -18,7 +18,10 @@ R = TypeVar("R")
 Given = Mapping[str, object]  # what was given of the options of a command, by the names of their fields
 OTHER = "Other options"
 # In the order in which a help shows them.
-HEADINGS = ("Text", "Problems", "Tasks", "Backends and servers", "Device", "Gates", "Records", OTHER)
+HEADINGS = (
+    "Bits", "Budget instead of bits", "Rounding", "Transforms before rounding", "Calibration", "Output",
+    "Text", "Problems", "Tasks", "Backends and servers", "Device", "Gates", OTHER,
+)  # fmt: skip
 
 
 class Value(click.ParamType):  # type: ignore[type-arg]  # generic in new versions of click alone
@@ -42,6 +45,42 @@ class Value(click.ParamType):  # type: ignore[type-arg]  # generic in new versio
         known = values.values if isinstance(values, OneOf) else values.suggestions if isinstance(values, Text) else ()
         before, comma, last = incomplete.rpartition(",") if self.option.commas else ("", "", incomplete)
         return [CompletionItem(f"{before}{comma}{value}") for value in map(str, known) if value.startswith(last)]
+
+
+class Word(click.ParamType):  # type: ignore[type-arg]
+    """Any text; some of the possible ones are shown and completed, and the job says what is wrong with others."""
+
+    name = "text"
+
+    def __init__(self, known: tuple[str, ...]) -> None:
+        self.known = known
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return f"[{'|'.join(self.known)}]"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(value) for value in self.known if value.startswith(incomplete)]
+
+
+class ModelName(click.ParamType):  # type: ignore[type-arg]
+    """A folder, a file or a Hub id; folders that hold a model and GGUF files are completed."""
+
+    name = "text"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        head, slash, _ = incomplete.rpartition("/")
+        try:
+            inner = sorted(Path(head + slash or ".").expanduser().iterdir())
+        except OSError:
+            return []
+        names = [f"{head}{slash}{path.name}" for path in inner if _is_model(path)]
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)] or [
+            CompletionItem(incomplete, type="file")
+        ]
+
+
+def _is_model(path: Path) -> bool:
+    return path.suffix == ".gguf" or (path / "config.json").is_file()
 
 
 class GroupedOption(click.Option):

@@ -3,36 +3,61 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from r1quant.cli import console
-from r1quant.cli.recipe import build_recipe, recipe_options
+from r1quant.cli.options import Given, Grouped, GroupedOption, ModelName, Word, takes
+from r1quant.cli.settings import pick_model, pick_out, pick_recipe
 from r1quant.core.formatting import bytes_text, seconds_text
-from r1quant.recipe import preset_of
+from r1quant.recipe import OUTPUT, ROUNDING, Recipe, preset_of
+from r1quant.registry import DEFAULT_PRESET, PRESETS
 
 if TYPE_CHECKING:
     from r1quant.planning.estimates import Estimate
     from r1quant.planning.plan import Plan
 
 
-@click.command()
-@recipe_options
+def takes_recipe(function: Callable[..., int]) -> Callable[..., int]:
+    """The options that say what is quantized, and how: those of plan and of quantize."""
+    function = takes(Recipe)(function)
+    function = click.option(
+        "--preset",
+        cls=GroupedOption,
+        group=ROUNDING,
+        type=Word(tuple(PRESETS)),
+        help="How much effort the rounding takes; it stands for several of the options below.",
+        show_default=f"{DEFAULT_PRESET}, if no method is named",
+    )(function)
+    function = click.option(
+        "-o",
+        "--out",
+        cls=GroupedOption,
+        group=OUTPUT,
+        type=click.Path(path_type=Path),
+        help="Folder that is written.",
+        show_default="named after the model",
+    )(function)
+    return click.argument("model", required=False, type=ModelName())(function)
+
+
+@click.command(cls=Grouped)
+@takes_recipe
 @click.option("--tp", type=click.IntRange(1), default=1, show_default=True, help="Devices that will serve the result.")
-@click.option("--predict", is_flag=True, help="Choose the bits of a budget now, after a sensitivity pass.")
+@click.option("--predict", is_flag=True, help="Make the sensitivity pass now, and choose the bits of a budget.")
 @console.common
 def plan(
     model: str | None,
     out: Path | None,
     preset: str | None,
-    bits: str | None,
+    given: Given,
+    tp: int,
+    predict: bool,
     as_json: bool,
     debug: bool,
-    tp: int = 1,
-    predict: bool = False,
-    **rest: Any,
 ) -> int:
     """Show what quantize would do to MODEL, what would stop it, and which runtimes will load the result.
 
@@ -41,10 +66,15 @@ def plan(
     from r1quant.jobs.quantize.prepare import decided
     from r1quant.jobs.quantize.run import make_plan
 
-    plan = make_plan(console.pick_model(model), build_recipe(preset, bits, rest), console.pick_out(out), tp)
+    plan = make_plan(pick_model(model), pick_recipe(preset, given), pick_out(out), tp)
     if predict:
         with console.watching() as progress:
             plan = decided(plan, progress)
+    return answer(plan, as_json)
+
+
+def answer(plan: Plan, as_json: bool) -> int:
+    """A plan as the result of a command, which fails if the plan has problems."""
     console.emit(plan.as_dict(), as_json, lambda: show(plan))
     return plan.problems[0].kind.exit_code if plan.problems else 0
 

@@ -3,47 +3,40 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 from r1quant.cli import console
-from r1quant.cli.plan import plan as plan_command
-from r1quant.cli.plan import show_headline
-from r1quant.cli.recipe import build_recipe, recipe_options
+from r1quant.cli.options import Given, Grouped
+from r1quant.cli.plan import answer, show_headline, takes_recipe
+from r1quant.cli.settings import pick_model, pick_out, pick_recipe
 from r1quant.core.formatting import bytes_text, seconds_text
 
 
-@click.command()
-@recipe_options
+@click.command(cls=Grouped)
+@takes_recipe
 @click.option("--dry-run", is_flag=True, help="Stop after the plan, as `r1quant plan` does.")
 @console.recorded
 @console.common
-@click.pass_context
 def quantize(
-    context: click.Context,
-    /,
     model: str | None,
     out: Path | None,
     preset: str | None,
-    bits: str | None,
+    given: Given,
     dry_run: bool,
     record: Path | None,
     as_json: bool,
     debug: bool,
-    **rest: Any,
 ) -> int:
     """Quantize MODEL into a folder that vLLM, SGLang and transformers load.
 
     Interrupted, the same command goes on after the last finished layer and ends in the same bytes.
     """
-    if dry_run:
-        words = {"model": model, "out": out, "preset": preset, "bits": bits, "as_json": as_json, "debug": debug}
-        code: int = context.invoke(plan_command, **words, **rest)
-        return code
     from r1quant.jobs.quantize.run import make_plan, run
 
-    plan = make_plan(console.pick_model(model), build_recipe(preset, bits, rest), console.pick_out(out))
+    plan = make_plan(pick_model(model), pick_recipe(preset, given), pick_out(out))
+    if dry_run:
+        return answer(plan, as_json)
     show_headline(plan)
     with console.watching() as progress:
         done = run(plan, progress)

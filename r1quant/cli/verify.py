@@ -11,6 +11,7 @@ import click
 
 from r1quant.cli import console
 from r1quant.cli.options import Given, Grouped, GroupedOption, at_server, build, takes
+from r1quant.cli.settings import read_settings
 from r1quant.jobs.verify.options import RUNTIME as MODELS
 from r1quant.jobs.verify.options import VerifyOptions
 
@@ -50,7 +51,6 @@ def verify(
     from r1quant.errors import RecipeError
     from r1quant.jobs.verify.run import applicable_gates, repeat
     from r1quant.jobs.verify.run import verify as job
-    from r1quant.recipe import read_settings
 
     with console.watching() as progress:
         if source is not None:

@@ -39,12 +39,13 @@ class OneOf:
 
 @dataclass(frozen=True)
 class Within:
-    """A number from `low` to `high`, both included; `above`: `low` itself is too little."""
+    """A number from `low` to `high`, both included; `above`: `low` itself is too little. need: why, in words."""
 
     low: float = 0
     high: float = math.inf
     above: bool = False
     unit: str = ""
+    need: str = ""
 
     def __contains__(self, value: object) -> bool:
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -205,12 +206,15 @@ class Option:
 
     def _refusal(self, value: object) -> RecipeError:
         values = self.declaration.values
+        message = f"{self.label} is {value!r}"
         if isinstance(values, OneOf):
             return RecipeError(f"{self.label} {value!r} is not supported", values.hint)
         if isinstance(values, Text | Size):
-            return RecipeError(f"{self.label} is {value!r}", values.hint)
+            limited = isinstance(values, Text) and values.pattern
+            return RecipeError(f"{self.label} {value!r} is not supported" if limited else message, values.hint)
         noun = {bool: "true or false", int: "a whole number", float: "a number"}.get(self.kind, "a name")
-        return RecipeError(f"{self.label} is {value!r}", f"give {noun}{values.hint if values else ''}")
+        need = f"{values.need}; " if values and values.need else ""
+        return RecipeError(need + message, f"give {noun}{values.hint if values else ''}")
 
 
 @cache

@@ -87,7 +87,7 @@ def test_stdout_and_stderr_without_json(run: Run, llama: Path) -> None:
         (["verify"], "CheckpointError", 3),
         (["quantize", "LLAMA", "--bits", "9"], "RecipeError", 2),
         (["quantize", "LLAMA", "--preset", "luck"], "RecipeError", 2),
-        (["plan", "LLAMA", "--group-size", "half"], "UsageError", 2),
+        (["plan", "LLAMA", "--group-size", "half"], "RecipeError", 2),
         (["quantize", "LLAMA", "--bitz", "4"], "UsageError", 2),
         (["inspect", "LLAMA", "another"], "UsageError", 2),
         (["verify", "LLAMA", "--windows", "0"], "RecipeError", 2),

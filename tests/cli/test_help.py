@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,8 +12,21 @@ import click
 import pytest
 
 from r1quant.cli import cli
+from r1quant.cli.options import HEADINGS
+from r1quant.core.options import options_of
+from r1quant.jobs.verify.options import VerifyOptions
+from r1quant.recipe import Recipe
+from r1quant.registry import PRESETS
 from tests.conftest import Run
 
+DECLARED = {"plan": Recipe, "quantize": Recipe, "verify": VerifyOptions}
+SECTIONS = {
+    "quantize": [
+        "Bits", "Budget instead of bits", "Rounding", "Transforms before rounding", "Calibration", "Output", "Device",
+        "Other options",
+    ],
+    "verify": ["Text", "Problems", "Tasks", "Backends and servers", "Device", "Gates", "Other options"],
+}  # fmt: skip
 HEAVY = ("torch", "transformers", "numba", "tokenizers", "huggingface_hub", "gguf", "datasets", "jinja2", "safetensors")
 
 
@@ -67,20 +79,59 @@ def test_version(run: Run) -> None:
     assert ran.code == 0 and metadata.version("r1quant") in ran.out
 
 
-def test_defaults_in_the_help_are_those_of_the_recipe() -> None:
-    from r1quant.recipe import Recipe
+OPTIONS = [
+    (" ".join(path), option)
+    for path, command in COMMANDS.items()
+    for option in command.params
+    if isinstance(option, click.Option) and set(path) & set(DECLARED)
+]
 
-    compared = 0
-    for option in cli.commands["quantize"].params:
-        stated = re.search(r"\[default: (.+)\]", getattr(option, "help", None) or "")
-        if stated and hasattr(Recipe, str(option.name)):
-            value, compared = getattr(Recipe(), str(option.name)), compared + 1
-            if isinstance(value, bool):
-                flags = (option.opts if value else option.secondary_opts)[0]
-                assert stated[1] == flags.removeprefix("--")
-            elif value is not None:
-                assert stated[1] == str(value), option.name
-    assert compared > 8
+
+@pytest.mark.parametrize(("command", "option"), OPTIONS, ids=[f"{c} {o.opts[-1]}" for c, o in OPTIONS])
+def test_no_help_text_states_a_default_by_hand(command: str, option: click.Option) -> None:
+    """click shows the default, from the one place where it stands."""
+    assert option.help and "[default" not in option.help and option.help.rstrip().endswith(".")
+    assert option.help[0].isupper(), "a help is a sentence"
+
+
+def test_every_heading_is_in_the_order_of_headings() -> None:
+    groups = {option.declaration.group for kind in DECLARED.values() for option in options_of(kind)}
+    assert groups <= set(HEADINGS)
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"), DECLARED.items(), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_each_field_is_an_option_with_its_default(command: str, kind: type) -> None:
+    options = {option.name: option for option in cli.commands[command].params}
+    context = click.Context(cli.commands[command])
+    for declared in options_of(kind):
+        option = options[declared.name]
+        assert isinstance(option, click.Option) and option.help == declared.declaration.help
+        assert option.default == declared.default or (option.default is None and declared.default == ())
+        assert option.multiple is declared.many and option.is_flag is (declared.kind is bool)
+        shown = declared.declaration.shown
+        if shown is None and declared.default not in (None, (), False):
+            text = " ".join((option.get_help_record(context) or ("", ""))[1].split())
+            value = declared.flags[0].removeprefix("--") if declared.default is True else str(declared.default)
+            assert f"[default: {value}" in text, (declared.name, text)
+
+
+def test_what_presets_say_is_read_from_them() -> None:
+    helps = {option.name: option.declaration.help for option in options_of(Recipe)}
+    assert helps["guided"].endswith("On in `balanced` and `best`.")
+    assert helps["corrected"].endswith("On in `fast`, `balanced` and `best`.")
+    assert "0.25 in `fast`, 0.5 in `balanced`, else 1.0." in helps["corrected_share"]
+    assert {"method", *(name for preset in PRESETS.values() for name in preset)} == {
+        option.name for option in options_of(Recipe) if option.declaration.shown == ""
+    }
+
+
+def test_long_helps_are_in_sections(run: Run) -> None:
+    for command, headings in SECTIONS.items():
+        lines = run(command, "--help").out.splitlines()
+        found = [line.rstrip(":") for line in lines if line.endswith(":") and not line.startswith(" ")]
+        assert found == headings, command
 
 
 def imported_by(words: list[str], folder: Path) -> set[str]:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from r1quant.cli import cli
-from r1quant.cli.recipe import build_recipe
+from r1quant.cli.options import given_of
+from r1quant.cli.settings import pick_recipe
 from r1quant.recipe import Recipe
 from r1quant.reporting import plots
 from tests.cli.test_help import imported_by
@@ -67,9 +68,8 @@ def test_commands_state_what_is_not_a_default(run: Run, llama: Path, text_file: 
 
 def recipe_of(words: list[str]) -> Recipe:
     """What a command line of quantize means."""
-    given = cli.commands["quantize"].make_context("quantize", words).params
-    others = {"model", "out", "preset", "bits", "dry_run", "record", "as_json", "debug"}
-    return build_recipe(given["preset"], given["bits"], {key: given[key] for key in given.keys() - others})
+    context = cli.commands["quantize"].make_context("quantize", words)
+    return pick_recipe(context.params["preset"], given_of(context, Recipe))
 
 
 def test_check_names_what_differs(run: Run, in_tmp: Path) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from r1quant.checkpoint.safetensors import Checkpoint, open_folder
+from r1quant.core.options import nbytes
 from r1quant.errors import NumericError, RecipeError
 from r1quant.hardware.cards import cards
 from r1quant.planning import planner
 from r1quant.planning.budget import LossPredictions
 from r1quant.planning.plan import Plan
-from r1quant.recipe import Recipe, from_values, nbytes
+from r1quant.recipe import Recipe, from_values
 from tests import models
 
 
@@ -183,9 +184,9 @@ def test_a_server_that_does_not_load_all_bits_is_named_with_those_that_it_does(c
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("5GB", 5 * 10**9), ("4.7 gib", 5046586572), ("700MB", 7 * 10**8), ("123", 123), ("1 kB", 1000), (77, 77)],
+    [("5GB", 5 * 10**9), ("4.7 gib", 5046586572), ("700MB", 7 * 10**8), ("123", 123), ("1 kB", 1000)],
 )
-def test_sizes(text: str | int, size: int) -> None:
+def test_sizes(text: str, size: int) -> None:
     assert nbytes(text) == size
 
 
