@@ -167,12 +167,11 @@ class Option:
         """The value that a text stands for. What stands for none is left as it is: `check` says what is wrong."""
         if self.many:
             given = value if isinstance(value, list | tuple) else (value,)
-            texts = [part.strip() if self.commas else part for one in given for part in self._split(one)]
-            return tuple(dict.fromkeys(map(self._parse_one, texts)))
+            return tuple(dict.fromkeys(self._parse_one(part) for one in given for part in self._split(one)))
         return self._parse_one(value)
 
     def _split(self, value: object) -> Sequence[Any]:
-        return value.split(",") if self.commas and isinstance(value, str) else (value,)
+        return [part.strip() for part in value.split(",")] if self.commas and isinstance(value, str) else (value,)
 
     def _parse_one(self, value: object) -> object:
         if not isinstance(value, str):

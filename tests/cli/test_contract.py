@@ -124,6 +124,7 @@ def test_every_error_has_its_exit_code() -> None:
         "NumericError": 3,
         "OutOfSpaceError": 3,
         "UploadError": 3,
+        "RecordError": 3,
         "MissingDependency": 4,
     }
     for name, code in codes.items():
