@@ -24,7 +24,7 @@ from r1quant.cli import console
 from r1quant.planning.targets import GUIDED, NONE, PLAIN
 
 REPORT = Path(__file__).resolve().parent.parent / "reports" / "imatrix.json"
-Calibration = Mapping[str, int]  # samples, seq_len, seed
+Calibration = Mapping[str, Any]  # samples, seq_len, seed: keywords of export
 
 
 def calibration(spec: str) -> Calibration:
@@ -44,7 +44,7 @@ def measure(model: str, kind: str, imatrix: str, made: Calibration, texts: Itera
         (weights,) = out.glob(f"*-{kind}.gguf")
         kl = {}
         for each in texts:
-            options = {} if each.windows is None else {"windows": each.windows}
+            options: dict[str, Any] = {} if each.windows is None else {"windows": each.windows}
             kl[each.name] = r1quant.verify(weights, model, each.spec, **options).record["kl"]["mean"]
         known = {"type": kind, "imatrix": imatrix, "calibration": dict(made) if imatrix != NONE else None, "kl": kl}
         size = {"bytes": weights.stat().st_size, **{key: done.details[key] for key in ("types", "fallbacks")}}

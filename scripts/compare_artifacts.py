@@ -80,7 +80,7 @@ def source_tree(rev: str | None) -> Iterator[Path]:
 
 def artifacts(tree: Path, folder: Path) -> dict[str, str]:
     """The sha256 of every file that the r1quant of the tree writes, by artifact and name."""
-    hashes = {}
+    hashes: dict[str, str] = {}
     for name, flags in QUANTIZATIONS.items():
         run(tree, folder, "quantize", "-o", name, *flags)
         hashes |= hashed(folder, name)

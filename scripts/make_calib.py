@@ -14,7 +14,7 @@ import json
 import random
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -53,6 +53,7 @@ SOURCES_OF_ASKED = {
     }.items()
 }
 Row = dict[str, Any]
+Item = TypeVar("Item")
 
 
 def chains(name: str, count: int, exclude: frozenset[str]) -> list[Row]:
@@ -70,7 +71,7 @@ def prose(name: str, count: int, exclude: set[str]) -> list[Row]:
     return [{"kind": "prose", "messages": turns} for turns in itertools.islice(fresh, count)]
 
 
-def share(items: list, name: str, every: int) -> list:
+def share(items: list[Item], name: str, every: int) -> list[Item]:
     """Every n-th item is for measuring, the others are for calibration."""
     return [item for i, item in enumerate(items) if (i % every == every - 1) == (name == "verify.jsonl")]
 

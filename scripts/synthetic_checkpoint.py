@@ -110,7 +110,8 @@ def make(folder: Path, layers: int, seed: int) -> int:
     config = CONFIG | {"num_hidden_layers": layers, "max_window_layers": layers}
     specs = tensors(config)
     numbers = {spec.name: number for number, spec in enumerate(specs)}
-    files, weight_map = shards(specs), {}
+    files = shards(specs)
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(files, 1):
         name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
         contents = [content(spec, seed, numbers[spec.name]) for spec in shard]

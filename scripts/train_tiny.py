@@ -17,13 +17,16 @@ import queue
 import sys
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from r1quant.tinyr1.problems import problems
+from r1quant.tinyr1.problems import ArithmeticProblem, problems
 
 BOS, EOS, USER, ASSISTANT = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"
 CONTROL = [BOS, EOS, "<｜▁pad▁｜>", USER, ASSISTANT]
@@ -44,7 +47,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def held_out() -> list:
+def held_out() -> list[ArithmeticProblem]:
     return list(itertools.islice(problems(HELD_OUT_SEED), HELD_OUT))
 
 
@@ -86,7 +89,7 @@ def write_tokenizer(out: Path) -> None:
     (out / "tokenizer_config.json").write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", "utf-8")
 
 
-def build_config():
+def build_config() -> Any:
     from transformers import Qwen3Config
 
     return Qwen3Config(
@@ -108,16 +111,15 @@ def build_config():
     )
 
 
-def batches(tokenizer, rows: int, length: int, skip: int):
+def batches(tokenizer: Any, rows: int, length: int, skip: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Packed rows of problems, with -100 labels on all but the solution tokens. Made on a thread of their own."""
-    import numpy as np
-
     exclude = frozenset(p.question for p in held_out())
     source = problems(TRAIN_SEED, exclude)
-    made: queue.Queue = queue.Queue(maxsize=4)
+    made: queue.Queue[tuple[np.ndarray, np.ndarray]] = queue.Queue(maxsize=4)
 
     def work() -> None:
-        ids, labels = [], []
+        ids: list[int] = []
+        labels: list[int] = []
         for step in itertools.count():
             while len(ids) < rows * length:
                 chunk = list(itertools.islice(source, 64))
@@ -138,7 +140,7 @@ def batches(tokenizer, rows: int, length: int, skip: int):
         yield made.get()
 
 
-def accuracy(model, tokenizer, chosen, max_new_tokens: int = 900) -> float:
+def accuracy(model: Any, tokenizer: Any, chosen: Sequence[ArithmeticProblem], max_new_tokens: int = 900) -> float:
     """Share of problems answered right, greedily."""
     import torch
 
@@ -197,7 +199,7 @@ def main(out: Path, state: Path, steps: int, rows: int, length: int, rate: float
         first = saved["step"]
 
     @torch.compile
-    def loss_of(ids, labels):
+    def loss_of(ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
             logits = model.lm_head(hidden[:, :-1])
@@ -247,7 +249,7 @@ def main(out: Path, state: Path, steps: int, rows: int, length: int, rate: float
     )  # fmt: skip
     written |= {k: fields[k] for k in keys}
     (out / "config.json").write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", "utf-8")
-    generation = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, "do_sample": True}
+    generation: dict[str, float] = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, "do_sample": True}
     generation |= {"temperature": 0.6, "top_p": 0.95}
     (out / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", "utf-8")
     lines = (

@@ -35,7 +35,8 @@ def log_probs(weights: TensorSource, tokens: npt.NDArray[np.int64]) -> npt.NDArr
     with torch.no_grad():
         logits = whole_model(weights)(torch.from_numpy(tokens)).logits[:, :-1].double().numpy()
     shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    result: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return result
 
 
 def summary(baseline: TensorSource, quantized: TensorSource, tokens: npt.NDArray[np.int64]) -> dict[str, float]:

@@ -160,7 +160,7 @@ def write_model(
     else:
         names = list(tensors)
         per_shard = -(-len(names) // shards)
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for i in range(shards):
             shard = f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
             part = names[i * per_shard : (i + 1) * per_shard]

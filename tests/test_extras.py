@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from r1quant import extras
 from r1quant.errors import MissingDependency
 from r1quant.extras import EXTRAS, missing, need
 from r1quant.jobs.runtimes import EXTRA_OF
@@ -28,7 +28,7 @@ def test_the_table_and_pyproject_have_the_same_extras() -> None:
 
 
 def test_a_missing_extra_is_named_with_its_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for name in EXTRAS:
         with pytest.raises(MissingDependency) as caught:
             need(name)

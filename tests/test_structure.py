@@ -204,7 +204,8 @@ def test_no_import_goes_round_in_a_circle() -> None:
 
 @pytest.mark.parametrize("start", QUICK)
 def test_what_must_be_quick_loads_nothing_slow(start: str) -> None:
-    waiting, seen = [(start, (start,))], set()
+    waiting: list[tuple[str, tuple[str, ...]]] = [(start, (start,))]
+    seen = set()
     while waiting:
         module, path = waiting.pop()
         if module in seen:

@@ -29,7 +29,8 @@ def identity_weight(layer: Any) -> np.ndarray:
     with torch.inference_mode():
         weight = layer(torch.eye(layer.infeatures)).T.numpy()
     layer.bias = bias
-    return weight
+    result: np.ndarray = weight
+    return result
 
 
 def whole_model(folder: Path) -> Any:
@@ -99,7 +100,8 @@ def load(folder: Path) -> Loaded:
 
     def logits(tokens: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            return model(input_ids=torch.from_numpy(tokens)[None], use_cache=False).logits[0].numpy()
+            result: np.ndarray = model(input_ids=torch.from_numpy(tokens)[None], use_cache=False).logits[0].numpy()
+            return result
 
     kernels = {f"{type(module).__module__.rpartition('.')[2]}.{type(module).__name__}" for _, module in linears}
     return Loaded(", ".join(sorted(kernels)), ((name, identity_weight(module)) for name, module in linears), logits)

@@ -86,7 +86,9 @@ def load(folder: Path) -> Loaded:
 
     def logits(tokens: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            return model(input_ids=torch.from_numpy(tokens)[None], use_cache=False).logits[0].float().numpy()
+            output = model(input_ids=torch.from_numpy(tokens)[None], use_cache=False)
+        result: np.ndarray = output.logits[0].float().numpy()
+        return result
 
     kernel = "torch.nn.Linear, dequantized"
     weights = ((name, weight.numpy()) for name, weight in exact.items())

@@ -28,7 +28,7 @@ KEPT = ("config.json", "quantize_config.json", "model.safetensors")
 HASHES = "dequantized.json"
 VOCABULARY = 64
 CHOSEN = ("gptq-asym", "gptq-act-order", "gptq-w8", "gptq-v2-asym", "awq", "w4a16-asym", "w8a8")  # of peers.MAKERS
-SIZES = {
+SIZES: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 64,
     "num_hidden_layers": 1,

@@ -27,7 +27,8 @@ def load(folder: Path) -> Loaded:
     def logits(tokens: np.ndarray) -> np.ndarray:
         generator = begin(len(tokens) + 1, True)
         generator.append_tokens(tokens.astype(np.int32))
-        return np.asarray(generator.get_output("logits"))[0].astype(np.float32)
+        result: np.ndarray = np.asarray(generator.get_output("logits"))[0].astype(np.float32)
+        return result
 
     def generate(prompt: np.ndarray, count: int) -> list[int]:
         generator = begin(len(prompt) + count, True)

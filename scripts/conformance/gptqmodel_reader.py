@@ -73,7 +73,8 @@ def load(folder: Path) -> Loaded:
 
     def logits(tokens: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            return model(input_ids=torch.from_numpy(tokens)[None], use_cache=False).logits[0].numpy()
+            result: np.ndarray = model(input_ids=torch.from_numpy(tokens)[None], use_cache=False).logits[0].numpy()
+            return result
 
     kernels = {type(module).__name__ for module in model.modules() if hasattr(module, "qweight")}
     return Loaded(", ".join(sorted(kernels)), weights(), logits)

@@ -98,7 +98,8 @@ def _run(
     options.log_severity_level = 3
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", FLOAT32_LEVEL)
     session = onnxruntime.InferenceSession(small.SerializeToString(), options, ["CPUExecutionProvider"])
-    return session.run(None, {activation: np.eye(columns, dtype=np.float32)})[0]
+    result: np.ndarray = session.run(None, {activation: np.eye(columns, dtype=np.float32)})[0]
+    return result
 
 
 def _inside(tensor: Any, folder: Path) -> Any:

@@ -32,10 +32,12 @@ def load(folder: Path) -> Loaded:
 
     def step(tokens: np.ndarray, total: int, past: dict[str, np.ndarray]) -> list[np.ndarray]:
         given = {"input_ids": tokens[None], "attention_mask": np.ones((1, total), np.int64)}
-        return session.run(names, given | past)
+        result: list[np.ndarray] = session.run(names, given | past)
+        return result
 
     def logits(tokens: np.ndarray) -> np.ndarray:
-        return step(tokens, len(tokens), empty)[0][0].astype(np.float32)
+        result: np.ndarray = step(tokens, len(tokens), empty)[0][0].astype(np.float32)
+        return result
 
     def generate(prompt: np.ndarray, count: int) -> list[int]:
         made: list[int] = []

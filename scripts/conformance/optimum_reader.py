@@ -26,14 +26,16 @@ def load(folder: Path) -> Loaded:
 
     def logits(tokens: np.ndarray) -> np.ndarray:
         given = torch.from_numpy(tokens)[None]
-        return model(input_ids=given, attention_mask=torch.ones_like(given)).logits[0].float().numpy()
+        result: np.ndarray = model(input_ids=given, attention_mask=torch.ones_like(given)).logits[0].float().numpy()
+        return result
 
     def generate(prompt: np.ndarray, count: int) -> list[int]:
         given = torch.from_numpy(prompt)[None]
         made = model.generate(
             input_ids=given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=count
         )
-        return made[0, len(prompt) :].tolist()
+        result: list[int] = made[0, len(prompt) :].tolist()
+        return result
 
     kernel = f"{type(model).__name__}, {', '.join(model.providers)}"
     return Loaded(kernel, None, logits, generate, note="its weights are those of onnxruntime")

@@ -30,7 +30,8 @@ def quantize(job: Job) -> None:
     windows = [
         {"input_ids": row[None], "attention_mask": torch.ones_like(row[None])} for row in torch.tensor(job.tokens)
     ]
-    loader: Any = torch.utils.data.DataLoader(windows, batch_size=None) if method != "rtn" else None
+    # torch reads a list as well as a Dataset
+    loader = torch.utils.data.DataLoader[Any](windows, batch_size=None) if method != "rtn" else None  # type: ignore[arg-type]
     model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.bfloat16)
     with job.timed():
         oneshot(model=model, recipe=recipe, dataset=loader, num_calibration_samples=len(windows))

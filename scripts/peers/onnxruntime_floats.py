@@ -32,7 +32,8 @@ def dequantize(
         zero = unpack(zero.reshape(shape[0], -1), bits)[:, : codes.shape[1], None]
     else:
         zero = zero.reshape(scale.shape)
-    return ((codes - zero.astype(np.float32)) * scale).reshape(shape[0], -1)[:, : shape[1]]
+    result: np.ndarray = ((codes - zero.astype(np.float32)) * scale).reshape(shape[0], -1)[:, : shape[1]]
+    return result
 
 
 def unpack(packed: np.ndarray, bits: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from transformers.initialization import no_init_weights
 from r1quant.arch.tables import architecture_of
 from r1quant.backends import Completion, Prompt, Sampling, generation
 from r1quant.backends.generation import Engine, SlotCache, token_bytes, weight_bytes
+from r1quant.backends.memory import free_bytes
 from r1quant.checkpoint.resolve import open_model
 from r1quant.checkpoint.safetensors import Checkpoint, open_folder
 from r1quant.checkpoint.tokenizer import Tokenizer
@@ -211,7 +212,7 @@ def test_bytes_are_counted(llama_model: Checkpoint) -> None:
     model = independent.whole_model(llama_model)
     wanted = sum(p.numel() for p in model.parameters()) * 4
     assert weight_bytes(llama_model, architecture_of(llama_model.config), torch.float32) == wanted
-    assert generation.free_bytes(CPU) > 1 << 20
+    assert free_bytes(CPU) > 1 << 20
 
 
 def test_bfloat16_says_nearly_the_same() -> None:

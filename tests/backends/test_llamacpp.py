@@ -27,7 +27,8 @@ TOKENS = np.random.default_rng(5).integers(0, VOCABULARY, 300)  # more than go i
 def whole_logits(path: Path, tokens: np.ndarray) -> np.ndarray:
     model = independent.whole_model(open_model(path))
     with torch.inference_mode():
-        return model(torch.from_numpy(tokens)[None]).logits[0].numpy()
+        result: np.ndarray = model(torch.from_numpy(tokens)[None]).logits[0].numpy()
+        return result
 
 
 @needs_llama_cpp

@@ -87,7 +87,7 @@ def test_frequencies_are_those_of_the_nucleus() -> None:
     kept = order[: int(np.argmax(np.cumsum(p[order]) >= 0.9)) + 1]
     nucleus = np.zeros(50)
     nucleus[kept] = p[kept] / p[kept].sum()
-    found = np.bincount(draw(np.tile(logits, (draws, 1)), Sampling(0.8, 0.9), rng.random(draws)), minlength=50)
+    found = np.bincount(draw(np.tile(logits, (draws, 1)), Sampling(0.8, 0.9), rng.random(draws).tolist()), minlength=50)
     assert 5 < len(kept) < 40 and found[nucleus == 0].sum() == 0
 
     def chi_square(expected: np.ndarray) -> float:

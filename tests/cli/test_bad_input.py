@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections import namedtuple
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 
 from r1quant.checkpoint.safetensors import Checkpoint
 from r1quant.jobs.quantize import calibrated
-from r1quant.planning import planner
 from tests.conftest import QUICK, Run
 
 Refused = Callable[..., list[str]]
@@ -47,6 +47,14 @@ def refused(run: Run, in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Refused:
 @pytest.fixture
 def shards(sharded: Path, in_tmp: Path) -> Path:
     return shutil.copytree(sharded, in_tmp / "sharded")
+
+
+class Usage(NamedTuple):
+    """As shutil.disk_usage gives it, in bytes."""
+
+    total: int
+    used: int
+    free: int
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -147,9 +155,13 @@ def test_layers_that_are_not_there(refused: Refused, copied: Path) -> None:
     assert "model.layers.1." in refused(3, copied)[0]
 
 
+def layered(count: object, config: dict[str, Any]) -> None:
+    config["num_hidden_layers"] = count
+
+
 def test_inspect_does_not_stumble_either(run: Run, copied: Path) -> None:
     for value in (None, "2", 0, 1 << 31):
-        edit(copied / "config.json", lambda v, value=value: v.update(num_hidden_layers=value))
+        edit(copied / "config.json", partial(layered, value))
         ran = run("inspect", copied)
         assert ran.code == 3 and "num_hidden_layers" in ran.error[0]
     edit(copied / "config.json", lambda v: v.update(num_hidden_layers=3))
@@ -243,8 +255,7 @@ def test_an_output_in_a_folder_that_is_not_there(run: Run, llama: Path, in_tmp: 
 
 
 def test_no_disk_space(refused: Refused, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(planner.shutil, "disk_usage", lambda path: usage(10**6, 10**6 - 1000, 1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**6, 10**6 - 1000, 1000))
     what, remedy = refused(3, llama)
     assert "not enough disk space" in what and "1 kB free" in what and "free some space" in remedy
 
@@ -253,10 +264,10 @@ def test_little_space_for_the_cache(
     run: Run, llama: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """It may hold already what is needed, so this is no reason to refuse."""
-    usage, cache = namedtuple("usage", "total used free"), tmp_path / "not" / "there"
+    cache = tmp_path / "not" / "there"
     monkeypatch.setenv("R1QUANT_CACHE", str(cache))
     free = {tmp_path: 1000}
-    monkeypatch.setattr(planner.shutil, "disk_usage", lambda path: usage(10**9, 0, free.get(Path(path), 10**9)))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 0, free.get(Path(path), 10**9)))
     ran = run("plan", llama, *QUICK, "--calib", text_file, "--json", "-o", llama.parent / "out")
     assert ran.code == 0 and ran.json["cache_bytes"] > ran.json["cache_bytes_kept"] > 1000
     (note,) = (warning for warning in ran.json["warnings"] if "R1QUANT_CACHE" in warning)
@@ -269,8 +280,8 @@ def test_no_disk_space_left_when_it_begins(
     refused: Refused, llama: Path, in_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (in_tmp / "out").mkdir()  # the plan looks at the disk only where nothing has been begun
-    stat = namedtuple("stat", "f_bavail f_bfree f_blocks f_frsize")
-    monkeypatch.setattr(os, "statvfs", lambda path: stat(1, 1, 100, 512))
+    stat = SimpleNamespace(f_bavail=1, f_bfree=1, f_blocks=100, f_frsize=512)
+    monkeypatch.setattr(os, "statvfs", lambda path: stat)
     assert "not enough disk space" in refused(3, llama)[0]
 
 

@@ -1,4 +1,7 @@
+from __future__ import annotations
+
 import hashlib
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -8,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1quant import extras
+from r1quant.checkpoint.tokenizer import Tokenizer
 from r1quant.data import texts
 from r1quant.data import windows as calibration
 from r1quant.data.texts import bundled, check
@@ -19,7 +22,7 @@ from tests.toy_tokenizer import make
 EOS = 1
 
 
-def lines(path: Path, *entries) -> str:
+def lines(path: Path, *entries: object) -> str:
     path.write_text("".join(json.dumps(e) + "\n" for e in entries), "utf-8")
     return str(path)
 
@@ -39,7 +42,7 @@ def joined(documents: list[list[int]]) -> list[int]:
     windows=st.integers(1, 6),
     seq_len=st.integers(1, 17),
 )
-def test_windows_are_a_prefix_of_the_stream(documents, windows, seq_len):
+def test_windows_are_a_prefix_of_the_stream(documents: list[list[int]], windows: int, seq_len: int) -> None:
     packed = pack(iter(documents), windows, seq_len, EOS)
     stream = joined(documents)
     assert packed.tokens.dtype == np.int64
@@ -50,7 +53,7 @@ def test_windows_are_a_prefix_of_the_stream(documents, windows, seq_len):
     assert packed.documents <= len(documents)
 
 
-def test_documents_counts_those_with_tokens_in_the_windows():
+def test_documents_counts_those_with_tokens_in_the_windows() -> None:
     documents = [[5, 5, 5], [], [6, 6, 6], [7, 7, 7]]
     assert pack(documents, 9, 3, EOS).documents == 3
     assert pack(documents, 9, 4, EOS).documents == 2  # the third document is the ragged tail
@@ -60,7 +63,9 @@ def test_documents_counts_those_with_tokens_in_the_windows():
 
 
 @given(words=st.lists(st.sampled_from(["the", "answer", "größer", "\n\n", "  ", "<think>", "4", "😀"]), max_size=400))
-def test_a_text_file_gives_its_first_tokens(toy, tmp_path_factory, words):
+def test_a_text_file_gives_its_first_tokens(
+    toy: Tokenizer, tmp_path_factory: pytest.TempPathFactory, words: list[str]
+) -> None:
     path = tmp_path_factory.mktemp("text") / "a.txt"
     path.write_bytes(" ".join(words).encode())
     stream = toy.encode(" ".join(words))
@@ -73,19 +78,26 @@ def test_a_text_file_gives_its_first_tokens(toy, tmp_path_factory, words):
     assert (result.source, result.documents, result.requested) == ("a.txt", 1, 3)
 
 
-def test_a_long_text_is_read_only_as_far_as_needed_and_gives_the_same_tokens(toy, tmp_path, monkeypatch):
+def test_a_long_text_is_read_only_as_far_as_needed_and_gives_the_same_tokens(
+    toy: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = "the größer answer to the question, 42 times.\n" * 3000
     path = tmp_path / "long.txt"
     path.write_bytes(text.encode())
     encoded: list[int] = []
     encode = toy.encode
-    monkeypatch.setattr(type(toy), "encode", lambda self, t: encoded.append(len(t)) or encode(t))
+
+    def counting(self: Tokenizer, text: str) -> list[int]:
+        encoded.append(len(text))
+        return encode(text)
+
+    monkeypatch.setattr(type(toy), "encode", counting)
     result = load(str(path), toy, 4, 64, 0)
     assert result.tokens.ravel().tolist() == encode(text)[:256]
     assert max(encoded) < len(text) / 10
 
 
-def test_the_hash_covers_tokens_and_shape(toy, tmp_path):
+def test_the_hash_covers_tokens_and_shape(toy: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("the answer to the question " * 50)
     a, b = load(str(path), toy, 4, 16, 0), load(str(path), toy, 4, 16, 1)
@@ -95,7 +107,9 @@ def test_the_hash_covers_tokens_and_shape(toy, tmp_path):
     assert not np.any(a.tokens < 0)
 
 
-def test_json_lines_are_shuffled_by_the_seed_only_where_there_are_more_than_needed(toy, tmp_path):
+def test_json_lines_are_shuffled_by_the_seed_only_where_there_are_more_than_needed(
+    toy: Tokenizer, tmp_path: Path
+) -> None:
     path = lines(tmp_path / "a.jsonl", *({"text": f"{i} the answer to question {i}"} for i in range(40)))
     few = [load(path, toy, 2, 16, seed) for seed in (0, 0, 1)]
     assert few[0].sha256 == few[1].sha256 != few[2].sha256
@@ -106,14 +120,14 @@ def test_json_lines_are_shuffled_by_the_seed_only_where_there_are_more_than_need
     assert few[0].documents < everything[0].documents <= 40
 
 
-def test_messages_keep_their_reasoning(toy, tmp_path):
+def test_messages_keep_their_reasoning(toy: Tokenizer, tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "<think>\nhm\n</think>\n\n4"}]
     path = lines(tmp_path / "a.jsonl", {"messages": turns}, {"messages": turns})
     result = load(path, toy, 1, len(toy.encode(toy.render_trace(turns))) * 2, 0)
     assert toy.decode(result.tokens[0]) == toy.render_trace(turns) * 2  # one eos between them, not two
 
 
-def test_empty_lines_are_skipped(toy, tmp_path):
+def test_empty_lines_are_skipped(toy: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('\ufeff{"text": "abcd"}\n\n   \n{"text": "efgh"}', "utf-8")
     assert toy.decode(load(str(path), toy, 1, 9, 0).tokens[0]).count("<eos>") == 1
@@ -133,7 +147,7 @@ def test_empty_lines_are_skipped(toy, tmp_path):
         (b'{"text": "\xff"}', "is not UTF-8"),
     ],
 )
-def test_bad_lines_are_named(toy, tmp_path, line, part):
+def test_bad_lines_are_named(toy: Tokenizer, tmp_path: Path, line: bytes, part: str) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "fine"}\n' + line + b"\n")
     for attempt in (lambda: load(str(path), toy, 1, 2, 0), lambda: check(str(path))):
@@ -143,7 +157,7 @@ def test_bad_lines_are_named(toy, tmp_path, line, part):
         assert part in caught.value.message
 
 
-def test_bad_files(toy, tmp_path):
+def test_bad_files(toy: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes("größer".encode("latin-1"))
     (tmp_path / "cut.txt").write_bytes("größ".encode()[:-1])
     (tmp_path / "empty.txt").write_bytes(b" \n")
@@ -168,7 +182,7 @@ def test_bad_files(toy, tmp_path):
             check(spec)
 
 
-def test_too_little_text_names_the_length_that_fits(toy, tmp_path):
+def test_too_little_text_names_the_length_that_fits(toy: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("abcdefgh")
     count = len(toy.encode("abcdefgh"))
@@ -181,7 +195,7 @@ def test_too_little_text_names_the_length_that_fits(toy, tmp_path):
         load(str(path), toy, 0, 4, 0)
 
 
-def test_tokens_beyond_the_vocabulary_are_refused(toy, tmp_path):
+def test_tokens_beyond_the_vocabulary_are_refused(toy: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("abcd<think>efgh")
     assert load(str(path), toy, 1, 9, 0, vocabulary=toy.size).windows == 1
@@ -189,7 +203,7 @@ def test_tokens_beyond_the_vocabulary_are_refused(toy, tmp_path):
         load(str(path), toy, 1, 9, 0, vocabulary=toy.backend.token_to_id("<think>"))
 
 
-def test_messages_need_a_template_except_in_the_bundled_set(tmp_path):
+def test_messages_need_a_template_except_in_the_bundled_set(tmp_path: Path) -> None:
     plain = make({"eos_token": "<eos>"})
     path = lines(tmp_path / "a.jsonl", {"messages": [{"role": "user", "content": "hello"}]})
     with pytest.raises(CalibrationError, match="no chat template"):
@@ -197,7 +211,7 @@ def test_messages_need_a_template_except_in_the_bundled_set(tmp_path):
     assert load(None, plain, 2, 64, 0).windows == 2
 
 
-def test_bundled_sets_load_and_their_files_match_the_manifest(toy):
+def test_bundled_sets_load_and_their_files_match_the_manifest(toy: Tokenizer) -> None:
     first, second = load(None, toy, 4, 128, 0), evaluation_text(None, toy, 4, 128)
     assert first.windows == second.windows == 4
     assert first.source == "the bundled calib/default.jsonl"
@@ -213,7 +227,7 @@ def test_bundled_sets_load_and_their_files_match_the_manifest(toy):
         bundled("other.jsonl")
 
 
-def test_bundled_sets_are_disjoint_and_hold_no_held_out_problem():
+def test_bundled_sets_are_disjoint_and_hold_no_held_out_problem() -> None:
     seen: list[set[str]] = []
     for name in (texts.DEFAULT, texts.HELD_OUT):
         rows = [json.loads(line) for line in bundled(name).read_text("utf-8").splitlines()]
@@ -229,7 +243,7 @@ def test_bundled_sets_are_disjoint_and_hold_no_held_out_problem():
 
 
 @pytest.fixture
-def dataset(tmp_path, monkeypatch):
+def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that the datasets package reads without a network."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
@@ -239,7 +253,7 @@ def dataset(tmp_path, monkeypatch):
     return folder
 
 
-def test_a_dataset_is_streamed_in_the_seed_s_order(toy, dataset):
+def test_a_dataset_is_streamed_in_the_seed_s_order(toy: Tokenizer, dataset: Path) -> None:
     pytest.importorskip("datasets")
     check(f"hub:{dataset}")
     a, b, c = (load(f"hub:{dataset}", toy, 2, 16, seed) for seed in (0, 0, 1))
@@ -256,9 +270,9 @@ def test_a_dataset_is_streamed_in_the_seed_s_order(toy, dataset):
             load(spec, toy, 2, 16, 0)
 
 
-def test_owner_and_name_is_a_dataset_and_a_missing_package_is_named(monkeypatch):
+def test_owner_and_name_is_a_dataset_and_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for spec in ("owner/name", "hub:name"):
         with pytest.raises(MissingDependency) as caught:
             check(spec)
@@ -266,7 +280,7 @@ def test_owner_and_name_is_a_dataset_and_a_missing_package_is_named(monkeypatch)
         assert isinstance(caught.value, R1QuantError)
 
 
-def test_a_text_keeps_the_tokens_it_was_written_in(toy, tmp_path):
+def test_a_text_keeps_the_tokens_it_was_written_in(toy: Tokenizer, tmp_path: Path) -> None:
     """A model may write other tokens than encoding gives; where they mean something else, the text decides."""
     usual = toy.encode("the answer")
     single = [toy.encode(letter)[0] for letter in "the answer"]
@@ -275,8 +289,14 @@ def test_a_text_keeps_the_tokens_it_was_written_in(toy, tmp_path):
     path = lines(tmp_path / "a.jsonl", head, {"text": "the answer", "tokens": single})
     assert list(calibration.documents(path, toy)) == [single]
     assert texts.header(Path(path)) == head
-    foreign = [{"tokens": single[::-1]}, {"tokens": [999_999]}, {"tokens": 12}, {"tokens": [-1]}, {"tokens": [True]}]
-    path = lines(tmp_path / "b.jsonl", *({"text": "the answer"} | other for other in foreign))
+    foreign: list[dict[str, object]] = [
+        {"tokens": single[::-1]},
+        {"tokens": [999_999]},
+        {"tokens": 12},
+        {"tokens": [-1]},
+        {"tokens": [True]},
+    ]
+    path = lines(tmp_path / "b.jsonl", *({"text": "the answer", **other} for other in foreign))
     assert list(calibration.documents(path, toy)) == [usual] * len(foreign)
     assert texts.header(Path(path)) is None
     check(path)

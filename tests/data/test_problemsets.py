@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import sys
 from collections.abc import Mapping
@@ -11,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from r1quant import extras
 from r1quant.data import problemsets
 from r1quant.data.problemsets import Problem, health_prompts, load, messages
 from r1quant.errors import CalibrationError, MissingDependency, R1QuantError, RecipeError
@@ -171,7 +171,7 @@ def test_any_dataset(hub: Path) -> None:
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for spec in ("aime24", "aime", "hub:owner/name"):
         with pytest.raises(MissingDependency) as caught:
             load(spec)

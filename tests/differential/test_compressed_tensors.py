@@ -39,7 +39,8 @@ def skeleton(folder: Path) -> torch.nn.Module:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     apply_quantization_config(model, QuantizationConfig.model_validate(dict(config.quantization_config)))
-    return model
+    result: torch.nn.Module = model
+    return result
 
 
 def schemes(folder: Path) -> Iterator[tuple[str, QuantizationScheme]]:
@@ -120,7 +121,9 @@ def test_the_package_reads_a_folder_of_several_kinds(model: Path, tmp_path: Path
     """Linears of different bits, groups and symmetry are told apart by name; the head stays as it is."""
     source, codec = open_folder(model), CODECS["compressed-tensors"]
     rng = np.random.default_rng(0)
-    linear_specs, tensors, kinds = {}, {}, ((4, 32, True), (8, -1, True), (3, 16, False), (4, 32, False))
+    linear_specs: dict[str, LinearSpec] = {}
+    tensors: dict[str, torch.Tensor] = {}
+    kinds = ((4, 32, True), (8, -1, True), (3, 16, False), (4, 32, False))
     for name, info in source.tensors.items():
         linear = name.removesuffix(".weight")
         if not linear.endswith("_proj"):
@@ -160,9 +163,12 @@ def written(folder: Path, model: Path, tensors: dict[str, torch.Tensor], stated:
 def parameters(weight: torch.Tensor, args: QuantizationArgs) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and zero point as the package computes them for each group, row or tensor."""
     if args.strategy == "tensor":
-        return calculate_qparams(weight.min(), weight.max(), args)
-    grouped = weight.unflatten(-1, (-1, args.group_size)) if args.strategy == "group" else weight.unsqueeze(1)
-    return calculate_qparams(grouped.amin(-1), grouped.amax(-1), args)
+        low, high = weight.min(), weight.max()
+    else:
+        grouped = weight.unflatten(-1, (-1, args.group_size)) if args.strategy == "group" else weight.unsqueeze(1)
+        low, high = grouped.amin(-1), grouped.amax(-1)
+    result: tuple[torch.Tensor, torch.Tensor] = calculate_qparams(low, high, args)
+    return result
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -19,7 +19,8 @@ def covariance(rows: int, seed: int = 5) -> torch.Tensor:
 
 def unit_lower(h: np.ndarray) -> np.ndarray:
     lower = np.linalg.cholesky(h)
-    return lower / np.diag(lower)
+    result: np.ndarray = lower / np.diag(lower)
+    return result
 
 
 def by_the_book(

@@ -69,8 +69,11 @@ def by_autograd(folder: Path) -> dict[str, Seen]:
     embedded = model.get_input_embeddings()(torch.from_numpy(TOKENS)).requires_grad_()
     logits = model(inputs_embeds=embedded).logits.flatten(0, 1)
     torch.nn.functional.cross_entropy(logits, drawn_by(logits.detach(), 1), reduction="sum").backward()
-    flat = {name: (inputs.detach().flatten(0, 1), output.grad.flatten(0, 1)) for name, (inputs, output) in kept.items()}
-    return {name: Seen(*each) for name, each in flat.items()}
+    result = {}
+    for name, (inputs, output) in kept.items():
+        assert output.grad is not None
+        result[name] = Seen(inputs.detach().flatten(0, 1), output.grad.flatten(0, 1))
+    return result
 
 
 @pytest.mark.parametrize("model_type", models.MODEL_TYPES)
@@ -212,6 +215,6 @@ def test_several_draws_are_averaged(tmp_path: Path) -> None:
     alone = [type(one)((each,)).layer(1) for each in three.folders]
     assert not alone[0]["mlp.up_proj"].weights.equal(alone[1]["mlp.up_proj"].weights)
     for name, mean in three.layer(1).items():
-        assert torch.allclose(mean.weights, sum(each[name].weights for each in alone) / 3)
+        assert torch.allclose(mean.weights, torch.stack([each[name].weights for each in alone]).sum(0) / 3)
         parts = zip(mean.covariance, *(each[name].covariance for each in alone), strict=True)
         assert all(torch.allclose(part, sum(others) / 3, atol=1e-9) for part, *others in parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def runs(columns: int, size: int) -> np.ndarray:
     return np.arange(columns) // size
 
 
-def bare(tensors: dict) -> dict:
+def bare(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Without group maps, as older files are."""
     return {name: tensor for name, tensor in tensors.items() if not name.endswith("g_idx")}
 
@@ -165,7 +166,7 @@ def test_a_quantization_that_is_stated_beside_config_json(tmp_path: Path) -> Non
         {"quant_method": "AWQ", "format": "gemm", "bits": 4, "group_size": 32},
     ],
 )
-def test_awq(stated: dict, tmp_path: Path) -> None:
+def test_awq(stated: dict[str, Any], tmp_path: Path) -> None:
     codes, zero, scale = numbers(40, 96, 3, 4, smallest=0)
     tensors = awq(LAYER, codes, zero, scale) | {f"{OTHER}.weight": np.ones((4, 4), np.float16)}
     ours = folder_of(tmp_path / "m", tensors, stated)
@@ -184,7 +185,8 @@ def test_compressed_tensors_of_several_groups(tmp_path: Path) -> None:
         ignore=("lm_head",),
         format="mixed-precision",
     )
-    tensors, expected = {}, {}
+    tensors: dict[str, np.ndarray] = {}
+    expected: dict[str, np.ndarray] = {}
     for linear, (bits, size) in {**kinds, "model.layers.2.mlp.up_proj": (4, 32)}.items():
         codes, zero, scale = numbers(33, 64, 64 // size, bits, smallest=0)
         tensors |= compressed(linear, codes, zero, scale, bits)

@@ -47,7 +47,7 @@ def test_an_extra_that_is_missing_and_one_that_does_not_load(run: Run, monkeypat
             raise OSError("libgomp.so.1: cannot open shared object file\nmore")
         return real(name, package)
 
-    monkeypatch.setattr(job.importlib, "import_module", broken)
+    monkeypatch.setattr(importlib, "import_module", broken)
     monkeypatch.setattr(job, "version", lambda name: versions.get(name, "1"))
     ran = run("doctor", "--json")
     found = ran.json

@@ -60,7 +60,8 @@ def scale_of(kind: str, shape: tuple[int, int], rng: np.random.Generator) -> npt
     low, high = (17, 30) if kind == "large" else (-14, 8)
     fraction = rng.integers(2 ** (digits - 1), 2**digits, shape) | (kind == "float32")  # odd: all 24 bits are needed
     values = sign * fraction * 2.0 ** (1 - digits) * 2.0 ** rng.integers(low, high, shape)
-    return values.astype(np.float32 if kind in ("float32", "large") else np.float16)
+    result: npt.NDArray[Any] = values.astype(np.float32 if kind in ("float32", "large") else np.float16)
+    return result
 
 
 def zero_of(kind: str, shape: tuple[int, int], bits: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:

@@ -25,7 +25,8 @@ GRIDS = [
 def correlated(columns: int, tokens: int = 512, seed: int = 0) -> torch.Tensor:
     made = torch.Generator().manual_seed(seed)
     mix = torch.randn(columns, columns, generator=made) / columns**0.5 + torch.eye(columns)
-    return torch.randn(tokens, columns, generator=made) @ mix * torch.linspace(0.2, 3, columns)
+    result: torch.Tensor = torch.randn(tokens, columns, generator=made) @ mix * torch.linspace(0.2, 3, columns)
+    return result
 
 
 def weight(rows: int, columns: int, seed: int = 1) -> torch.Tensor:
@@ -143,7 +144,8 @@ def test_no_row_is_worse_than_rounding_to_nearest() -> None:
     h = stats.hessian.double().numpy() + solved.damping * float(stats.hessian.diagonal().mean()) * np.eye(128)
 
     def loss(e: np.ndarray) -> np.ndarray:
-        return ((e.astype(np.float64) @ h) * e).sum(1)
+        result: np.ndarray = ((e.astype(np.float64) @ h) * e).sum(1)
+        return result
 
     ours, theirs = loss(w.numpy() - q.dequantize()), loss(w.numpy() - nearest)
     assert (ours <= theirs * 1.001).all()

@@ -48,7 +48,7 @@ def test_intervals_of_accuracy_cover_the_truth(problems: int, samples: int, mean
     for truth in np.repeat(np.linspace(mean - 0.02, mean + 0.02, 40), 30):
         found = accuracy_interval(exam(generator, problems, samples, truth)[0])
         assert found is not None
-        covered += found[0] <= truth <= found[1]
+        covered += int(found[0] <= truth <= found[1])
         runs += 1
     assert 0.93 <= covered / runs <= 0.97
 
@@ -95,7 +95,7 @@ def test_wilson_s_interval_by_hand() -> None:
 
 
 def test_majority() -> None:
-    given = [
+    given: list[list[str | None]] = [
         ["7", "7", "8"],
         ["7", "8", "8"],
         ["7", "8", None],
@@ -178,7 +178,7 @@ def test_the_smallest_detectable_drop_of_models_that_never_differ() -> None:
 
 def test_summaries() -> None:
     right = np.array([[True, True, False, True], [False, False, False, True]])
-    given = [["1", "1", "2", "1"], ["3", "3", None, "4"]]
+    given: list[list[str | None]] = [["1", "1", "2", "1"], ["3", "3", None, "4"]]
     found = summary(right, given)
     assert list(found) == ["accuracy", "ci95", "maj", "pass", "problems", "samples"]
     assert (found["accuracy"], found["maj"], found["pass"]) == (0.5, 0.5, 1.0)

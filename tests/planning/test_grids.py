@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,14 +22,14 @@ def checkpoint(llama: Path) -> Checkpoint:
     return open_folder(llama)
 
 
-def stages(checkpoint: Checkpoint, bits: dict[tuple[int, str], int | None], recipe: Recipe) -> Grids:
+def stages(checkpoint: Checkpoint, bits: Mapping[tuple[int, str], int | None], recipe: Recipe) -> Grids:
     """The recipe's grid with other bits for linears of these layers and stages; None is float."""
     linears = planner.make(checkpoint, recipe).linears
     chosen = {linear.name: bits.get((linear.layer, linear.stage), recipe.bits) for linear in linears}
     return {name: None if b is None else replace(recipe.grid, bits=b) for name, b in chosen.items()}
 
 
-def made(checkpoint: Checkpoint, bits: dict[tuple[int, str], int | None], recipe: Recipe = RECIPE) -> Plan:
+def made(checkpoint: Checkpoint, bits: Mapping[tuple[int, str], int | None], recipe: Recipe = RECIPE) -> Plan:
     return planner.make(checkpoint, recipe, grids=stages(checkpoint, bits, recipe))
 
 

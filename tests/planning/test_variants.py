@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,8 +55,8 @@ def smollm2() -> Path:
         ("compressed-tensors-int-w8-row", {"format": "compressed-tensors-int", "bits": 8, "group_size": -1}),
     ],
 )
-def test_quantize_writes_what_is_predicted(label: str, options: dict[str, object], tmp_path: Path) -> None:
-    wanted = {"bits": 4, "group_size": 64, "method": "rtn"} | options
+def test_quantize_writes_what_is_predicted(label: str, options: dict[str, Any], tmp_path: Path) -> None:
+    wanted: dict[str, Any] = {"bits": 4, "group_size": 64, "method": "rtn"} | options
     out = r1quant.quantize("tiny-r1", tmp_path / "out", **wanted).out
     assert weigh(BY_LABEL[label], inventory("tiny-r1")).total == pytest.approx(weight_bytes(out), rel=LIMIT)
 
@@ -64,11 +65,12 @@ def test_exports_are_as_large_as_predicted(tmp_path: Path) -> None:
     model = inventory("tiny-r1")
     for bits, kind in ((4, "q4_0"), (8, "q8_0")):
         out = r1quant.quantize("tiny-r1", tmp_path / str(bits), bits=bits, group_size=64, method="rtn").out
-        for to, label, options in (
+        exports: tuple[tuple[str, str, dict[str, Any]], ...] = (
             ("gguf", f"gguf-{kind}", {}),
             ("onnx", f"onnx-w{bits}-g64", {}),
             ("onnx", f"onnx-fp16-w{bits}-g64", {"dtype": "float16"}),
-        ):
+        )
+        for to, label, options in exports:
             made = tmp_path / f"{label}"
             r1quant.export(out, to, made, **options)
             assert weigh(BY_LABEL[label], model).total == pytest.approx(weight_bytes(made), rel=LIMIT), label

@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def verdict(tmp_path: Path, kl: float, reader: str, run: str, variant: str, differing: bool = False) -> dict[str, Any]:
     """What `compare` says of a reader whose distribution over two tokens is so far from ours."""
     from conformance.comparison import Expected, compare
-    from conformance.readers import LOG_PROBABILITIES, READERS, Answer
+    from conformance.foreign import LOG_PROBABILITIES
+    from conformance.readers import READERS, Answer
 
     chosen = next(r for r in READERS if r.name == reader)
     mine = np.log(np.array([[0.5, 0.5]], np.float32))

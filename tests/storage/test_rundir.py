@@ -11,6 +11,7 @@ import pytest
 
 from r1quant.errors import ResumeError
 from r1quant.storage import atomic, rundir
+from r1quant.storage.lock import take_named
 from r1quant.storage.rundir import RunDir, folder_for
 
 
@@ -61,7 +62,8 @@ def test_a_lock_on_a_directory_that_was_removed_is_worth_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other process ends, and removes the directory, between our opening of the lock and our locking it."""
-    folder, take_named, calls = tmp_path / "x.run", rundir.take_named, []
+    folder = tmp_path / "x.run"
+    calls: list[IO[str]] = []
 
     def late(file: IO[str], waiting: None) -> None:
         calls.append(file)

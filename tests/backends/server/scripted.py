@@ -142,7 +142,7 @@ def serving(*script: Act) -> Iterator[Scripted]:
                 part = {"delta": {"content": piece}} if chat else {"text": piece}
                 self._event({"choices": [{"index": 0, "finish_reason": None, **part}]})
             if act.finish is not None:
-                part = {"delta": {}} if chat else {"text": ""}
+                part = {"delta": dict[str, Any]()} if chat else {"text": ""}
                 self._event({"choices": [{"index": 0, "finish_reason": act.finish, **part}]})
                 if act.counted and body.get("stream_options", {}).get("include_usage"):
                     self._event({"choices": [], "usage": whole["usage"]})
@@ -155,7 +155,7 @@ def serving(*script: Act) -> Iterator[Scripted]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads, server.block_on_close = True, False
-    server.handle_error = lambda *_: None  # type: ignore[assignment, method-assign]  # clients that are gone
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients that are gone
     state.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()

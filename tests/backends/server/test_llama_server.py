@@ -25,7 +25,8 @@ IDENTITY = {"model": "tiny-r1", "backend": "openai"}
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     wide = logits.astype(np.float64)
     wide -= wide.max(-1, keepdims=True)
-    return wide - np.log(np.exp(wide).sum(-1, keepdims=True))
+    result: np.ndarray = wide - np.log(np.exp(wide).sum(-1, keepdims=True))
+    return result
 
 
 def test_answers_are_those_of_llama_cpp_in_this_process(

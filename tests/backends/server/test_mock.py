@@ -29,7 +29,8 @@ def right(found: Completion) -> bool:
 
 def log_probabilities(spec: str, tokens: np.ndarray = TOKENS) -> np.ndarray:
     logits = Mock(spec, {}).logits(tokens).astype(np.float64)
-    return logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    result: np.ndarray = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    return result
 
 
 def test_shares_are_those_of_the_description() -> None:

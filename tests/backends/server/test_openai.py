@@ -273,7 +273,7 @@ def test_an_answer_gets_what_the_context_has_room_for(reason: str) -> None:
 @pytest.mark.parametrize("raw", [False, True])
 def test_a_prompt_beyond_the_context_gets_no_token_and_costs_no_other_answer(reason: str, raw: bool) -> None:
     notes: list[str] = []
-    script = [*[Text("x")] * raw, Status(400, reason)]
+    script: list[Status | Text | str] = [*[Text("x")] * raw, Status(400, reason)]
     with serving(*script) as server:
         found = run(server, 3, concurrency=1, raw=raw, note=notes.append)
         assert len(server.sent) == 3 + raw
@@ -372,7 +372,7 @@ def echoes(*lengths: int) -> list[Any]:
 
 
 def test_nll_are_the_log_probabilities_of_the_echo() -> None:
-    with serving(Text(), *echoes(6, 3, 2), Text("x", scores=RIGHT)) as server:  # type: ignore[arg-type]
+    with serving(Text(), *echoes(6, 3, 2), Text("x", scores=RIGHT)) as server:
         found = OpenAI([server.url]).nll(WINDOWS)
         assert server.sent[-1]["prompt"] == [1, 2, 3, 4, 5, 6]
         assert server.sent[-1]["echo"] and server.sent[-1]["max_tokens"] == 1
@@ -380,7 +380,7 @@ def test_nll_are_the_log_probabilities_of_the_echo() -> None:
 
 
 def test_an_echo_that_names_other_tokens_is_refused() -> None:
-    script = (Text(), Text("x", scores=RIGHT), Text("x", scores=[-2.5]))  # type: ignore[arg-type]
+    script = (Text(), Text("x", scores=RIGHT), Text("x", scores=[-2.5]))
     with serving(*script) as server, pytest.raises(RecipeError, match="belong to other tokens"):
         OpenAI([server.url]).nll(WINDOWS)
 

@@ -38,7 +38,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         await asleep(0)
 
     monkeypatch.setattr(pool, "time", SimpleNamespace(monotonic=lambda: found.now))
-    monkeypatch.setattr(pool.asyncio, "sleep", sleep)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
     return found
 
 
@@ -50,7 +50,8 @@ def failing(times: int, clock: SimpleNamespace, after: float | None = None) -> t
         asked.append(clock.now)
         if len(asked) <= times:
             raise RetryLater("busy", after)
-        return clock.now
+        now: float = clock.now
+        return now
 
     return asked, ask
 
@@ -152,7 +153,7 @@ def test_answers_that_are_there_come_before_an_error(monkeypatch: pytest.MonkeyP
     ended, counted = list[object](), threading.Condition()
 
     class Watched(queue.SimpleQueue[object]):
-        def put(self, item: object, *rest: object) -> None:  # type: ignore[override]
+        def put(self, item: object, *rest: object) -> None:
             super().put(item)
             with counted:
                 ended.append(item)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import ctypes
 import struct
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from r1quant.errors import CheckpointError
 from r1quant.formats.gguf import imatrix
 
-SUMS = {
+SUMS: dict[str, npt.NDArray[Any]] = {
     "blk.10.attn_q.weight": np.array([4.0, 0.5, 3.25], np.float64),
     "blk.0.ffn_down.weight": np.array([2.0, 0.0, 8.0, 1e-20, 6.5], np.float32),
 }
@@ -97,7 +99,7 @@ def test_ggml_reads_it(tmp_path: Path) -> None:
         found = call("gguf_find_key", ctypes.c_int64, held, key)
         assert call("gguf_get_val_u32", ctypes.c_uint32, held, ctypes.c_int64(found)) == expected  # type: ignore[arg-type]
     for name, sums in SUMS.items():
-        for suffix, values in ((".in_sum2", sums), (".counts", [COUNTS[name]])):
+        for suffix, values in ((".in_sum2", sums), (".counts", np.array([COUNTS[name]]))):
             tensor = pointer(call("ggml_get_tensor", pointer, context, f"{name}{suffix}".encode()))  # type: ignore[arg-type]
             assert call("ggml_nelements", ctypes.c_int64, tensor) == len(values)
             data = call("ggml_get_data_f32", ctypes.POINTER(ctypes.c_float), tensor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -13,7 +14,6 @@ import gguf
 import numpy as np
 import pytest
 
-from r1quant import extras
 from r1quant.errors import CheckpointError, MissingDependency, NumericError, R1QuantError, RecipeError
 from r1quant.formats.gguf import imatrix, kquants
 from r1quant.formats.gguf.kquants import Requantized, requantize
@@ -197,7 +197,7 @@ def test_what_cannot_be_is_refused_before_llama_cpp_runs(
 def test_without_llama_cpp_the_install_line_is_given(
     floats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingDependency) as caught:
         requantize(floats, tmp_path / "out.gguf", "Q4_K_M")
     assert caught.value.exit_code == 4 and caught.value.hint == "pip install 'r1quant[llamacpp]'"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,11 @@ def test_the_template_of_r1(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", ["tiny-r1", "smollm2", "llama"])
 def test_templates_of_real_models(tmp_path: Path, source: str) -> None:
-    paths = {"tiny-r1": embedded_folder, "smollm2": smollm_path, "llama": lambda: write_model(tmp_path / "a", "llama")}
+    paths: dict[str, Callable[[], Path]] = {
+        "tiny-r1": embedded_folder,
+        "smollm2": smollm_path,
+        "llama": lambda: write_model(tmp_path / "a", "llama"),
+    }
     model = open_model(str(paths[source]()))
     text = modelfile(model.side_files, model.config, "m.gguf")
     check(model.side_files, text)

@@ -224,8 +224,8 @@ def test_smollm2_quantized_and_back(tmp_path: Path) -> None:
     )
     for name in ("model.embed_tokens.weight", "model.layers.3.input_layernorm.weight"):
         assert torch.equal(artifact.read(name).float(), back.read(name).float())
-    ours = Tokenizer.from_files(artifact.side_files, "a")
-    theirs = Tokenizer.from_files(back.side_files, "b")
+    tokenizer = Tokenizer.from_files(artifact.side_files, "a")
+    again = Tokenizer.from_files(back.side_files, "b")
     for line in TEXTS:
-        assert ours.encode(line) == theirs.encode(line)
+        assert tokenizer.encode(line) == again.encode(line)
     assert json.loads(back.side_files["generation_config.json"])["eos_token_id"] == 2

@@ -379,7 +379,8 @@ def test_nothing_is_left_where_writing_fails(tmp_path: Path, monkeypatch: pytest
 
 def test_steps_add_up_to_the_tensors(tmp_path: Path) -> None:
     artifact = quantized(write_model(tmp_path / "a", "qwen3"))
-    arch, steps = architecture_of(artifact.config), []
+    arch = architecture_of(artifact.config)
+    steps: list[int] = []
     write(artifact, arch, tmp_path / "m.gguf", GgufOptions(), steps.append)
     assert sum(steps) == sum(target.entry.nbytes for target in targets.plan(artifact, arch, GgufOptions()))
 

@@ -131,7 +131,8 @@ class Session:
 
     def scores(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """[n, vocabulary], all tokens at once."""
-        return self.run(tokens, np.ones((1, len(tokens)), np.int64), self.empty())[0][0]
+        result: npt.NDArray[Any] = self.run(tokens, np.ones((1, len(tokens)), np.int64), self.empty())[0][0]
+        return result
 
     def one_by_one(self, tokens: npt.NDArray[np.int64], first: int) -> npt.NDArray[Any]:
         """The same with a cache: the first tokens at once, then each alone."""

@@ -139,7 +139,8 @@ def test_same_model_same_bytes(tmp_path: Path) -> None:
 
 
 def test_every_tensor_outside_is_aligned_and_progress_adds_up(tmp_path: Path) -> None:
-    artifact, steps = decoder("qwen3"), []
+    artifact = decoder("qwen3")
+    steps: list[int] = []
     write(artifact, architecture_of(artifact.config), tmp_path, OnnxOptions(), steps.append)
     model = onnx.load(tmp_path / "model.onnx", load_external_data=False)
     places = [{e.key: e.value for e in t.external_data} for t in model.graph.initializer if t.external_data]

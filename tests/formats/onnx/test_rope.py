@@ -15,7 +15,7 @@ from r1quant.arch import rope
 from r1quant.errors import CheckpointError
 from tests import models
 
-R1_0528 = {
+R1_0528: dict[str, Any] = {
     "model_type": "qwen3", "hidden_size": 4096, "num_attention_heads": 32, "head_dim": 128, "rope_theta": 1000000,
     "max_position_embeddings": 131072,
     "rope_scaling": {

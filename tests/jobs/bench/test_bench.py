@@ -68,7 +68,7 @@ def test_both_models_in_turn(four_bits: Path, in_tmp: Path, capsys: pytest.Captu
     for name in ("prefill_tokens_per_second", "decode_tokens_per_second", "ttft_seconds"):
         assert found[name] == first[name]["median"]
     assert found["peak_memory_bytes"] == first["peak_memory_bytes"]
-    nowhere = {"base_urls": [], "served": None}
+    nowhere: dict[str, object] = {"base_urls": [], "served": None}
     assert found["options"] == {"backend": "auto", "device": "cpu", "dtype": "auto", **nowhere}
     assert found["environment"]["torch"] and found["environment"]["cpu"] and int(found["environment"]["threads"]) > 0
     assert found["protocol"]["order"] == "in turn" and len(found["protocol"]["text"]["sha256"]) == 64

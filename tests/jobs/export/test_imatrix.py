@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from r1quant.engine.sensitivity import backward
 from r1quant.formats.gguf import imatrix
 from r1quant.jobs.quantize import sensitivity
 from tests import models
@@ -32,7 +33,8 @@ def export(run: Run, copied: Path, text_file: Path) -> Callable[..., dict[str, A
         calib = () if "none" in words else ("--calib", text_file, "--samples", "4", "--seq-len", "32")
         ran = run("export", source, "--to", "gguf", "--type", "Q4_K_M", "-o", out, *calib, *words, "--json")
         assert ran.code == 0, ran.err
-        return ran.json["files"][0]
+        result: dict[str, Any] = ran.json["files"][0]
+        return result
 
     return call
 
@@ -45,7 +47,7 @@ def matrix(out: str) -> imatrix.ImportanceMatrix:
 @pytest.fixture
 def layers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows with every layer that a sensitivity pass goes back through."""
-    made, backward = [], sensitivity.backward
+    made: list[int] = []
 
     def counted(*given: Any) -> Any:
         made.append(len(made))
@@ -95,7 +97,7 @@ def test_an_interrupted_pass_goes_on(
     whole = export("whole")
     monkeypatch.setenv("R1QUANT_CACHE", "another")
     layers.clear()
-    counted = sensitivity.backward
+    counted: Any = vars(sensitivity)["backward"]  # of the fixture
 
     def interrupted(*given: Any) -> Any:
         if layers:

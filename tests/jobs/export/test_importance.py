@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from r1quant.errors import NumericError
 from r1quant.jobs.export.importance import importance
 from tests import independent, models
 
-CASES = {"llama": {}, "mistral": {"sliding_window": 8}, "qwen2": {}, "qwen3": {}}
+CASES: dict[str, dict[str, Any]] = {"llama": {}, "mistral": {"sliding_window": 8}, "qwen2": {}, "qwen3": {}}
 
 
 def decoder(weights: TensorSource, tokens: np.ndarray) -> Decoder:

@@ -21,7 +21,8 @@ MODELS = ("llama", "qwen2", "qwen3", "mistral")
 def quantized(folder: Path, model_type: str, tied: bool = False, **options: Any) -> Path:
     """A tiny model, rounded to nearest in groups of 32."""
     model = models.write_model(folder / "model", model_type, tied=tied)
-    r1quant.quantize(model, folder / "quantized", **{"method": "rtn", "group_size": 32, "bits": 4} | options)
+    chosen: dict[str, Any] = {"method": "rtn", "group_size": 32, "bits": 4} | options
+    r1quant.quantize(model, folder / "quantized", **chosen)
     return folder / "quantized"
 
 

@@ -201,5 +201,5 @@ def test_a_mac_is_known_by_its_chip(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_numbers_that_are_not_possible() -> None:
     for wrong in ({"batch": True}, {"context": 1.5}, {"count": 0}):
         with pytest.raises(RecipeError):
-            FitOptions(**wrong)  # type: ignore[arg-type]
+            FitOptions(**wrong)
     assert replace(FitOptions(), batch=2).batch == 2

@@ -109,9 +109,12 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_file(
     assert not Path("text.jsonl").exists()
     asked: list[int] = []
     original = TextGenerator._runtime
-    monkeypatch.setattr(
-        TextGenerator, "_runtime", lambda self, given: asked.append(len(given)) or original(self, given)
-    )
+
+    def counting(self: TextGenerator, given: Any) -> Any:
+        asked.append(len(given))
+        return original(self, given)
+
+    monkeypatch.setattr(TextGenerator, "_runtime", counting)
     (stored,) = own_cache.glob("samples-*.jsonl")
     assert len(lines(stored)) == 3
     assert generate().code == 0 and asked == [4]

@@ -17,7 +17,6 @@ import pytest
 from r1quant.backends import Completion, Prompt, Sampling
 from r1quant.backends.mock import Mock
 from r1quant.errors import CheckpointError, OutOfSpaceError, ResumeError
-from r1quant.jobs.generate import samples
 from r1quant.jobs.generate.samples import Sample, Samples, collect
 from r1quant.progress import Silent
 from r1quant.storage.cache import cache_folder
@@ -194,7 +193,7 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.Monk
         left -= done
         return done
 
-    monkeypatch.setattr(samples.os, "write", limited)
+    monkeypatch.setattr(os, "write", limited)
     with pytest.raises(OutOfSpaceError):
         collected(tmp_path)
     (path,) = tmp_path.iterdir()

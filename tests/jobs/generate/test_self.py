@@ -16,6 +16,7 @@ from r1quant.checkpoint.tokenizer import Tokenizer
 from r1quant.data import prompts, selfcalib, texts
 from r1quant.data import windows as calibration
 from r1quant.errors import CalibrationError
+from r1quant.formats.table import artifact
 from r1quant.jobs.generate import selftext
 from r1quant.jobs.generate.selftext import TextGenerator, continued, own_text
 from r1quant.planning import planner
@@ -70,7 +71,7 @@ def test_the_windows_are_the_first_answers_however_many_are_asked_at_a_time(
         found.append(own_text(model, RECIPE, Silent()))
     assert np.array_equal(found[0].tokens, found[1].tokens) and found[0].documents < 12
     author = TextGenerator(
-        selftext.table.artifact(model),
+        artifact(model),
         selftext.GenerateOptions.of({"max_tokens": 40, "backend": "torch", "device": "cpu", "dtype": "float32"}),
         Silent(),
     )

@@ -226,8 +226,9 @@ class _Handler(BaseHTTPRequestHandler):
         for path, content in self.state.repos[repo][revision].items():
             entry = {"type": "file", "path": path, "size": len(content), "oid": _git(content)}
             if len(content) > self.state.threshold:
-                pointer = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
-                entry |= {"lfs": pointer, "oid": _git(pointer["oid"].encode())}
+                digest = hashlib.sha256(content).hexdigest()
+                pointer = {"oid": digest, "size": len(content), "pointerSize": 134}
+                entry |= {"lfs": pointer, "oid": _git(digest.encode())}
             entries.append(entry)
         folders = {path.rpartition("/")[0] for path in self.state.repos[repo][revision] if "/" in path}
         entries += [{"type": "directory", "path": path, "oid": "0" * 40} for path in sorted(folders)]

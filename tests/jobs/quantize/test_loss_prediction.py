@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def test_each_kind_costs_what_is_predicted_within_a_factor_of_two(
 ) -> None:
     """On tiny-r1, whose gradients differ between tokens by orders of magnitude."""
     monkeypatch.setenv("R1QUANT_CACHE", str(tmp_path / "cache"))
-    grid = {"method": method, "guided": True, "group_size": 64, "samples": 16, "seq_len": 256}
+    grid: dict[str, Any] = {"method": method, "guided": True, "group_size": 64, "samples": 16, "seq_len": 256}
     choice = Recipe(**grid, format="compressed-tensors", target_bpw=5.0, allowed_bits=(bits, 6))
     decided(planner.make(open_model(EMBEDDED), choice, None), Silent())
     (losses,) = (made.losses for made in predictions)
@@ -39,7 +40,8 @@ def test_each_kind_costs_what_is_predicted_within_a_factor_of_two(
 
     def log_probs() -> torch.Tensor:
         with torch.no_grad():
-            return model(torch.from_numpy(text)).logits.double().log_softmax(-1)
+            result: torch.Tensor = model(torch.from_numpy(text)).logits.double().log_softmax(-1)
+            return result
 
     def cost(linears: list[str]) -> float:
         weights = {name: model.get_parameter(f"{name}.weight") for name in linears}

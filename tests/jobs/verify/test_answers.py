@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 import r1quant
-from r1quant.jobs.generate.samples import Samples
+from r1quant.jobs.generate.samples import Samples, collect
 from r1quant.jobs.verify import pair, reasoning
+from r1quant.jobs.verify.options import VerifyOptions
 from r1quant.jobs.verify.run import verify as job
 from r1quant.tinyr1 import problems as tinyr1
 from tests.conftest import Ran, Run
@@ -42,9 +43,7 @@ def asked(four_bits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("R1QUANT_CACHE", str(cache))
         gates = ("aime.delta.low>-1", "aime.delta>-0.9")
-        options = pair.VerifyOptions(
-            windows=0, aime="mini", limit=PROBLEMS, max_tokens=150, temperature=0.0, gate=gates
-        )
+        options = VerifyOptions(windows=0, aime="mini", limit=PROBLEMS, max_tokens=150, temperature=0.0, gate=gates)
         return cache, job(four_bits, options=options).as_dict()
 
 
@@ -133,7 +132,6 @@ def test_more_samples_ask_only_for_what_is_missing(
     asking = ("--aime", "mini", "--limit", "3", "--max-tokens", "12", "--temperature", "3", "--top-p", "1")
     words = ("verify", four_bits, "--windows", "0", *asking, "--json")
     asked_for: list[list[str]] = []
-    collect = reasoning.collect
 
     def watched(runtime: Any, prompts: Any, sampling: Any, stop: Any, store: Samples, *rest: Any) -> Any:
         asked_for.append([prompt.key for prompt in prompts if prompt.key not in store.have])

@@ -6,6 +6,7 @@ import importlib.util
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 import r1quant
 
-AGREE, TEXT = 1e-4, {"windows": 4, "seq_len": 128}  # nats
+AGREE = 1e-4  # nats
+TEXT: dict[str, Any] = {"windows": 4, "seq_len": 128}
 BACKENDS = ("torch", "onnxruntime", "llamacpp")
 Form = Callable[[Path, str, Path], Path]
 
@@ -46,7 +48,7 @@ def form(source: Path, backend: str) -> Path:
         pytest.skip("llama-cpp-python is not installed: its build takes long")
     out = source.with_name(f"{source.name}-{backend}")
     if not out.exists():
-        options = {"dtype": "float32"} if backend == "onnxruntime" else {"type": "f32"}
+        options: dict[str, Any] = {"dtype": "float32"} if backend == "onnxruntime" else {"type": "f32"}
         r1quant.export(source, "onnx" if backend == "onnxruntime" else "gguf", out, **options)
     return out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,9 @@ import numpy as np
 import pytest
 
 import r1quant
-from r1quant.jobs.generate import samples
-from r1quant.jobs.verify import reasoning
 from r1quant.jobs.verify.options import VerifyOptions
 from r1quant.jobs.verify.run import verify
+from r1quant.metrics import health
 from tests.conftest import Run
 
 SEEDS, PROBLEMS = 40, 100
@@ -32,8 +32,8 @@ def made(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cheap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Thousands of answers that nobody needs tomorrow, and of which nothing but right and wrong is asked."""
     monkeypatch.setenv("R1QUANT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(samples.os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr(reasoning.health, "compare", lambda *told: {"length_ratio": 1.0})
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr(health, "compare", lambda *told: {"length_ratio": 1.0})
 
 
 def compared(made: Path, seed: int, worse: str, better: str) -> dict[str, Any]:

@@ -249,7 +249,13 @@ def test_what_is_no_record(run: Run, place: Path) -> None:
     assert refused.code == 2 and "unknown option 'colour'" in refused.error[0]
     rewrite(options=record["options"] | {"top_p": 2.0})
     assert again(run).code == 2
-    for changes in ({"schema": "r1quant.verification/1"}, {"options": None}, {"out": None}, {"hashes": []}):
+    lies: tuple[dict[str, Any], ...] = (
+        {"schema": "r1quant.verification/1"},
+        {"options": None},
+        {"out": None},
+        {"hashes": []},
+    )
+    for changes in lies:
         Path("record.json").write_text(json.dumps(record), "utf-8")
         rewrite(**changes)
         refused = again(run)

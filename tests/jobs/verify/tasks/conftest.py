@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,13 +49,13 @@ metadata: {version: 1.0}
 """
 
 
-def problems() -> list[dict[str, object]]:
+def problems() -> list[dict[str, Any]]:
     """The first of the held-out problems that are soon solved, each with wrong answers beside the right one."""
     lines = (embedded_folder().parent / "heldout.jsonl").read_text("utf-8").splitlines()
     every = [json.loads(line) for line in lines]
     short = [entry for entry in every if entry["steps"] <= 3][:PROBLEMS]
     assert len(short) == PROBLEMS
-    made: list[dict[str, object]] = []
+    made: list[dict[str, Any]] = []
     for number, entry in enumerate(short):
         draw = random.Random(number)
         answers = [entry["answer"], *draw.sample([n for n in range(10, 99) if n != entry["answer"]], 3)]

@@ -44,7 +44,8 @@ class Counting:
         listed = list(prompts)
         self.asked.append((listed, sampling, stop))
         for prompt in reversed(listed):
-            made, last = [], prompt.tokens[-1]
+            made: list[int] = []
+            last = prompt.tokens[-1]
             while len(made) < sampling.max_tokens and not (made and made[-1] in stop):
                 last = self._after.get(last, EOS)
                 made.append(last)

@@ -21,7 +21,8 @@ from r1quant.jobs.artifacts import open_artifact
 from r1quant.jobs.runtimes import Setup, open_runtime
 from r1quant.jobs.verify import tasks
 from r1quant.jobs.verify.harness import Harness
-from r1quant.jobs.verify.pair import Pair, VerifyOptions
+from r1quant.jobs.verify.options import VerifyOptions
+from r1quant.jobs.verify.pair import Pair
 from r1quant.jobs.verify.tasks import TaskChoice, compare, difference, find, score
 from r1quant.progress import Silent
 from tests.independent import whole_model
@@ -84,7 +85,8 @@ def test_answers_are_what_transformers_would_write(record: dict[str, Any]) -> No
 def test_choices_are_scored_by_likelihood(record: dict[str, Any]) -> None:
     model, right = whole_model(TINY), []
     for entry in problems():
-        scores = [likelihood(model, f"{entry['solved']}\\boxed{{", str(choice))[0] for choice in entry["choices"]]
+        solved = f"{entry['solved']}\\boxed{{"
+        scores = [likelihood(model, solved, choice)[0] for choice in entry["choices"]]
         right.append(int(np.argmax(scores)) == entry["label"])
     assert record["baseline"]["tasks"]["tiny_choices"]["metrics"]["acc"]["value"] == pytest.approx(np.mean(right))
 
