@@ -11,10 +11,11 @@ import click
 from r1quant.cli import console
 from r1quant.cli.bench import load_of, numbers
 from r1quant.cli.settings import pick_model
-from r1quant.core.formatting import bytes_text
+from r1quant.core.formatting import bytes_text, tokens_text
 
 if TYPE_CHECKING:
-    from r1quant.jobs.fit.run import Fit, Row
+    from r1quant.jobs.fit.rows import Row
+    from r1quant.jobs.fit.run import Fit
 
 # What the overview shows of the table, from small to large.
 MACHINES = (
@@ -69,14 +70,16 @@ def fit(
 
 
 def show(found: Fit, chosen: bool) -> None:
-    """What is asked; then every row of the chosen cards, or an overview and what to buy."""
+    """What to take; then every row of the chosen cards, or an overview and what to buy."""
     model, load = found.model, found.load
-    cards = "" if load["tensor_parallel"] == 1 else f", over {load['tensor_parallel']} cards"
+    for recommendation in found.recommendations:
+        click.echo(recommendation.text)
+    cards = "" if load.count == 1 else f", over {load.count} cards"
     click.echo(
         f"{model['name']} ({model['architecture']}): {model['parameters']:,} parameters, "
-        f"{model['kv_bytes_per_token']:,} B of {load['kv_bits']}-bit cache a token, "
+        f"{model['kv_bytes_per_token']:,} B of {load.kv_bits}-bit cache a token, "
         f"{model['max_positions'] or 'unknown'} positions\n"
-        f"{load['batch']} x {load['context']} tokens{cards}; all speeds are modelled"
+        f"{load.batch} x {load.context} tokens{cards}; all speeds are modelled"
     )
     if chosen:
         _show_cards(found)
@@ -152,8 +155,8 @@ def _overview(rows: Sequence[Row]) -> list[list[str]]:
 
 def _cell(row: Row | None) -> str:
     if row is None or not row.modelled.fits:
-        return f"only {_tokens(row.max_context)}" if row is not None and row.max_context >= 1024 else "-"
-    return f"{_tokens(row.max_context)}, {_speed(row.modelled.decode_tokens_per_second)}/s"
+        return f"only {tokens_text(row.max_context)}" if row is not None and row.max_context >= 1024 else "-"
+    return f"{tokens_text(row.max_context)}, {_speed(row.modelled.decode_tokens_per_second)}/s"
 
 
 def _bought(rows: Sequence[Row]) -> list[list[str]]:
@@ -168,10 +171,6 @@ def _bought(rows: Sequence[Row]) -> list[list[str]]:
             names.append("-" if row is None else row.card.name + count)
         table.append([label, bytes_text(first.modelled.total_bytes), *names])
     return table
-
-
-def _tokens(count: int) -> str:
-    return f"{count / 1024:.0f}k" if count >= 1024 else str(count)
 
 
 def _speed(value: float) -> str:

@@ -31,5 +31,13 @@ def seconds_text(value: float, digits: int = 3) -> str:
     return f"{_significant(value, digits)} s"
 
 
+def tokens_text(count: int) -> str:
+    """A number of tokens: multiples of 1,024 as context lengths are called ("32K"), others in thousands, rounded down
+    to a tenth ("6.3K")."""
+    if count < 1000:
+        return str(count)
+    return f"{count // 1024}K" if count % 1024 == 0 else f"{count // 100 / 10:g}K"
+
+
 def _significant(value: float, digits: int) -> str:
     return f"{float(f'{value:.{digits}g}'):,.10g}"

@@ -59,6 +59,14 @@ class FormatVariant:
     kind: str = ""
 
     @property
+    def title(self) -> str:
+        """As people call it: Q4_K_M, W4 GPTQ, fp16."""
+        if self.format == "gguf":
+            return self.kind
+        name = {"gptq": "GPTQ", "awq": "AWQ", "onnx": "ONNX"}.get(self.format, self.format)
+        return self.label if self.format == "safetensors" else f"W{self.bits} {name}"
+
+    @property
     def backend(self) -> str:
         """What runs it as it is stored, as records call it: torch holds quantized weights dequantized."""
         return {"gguf": "llama.cpp", "onnx": "onnxruntime", "safetensors": "torch"}.get(self.format, "openai")

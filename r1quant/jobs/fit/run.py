@@ -7,24 +7,25 @@ records of bench. No weight is read, nor downloaded.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from r1quant.arch.tables import size
+from r1quant.core.json import JsonObject
 from r1quant.errors import RecipeError
 from r1quant.hardware import roofline
 from r1quant.hardware.cards import Card, cards, matching, with_own
 from r1quant.hardware.inventory import Inventory
-from r1quant.hardware.roofline import USUAL, Modelled, Sizes
 from r1quant.jobs.fit.model import outline
+from r1quant.jobs.fit.rows import BASELINE_CARD, BASELINE_FORMAT, Row, Rows
+from r1quant.planning.recommend import Capacities, Load, Recommendation, candidates, recommend, usual_efficiency
 from r1quant.planning.variants import FormatVariant, VariantWeights, held, usual, variants
 from r1quant.recipe import FLOAT
 
-BASELINE_CARD, BASELINE_FORMAT = "A100 40GB", "fp16"
+TYPICAL = ("RTX 4060", "RTX 3060 12GB", "RTX 4090", "A100 80GB")  # for which something is recommended if none is named
 DEFAULT_CONTEXT = 32768  # what reasoning takes
-PROMPT = 512
 TOGETHER = (1, 2, 4, 8)  # cards, where one does not hold it
 ALONE = ("laptop", "apple", "jetson", "cpu")  # kinds of which one does not buy several
 
@@ -76,63 +77,37 @@ class FitOptions:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One variant on one card, or on several."""
-
-    variant: FormatVariant
-    card: Card
-    modelled: Modelled
-    max_context: int
-    measured: tuple[Mapping[str, Any], ...] = ()
-
-    @property
-    def baseline(self) -> bool:
-        return (self.card.name, self.variant.label) == (BASELINE_CARD, BASELINE_FORMAT)
-
-    def as_dict(self) -> dict[str, Any]:
-        found = self.modelled
-        return {
-            "gpu": self.card.name,
-            "kind": self.card.kind,
-            "tensor_parallel": found.gpus,
-            "format": self.variant.label,
-            "file_format": self.variant.format,
-            "bits": self.variant.bits,
-            "group_size": self.variant.group_size,
-            "baseline": self.baseline,
-            "fits": found.fits,
-            "weights_bytes": found.weights_bytes,
-            "kv_bytes": found.kv_bytes,
-            "activation_bytes": found.activation_bytes,
-            "overhead_bytes": found.runtime_bytes,
-            "total_bytes": found.total_bytes,
-            "usable_bytes": found.usable_bytes,
-            "max_context": self.max_context,
-            "max_batch": found.max_batch,
-            "prefill_tokens_per_second": found.prefill_tokens_per_second,
-            "decode_tokens_per_second": found.decode_tokens_per_second,
-            "ttft_seconds": found.ttft_seconds,
-            "source": roofline.SOURCE,
-            "measured": [dict(one) for one in self.measured],
-        }
-
-
-@dataclass(frozen=True)
 class Fit:
-    """model: what it is; load: what is asked of it; buy: the smallest hardware of each kind for each variant."""
+    """What a model needs of hardware.
 
-    model: Mapping[str, Any]
-    load: Mapping[str, Any]
+    model            what it is
+    load             what is asked of it
+    recommendations  for each card that is asked for, or for typical ones
+    rows             each variant on each card
+    buy              the smallest hardware of each kind for each variant
+    """
+
+    model: JsonObject
+    load: Load
+    recommendations: tuple[Recommendation, ...]
     rows: tuple[Row, ...]
     buy: tuple[Row, ...]
     notes: tuple[str, ...]
     records: Records | None = None
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         keys = ("format", "kind", "gpu", "tensor_parallel", "total_bytes", "max_context", "decode_tokens_per_second")
+        load = self.load
         return {
             "model": dict(self.model),
-            **self.load,
+            "recommendation": {
+                "text": "\n".join(one.text for one in self.recommendations),
+                "cards": [one.as_dict() for one in self.recommendations],
+            },
+            "context": load.context,
+            "batch": load.batch,
+            "kv_bits": load.kv_bits,
+            "tensor_parallel": load.count,
             "rows": [row.as_dict() for row in self.rows],
             "buy": [{key: row.as_dict()[key] for key in keys} for row in self.buy],
             "fitted": [one.as_dict() for one in self.records.fitted] if self.records else [],
@@ -142,56 +117,63 @@ class Fit:
 
 
 def fit(model: str | Path, wanted: FitOptions | None = None) -> Fit:
-    """Every wanted variant of a model on every wanted card.
+    """Every variant that is asked for on every card that is asked for, and what to take on them.
 
-    Raises RecipeError for what is not known or cannot be asked, CheckpointError where the model is not found or its
-    config lacks a size.
+    Raises RecipeError for what is not known or cannot be asked, CheckpointError if the model is not found or its config
+    lacks a size.
     """
     wanted = wanted or FitOptions()
-    found, name = outline(model)
-    longest = found.config.get("max_position_embeddings")
-    context = _context(wanted, longest if isinstance(longest, int) else None)
+    outlined = outline(model)
+    inventory, config = outlined.inventory, outlined.inventory.config
+    positions = config.get("max_position_embeddings")
+    positions = positions if isinstance(positions, int) else None
+    load = Load(_context(wanted, positions), wanted.batch, wanted.kv_bits, wanted.count)
     table, chosen, notes = _cards(wanted)
-    _check_split(found, wanted.count)
-    weights = _weights(found, wanted)
-    sized = {variant: _sizes(found, made, wanted.kv_bits) for variant, made in weights.items()}
-    base = next(iter(sized))
-    records = _records(found, wanted, table)
+    _check_split(inventory, wanted.count)
+    weights = _weights(inventory, wanted)
+    records = _records(inventory, wanted, table)
     if records is not None:
-        more = {} if wanted.narrowed else records.variants
-        sized |= {v: _sizes(found, made, wanted.kv_bits) for v, made in more.items() if v not in sized}
+        weights |= {} if wanted.narrowed else {v: w for v, w in records.variants.items() if v not in weights}
         notes += records.notes
         here = [card for card in records.cards if card not in chosen]
         chosen = [*chosen, *here] if wanted.named else records.cards or chosen
-
-    def row(variant: FormatVariant, card: Card, count: int) -> Row:
-        of = sized[variant]
-        efficiency = records.efficiency(card, variant.backend) if records else USUAL
-        prompt = min(PROMPT, max(1, context // 2))
-        made = roofline.model(of, card, prompt, context - prompt, wanted.batch, gpus=count, efficiency=efficiency)
-        reached = made.max_context if not isinstance(longest, int) else min(made.max_context, longest)
-        return Row(variant, card, made, reached, records.beside(card, variant) if records and count == 1 else ())
-
-    rows = [row(base, table[BASELINE_CARD], 1)] if base.label == BASELINE_FORMAT else []
-    shown = [variant for variant in sized if _asked(variant, wanted)]
-    rows += [
-        row(v, card, wanted.count)
-        for card in chosen
-        for v in shown
-        if (card.name, v.label, wanted.count) != (BASELINE_CARD, BASELINE_FORMAT, 1)
-    ]
-    buy = _buy(found, shown, table, row, wanted.count)
+    capacities = Capacities(inventory, weights, load, positions, records.efficiency if records else usual_efficiency)
+    rows = Rows(capacities, records)
+    shown = [variant for variant in weights if _asked(variant, wanted)]
+    advised = chosen if wanted.named or records is not None else [table[name] for name in TYPICAL]
+    among = candidates(shown, bool(wanted.formats), bool(wanted.bits))
     about = {
-        "name": name,
-        "architecture": found.config.get("model_type"),
-        "parameters": found.parameters,
-        "dtype": found.dtype,
-        "layers": size(found.config, "num_hidden_layers"),
-        "kv_bytes_per_token": sized[base].kv_bytes,
-        "max_positions": longest,
+        "name": outlined.name,
+        "architecture": config.get("model_type"),
+        "parameters": inventory.parameters,
+        "dtype": inventory.dtype,
+        "layers": size(config, "num_hidden_layers"),
+        "kv_bytes_per_token": capacities.sizes(next(iter(weights))).kv_bytes,
+        "max_positions": positions,
+        "missing_bytes": outlined.missing_bytes,
     }
-    load = {"context": context, "batch": wanted.batch, "kv_bits": wanted.kv_bits, "tensor_parallel": wanted.count}
-    return Fit(about, load, tuple(rows), tuple(buy), tuple(filter(None, (found.note, *notes))), records)
+    return Fit(
+        about,
+        load,
+        tuple(recommend(capacities, among, card, table.values()) for card in advised if among),
+        tuple(_all_rows(rows, shown, chosen, table)),
+        tuple(_buy(rows, shown, table)),
+        tuple(filter(None, (*outlined.notes, *notes))),
+        records,
+    )
+
+
+def _all_rows(
+    rows: Rows, shown: Sequence[FormatVariant], chosen: Sequence[Card], table: Mapping[str, Card]
+) -> Iterator[Row]:
+    """The baseline; then card by card, what fits first."""
+    base, count = next(iter(rows.capacities.weights)), rows.capacities.load.count
+    if base.label == BASELINE_FORMAT:
+        yield rows.row(base, table[BASELINE_CARD], 1)
+    for card in chosen:
+        own = [rows.row(variant, card, count) for variant in shown]
+        own = [row for row in own if not (row.baseline and count == 1)]
+        yield from sorted(own, key=lambda row: not row.modelled.fits)
 
 
 def _context(wanted: FitOptions, longest: int | None) -> int:
@@ -266,21 +248,16 @@ def _unread(model: Inventory) -> int:
     return 0 if model.tied else sum(part.numbers for part in model.parts if part.role == "embedding")
 
 
-def _sizes(model: Inventory, weights: VariantWeights, kv_bits: int) -> Sizes:
-    return roofline.sized(model, weights.total, weights.total - weights.embedding, kv_bits, weights.experts)
-
-
-def _buy(
-    model: Inventory, shown: Sequence[FormatVariant], table: Mapping[str, Card], row: Any, count: int
-) -> list[Row]:
+def _buy(rows: Rows, shown: Sequence[FormatVariant], table: Mapping[str, Card]) -> list[Row]:
     """For each variant and each kind of hardware the smallest that holds it, several cards where one does not."""
-    heads, found = size(model.config, "num_attention_heads"), []
+    heads, count = size(rows.capacities.model.config, "num_attention_heads"), rows.capacities.load.count
+    smallest = []
     ordered = sorted(table.values(), key=lambda card: (card.memory_bytes, card.bandwidth))
     kinds = dict.fromkeys(card.kind for card in table.values())
     for variant, kind in itertools.product(shown, kinds):
         counts = (1,) if kind in ALONE else tuple(n for n in TOGETHER if heads % n == 0 and n >= count)
-        tried = (row(variant, card, n) for n in counts for card in ordered if card.kind == kind)
+        tried = (rows.row(variant, card, n) for n in counts for card in ordered if card.kind == kind)
         holding = next((made for made in tried if made.modelled.fits), None)
         if holding is not None:
-            found.append(holding)
-    return found
+            smallest.append(holding)
+    return smallest
