@@ -11,17 +11,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypedDict
 
-from r1quant.core.grid import BITS, GROUP_SIZES, SCALE_DTYPES, Grid, ScaleDtype
+from r1quant.core.grid import BITS, GROUP_SIZES, SCALE_DTYPES, UNIFORM, Grid, ScaleDtype, ValueGrid
+from r1quant.core.grids import GRIDS
 from r1quant.core.options import OneOf, Size, Text, Within, check, option, options_of
 from r1quant.core.platforms import NO_MPS
 from r1quant.errors import RecipeError
-from r1quant.registry import DEFAULT_PRESET, FORMATS, METHODS, PRESETS
+from r1quant.registry import DEFAULT_PRESET, FLOATS, FORMATS, METHODS, PRESETS, written
 
 FLOAT = 16  # among the bits that a linear may have: it stays as it is
 TARGETS = ("target_bpw", "target_size", "fit_gpu")
 SHARES = ("guided_share", "corrected_share")
 ENOUGH_TOKENS = 8192  # a share that leaves less saves seconds, and costs a fifth more divergence (docs/log.md)
-WRITTEN = tuple(name for name, format in FORMATS.items() if format.quantized)  # the others are for export
+WRITTEN = tuple(written(UNIFORM))  # the others are for export, and floats for grids that no format holds
 WIDTH, BUDGET, ROUNDING, TRANSFORMS, CALIBRATION, OUTPUT, DEVICE = (
     "Bits", "Budget instead of bits", "Rounding", "Transforms before rounding", "Calibration", "Output", "Device",
 )  # fmt: skip
@@ -56,8 +57,14 @@ class Recipe:
         "Rounding method, as it is, instead of a preset: "
         + "; ".join(f"{n}, {m.summary}" for n, m in METHODS.items())
         + ".",
-        OneOf(tuple(METHODS)),
+        OneOf(METHODS),
         shown="",
+    )
+    grid: str = option(
+        UNIFORM,
+        WIDTH,
+        "Values that weights are rounded to: " + "; ".join(f"{n}, {g.summary}" for n, g in GRIDS.items()) + ".",
+        OneOf(GRIDS),
     )
     bits: int = option(4, WIDTH, "Bits of each weight. GPTQ stores 2, 3, 4 and 8, AWQ only 4.", OneOf(tuple(BITS)))
     group_size: int = option(
@@ -173,7 +180,7 @@ class Recipe:
         Within(0, 16),
         shown="",
     )
-    format: str = option("gptq", OUTPUT, "Format of the checkpoint that is written.", OneOf(WRITTEN))
+    format: str = option("gptq", OUTPUT, "Format of the checkpoint that is written.", OneOf(WRITTEN, FLOATS))
     device: str = option(
         "auto",
         DEVICE,
@@ -217,22 +224,31 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Raises RecipeError naming the first value that is not possible."""
-        if isinstance(self.format, str) and self.format in FORMATS and self.format not in WRITTEN:
-            raise RecipeError(
-                f"quantize does not write {self.format}",
-                f"quantize without --format first, then: r1quant export OUT --to {self.format}",
-            )
+        self._check_format()
         if isinstance(self.device, str) and self.device.startswith("mps"):
             raise RecipeError(NO_MPS, "choose from auto, cpu, cuda, cuda:0, ...")
         check(self)
         if self.smooth is not None and self.factors == "awq":
             raise RecipeError("--smooth and AWQ choose the same factors", "leave one of them out")
         self._check_budget()
+        self.value_grid  # noqa: B018  (raises RecipeError if the grid is not to be had with these bits)
+
+    def _check_format(self) -> None:
+        if self.grid not in (*GRIDS,) or self.format not in (*FORMATS,) or self.format in written(self.grid):
+            return
+        if self.grid == UNIFORM:
+            hint = f"quantize without --format first, then: r1quant export OUT --to {self.format}"
+            raise RecipeError(f"quantize does not write {self.format}", hint)
+        raise RecipeError(
+            f"{self.format} does not hold the grid {self.grid}", f"use --format {' or '.join(written(self.grid))}"
+        )
 
     def _check_budget(self) -> None:
         given = [_flag(name) for name in TARGETS if getattr(self, name) is not None]
         if len(given) > 1:
             raise RecipeError(f"{' and '.join(given)} exclude each other", "give one of them")
+        if given and self.grid != UNIFORM:
+            raise RecipeError(f"{given[0]} chooses among the bits of the uniform grid", "leave it out")
         if (self.fit_gpu is None) != (self.context is None):
             raise RecipeError(
                 "--fit-gpu and --context belong together", 'give both: --fit-gpu "RTX 4060" --context 32768'
@@ -244,8 +260,13 @@ class Recipe:
             )
 
     @property
-    def grid(self) -> Grid:
-        """The grid of this recipe, within what its format can store."""
+    def value_grid(self) -> ValueGrid:
+        """The grid of this recipe."""
+        return GRIDS[self.grid].make(self.uniform)
+
+    @property
+    def uniform(self) -> Grid:
+        """The uniform grid of its bits, groups and scales, within what its format can store."""
         zero_min = FORMATS[self.format].zero_min
         return Grid(self.bits, self.group_size, self.symmetric, self.scale_dtype, zero_min)
 
@@ -287,8 +308,9 @@ class Recipe:
     @property
     def factors(self) -> str | None:
         """How the factors of input channels are chosen, if at all."""
-        if self.awq or self.method == "awq":
-            return "awq"
+        by_method = METHODS[self.method].factors
+        if self.awq or by_method is not None:
+            return by_method or "awq"
         return None if self.smooth is None else "smooth"
 
     def as_dict(self) -> dict[str, Any]:
@@ -301,6 +323,7 @@ class RecipeArguments(TypedDict, total=False):
     """The fields of a recipe as named arguments; sizes may be texts, and what is None is left at its default."""
 
     method: str | None
+    grid: str | None
     bits: int | None
     group_size: int | None
     symmetric: bool | None

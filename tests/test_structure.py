@@ -47,7 +47,7 @@ FENCES = {
     "onnx": {"formats.onnx"},
     "onnxruntime": {"backends.onnxruntime"},
     "llama_cpp": {"backends.llamacpp", "formats.gguf.kquants"},
-    "numba": {"engine.methods.kernels"},
+    "numba": {"engine.grids"},
     "datasets": {"data.texts", "data.problemsets"},
     "math_verify": {"metrics.grading"},
     "openai": {"backends.openai_client"},
@@ -173,10 +173,12 @@ def test_third_parties_stay_behind_their_fences(module: str) -> None:
             assert within, f"{module} imports {found.target}, which belongs to {allowed}"
 
 
-def test_a_method_or_transform_is_one_file_and_a_format_one_file_or_folder_that_knows_no_other() -> None:
+def test_a_method_grid_or_transform_is_one_file_and_a_format_one_file_or_folder_that_knows_no_other() -> None:
     shared = {
-        "engine.methods.kernels",
-        "engine.methods.scales",
+        "engine.methods.method",
+        "engine.methods.feedback",
+        "engine.grids.rounding",
+        "engine.grids.uniform_kernels",
         "formats.codec",
         "formats.names",
         "engine.transforms.folds",
@@ -185,11 +187,11 @@ def test_a_method_or_transform_is_one_file_and_a_format_one_file_or_folder_that_
     }
 
     def unit(module: str) -> str:
-        """engine.methods.gptq, formats.onnx, ..."""
+        """engine.methods.gptq, engine.grids.uniform, formats.onnx, ..."""
         return ".".join(module.split(".")[1 : 4 if module.startswith("r1quant.engine") else 3])
 
     tables = {"formats.table"}  # knows all formats of one kind, and no other module of a format knows it
-    for package in ("engine.methods", "engine.transforms", "formats"):
+    for package in ("engine.methods", "engine.grids", "engine.transforms", "formats"):
         for module in modules():
             if module.startswith(f"r1quant.{package}.") and unit(module) not in tables:
                 inner = {unit(i.target) for i in imports(module) if i.target.startswith(f"r1quant.{package}.")}

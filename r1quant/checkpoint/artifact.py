@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from r1quant.checkpoint.tensorfile import TensorSpec
 from r1quant.core.floats import fits_float16, significant_bits, widen
-from r1quant.core.grid import Grid
+from r1quant.core.grid import UNIFORM, Grid, ValueGrid
 from r1quant.core.qlinear import QLinear
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class LinearSpec:
     zeros       the smallest and the largest zero point
     scale_bits  significant bits of the scales: 8 fit bfloat16, 11 float16, more only float32
     scattered   the number of groups where they are not equal runs (act-order, or a ragged last group), else 0
+    kind        of its grid; of another kind than the uniform one, zeros and scale_bits say nothing
     """
 
     shape: tuple[int, int]
@@ -48,6 +49,7 @@ class LinearSpec:
     zeros: tuple[int, int]
     scale_bits: int = 8
     scattered: int = 0
+    kind: str = UNIFORM
 
     @property
     def symmetric(self) -> bool:
@@ -62,8 +64,10 @@ class LinearSpec:
         return 1 if self.group_size == -1 else -(-self.shape[1] // self.group_size)
 
     @staticmethod
-    def planned(shape: tuple[int, int], grid: Grid) -> LinearSpec:
+    def planned(shape: tuple[int, int], grid: ValueGrid) -> LinearSpec:
         """The form of a linear before it is quantized: what the grid allows."""
+        if not isinstance(grid, Grid):
+            return LinearSpec(shape, grid.bits, grid.group_size, (0, 0), kind=grid.kind)
         zeros = (grid.midpoint, grid.midpoint) if grid.symmetric else (grid.zero_min, grid.levels - 1)
         return LinearSpec(shape, grid.bits, grid.group_size, zeros, 8 if grid.scale_dtype == "portable" else 11)
 

@@ -161,6 +161,7 @@ def _decorator(option: Option) -> Callable[[F], F]:
         group=declaration.group,
         values=declaration.values,
         help=declaration.help,
+        hidden=isinstance(declaration.values, OneOf) and len(declaration.values.values) == 1,  # nothing to choose
         default=option.default,
         show_default=True if declaration.shown is None else declaration.shown or False,
         **({"is_flag": True} if option.kind is bool else {"type": Value(option), "multiple": option.many}),

@@ -1,15 +1,16 @@
-"""Grid: which values a quantized weight may take, before any weight is known.
+"""Grids: which values a quantized weight may take, before any weight is known.
 
-A scale is rounded to the dtype that ships *before* codes are computed, so nothing moves later. The default
-`portable` scale has the 8 significant bits of bfloat16 and lies in the normal range of float16: it is the same
-number in both, so a runtime that casts scales to the model's dtype still multiplies by exactly this value.
+ValueGrid is what every kind of grid says of itself; Grid is the uniform one. Its scales are rounded to the dtype that
+ships *before* codes are computed, so nothing moves later. The default `portable` scale has the 8 significant bits of
+bfloat16 and lies in the normal range of float16: it is the same number in both, so a runtime that casts scales to the
+model's dtype still multiplies by exactly this value.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +20,29 @@ GROUP_SIZES = (16, 32, 64, 128, -1)
 ScaleDtype = Literal["portable", "float16"]
 SCALE_DTYPES: tuple[ScaleDtype, ...] = ("portable", "float16")
 
+UNIFORM = "uniform"
 SMALLEST_SCALE = 2.0**-14  # the smallest normal float16
 LARGEST_SCALE = {"portable": 255 * 2.0**8, "float16": 65504.0}
 DROPPED_BITS = {"portable": 16, "float16": 13}  # of a float32's 23-bit fraction
+
+
+class ValueGrid(Protocol):
+    """A set of values with parameters, such as scales, that are chosen for each group of input columns."""
+
+    @property
+    def kind(self) -> str:
+        """Its name in r1quant.core.grids.GRIDS."""
+
+    @property
+    def bits(self) -> int:
+        """Of a code, at most 8."""
+
+    @property
+    def group_size(self) -> int:
+        """How many columns share all their parameters, so that rows must be whole multiples of it; -1 for a row."""
+
+    def as_dict(self) -> dict[str, str | int | bool]:
+        """All that decides its values, its kind among it."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +61,11 @@ class Grid:
     symmetric: bool = True
     scale_dtype: ScaleDtype = "portable"
     zero_min: int = 0
+
+    kind: ClassVar[str] = UNIFORM
+
+    def as_dict(self) -> dict[str, str | int | bool]:
+        return {"kind": self.kind, **asdict(self)}
 
     @property
     def levels(self) -> int:
@@ -61,7 +87,7 @@ class Grid:
         return (np.arange(columns) // size).astype(np.int32)
 
 
-Grids = Mapping[str, Grid | None]  # of linears by name; None stays in float
+Grids = Mapping[str, ValueGrid | None]  # of linears by name; None stays in float
 
 
 def round_scale(scale: npt.NDArray[np.float32], dtype: ScaleDtype) -> npt.NDArray[np.float32]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -25,12 +25,13 @@ INTEGER = re.compile(r"[+-]?[0-9]+")
 
 @dataclass(frozen=True)
 class OneOf:
-    """One of these values."""
+    """One of these values. others: what is possible too in some cases, and not offered."""
 
-    values: tuple[str | int, ...]
+    values: Collection[str | int]
+    others: tuple[str | int, ...] = ()
 
     def __contains__(self, value: object) -> bool:
-        return any(type(value) is type(known) and value == known for known in self.values)
+        return any(type(value) is type(known) and value == known for known in (*self.values, *self.others))
 
     @property
     def hint(self) -> str:

@@ -1,14 +1,45 @@
-"""QLinear: the only form a quantized weight ever takes between a method and a format.
+"""QLinear: the only form a weight on the uniform grid ever takes between a method and a format.
 
-It knows its equation and how to check itself. It does not know how it was found or how it is stored.
+It knows its equation and how to check itself. It does not know how it was found or how it is stored. QuantizedLinear is
+what it has in common with the weights on grids of other kinds, whose integers are their own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from r1quant.core import bits as packing
+from r1quant.core.grid import UNIFORM
+
+
+class QuantizedLinear(Protocol):
+    """One quantized linear layer of `out` rows and `in` columns, on a grid of any kind."""
+
+    @property
+    def kind(self) -> str:
+        """That of its grid, a name in r1quant.core.grids.GRIDS."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)"""
+
+    def dequantize(self) -> npt.NDArray[np.float32]:
+        """The weights, float32 [out, in]: what the integers stand for, and no rounding of it."""
+
+    def rows(self, start: int, stop: int) -> QuantizedLinear:
+        """The rows start .. stop as a linear of their own."""
+
+    def validate(self) -> None:
+        """Raises ValueError naming the first law of its kind that does not hold."""
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """All that it consists of, by names of its own, as it is kept in a run directory. GridKind.restore is the
+        inverse."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +61,8 @@ class QLinear:
     zero: npt.NDArray[np.uint8]
     group: npt.NDArray[np.int32]
     bits: int
+
+    kind: ClassVar[str] = UNIFORM
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -70,6 +103,24 @@ class QLinear:
     def rows(self, start: int, stop: int) -> QLinear:
         """The rows start .. stop as a QLinear of their own (how a stacked solve is taken apart)."""
         return QLinear(self.codes[start:stop], self.scale[start:stop], self.zero[start:stop], self.group, self.bits)
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Codes are packed to their bits."""
+        flat = self.codes.reshape(-1)
+        return {
+            "codes": packing.pack(np.pad(flat, (0, -flat.size % 32)), self.bits),
+            "scale": self.scale,
+            "zero": self.zero,
+            "group": self.group,
+            "shape": np.array([*self.shape, self.bits], np.int64),
+        }
+
+    @staticmethod
+    def restore(arrays: Mapping[str, npt.NDArray[Any]]) -> QLinear:
+        """The inverse of arrays."""
+        out, columns, bits = (int(n) for n in arrays["shape"])
+        codes = packing.unpack(arrays["codes"], bits)[: out * columns].reshape(out, columns)
+        return QLinear(codes, arrays["scale"], arrays["zero"], arrays["group"], bits)
 
     def validate(self) -> None:
         """Raises ValueError naming the first law that does not hold. Methods and readers are tested against it."""

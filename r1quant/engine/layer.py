@@ -15,10 +15,11 @@ import torch
 
 from r1quant.arch.tables import Stage
 from r1quant.core.grid import Grids
+from r1quant.engine.correction import correction_of
 from r1quant.engine.layer_pass import Chunks, LayerPass
 from r1quant.engine.linear_report import Rounded
 from r1quant.engine.sensitivity import Sensitivity
-from r1quant.engine.solve import Read, accumulator_for, correction_of, solve
+from r1quant.engine.solve import LayerSolver, Read, accumulator_for
 from r1quant.engine.stats import HessianAccumulator
 from r1quant.recipe import Recipe
 
@@ -41,13 +42,14 @@ def quantize_layer(
 
     Raises NumericError where an input of a linear holds NaN or Inf.
     """
+    solver = LayerSolver(layer_pass.layer, prefix, read, recipe)
     targets = repeat(None) if reference is None else (inputs for _, inputs in reference.stages())
     for (stage, inputs), target in zip(layer_pass.stages(), targets, strict=reference is not None):
         grid = grids[prefix + stage.linears[0]]
         if grid is not None:
-            sums = accumulator_for(layer_pass.layer, stage.linears, guidance)
-            correction = _gather(layer_pass, reference, stage, inputs, target, sums)
-            yield from solve(layer_pass.layer, stage.linears, sums.stats, correction, prefix, read, recipe, grid)
+            accumulator = accumulator_for(layer_pass.layer, stage.linears, guidance)
+            correction = _gather(layer_pass, reference, stage, inputs, target, accumulator)
+            yield from solver.solve(stage.linears, grid, accumulator.stats, correction)
 
 
 def _gather(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from r1quant.core.qlinear import QLinear
+from r1quant.core.qlinear import QuantizedLinear
 
 
 @dataclass(frozen=True)
@@ -54,5 +54,5 @@ class LinearReport:
 @dataclass(frozen=True, eq=False)
 class Rounded:
     name: str
-    qlinear: QLinear
+    qlinear: QuantizedLinear
     report: LinearReport

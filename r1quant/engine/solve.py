@@ -1,19 +1,21 @@
-"""Solves one stage of a layer: linears that share an input are rounded as one stack of rows, by the recipe's method.
+"""Rounds linears by a recipe's method and says how they fared: those that share an input as one stack of rows.
 
-What the layer pass gathers comes in, rounded linears with their reports come out. It knows nothing of tokens or files.
+What a layer pass gathers comes in, rounded linears with their reports come out. It knows nothing of tokens or files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from r1quant.core.grid import Grid
+from r1quant.core.grid import ValueGrid
 from r1quant.engine.blocks import DecoderLayer
 from r1quant.engine.linear_report import LinearReport, Rounded
-from r1quant.engine.methods import gptq
+from r1quant.engine.loss import Loss, loss_of
+from r1quant.engine.methods.method import RoundingOptions, Solved, rounding_by
 from r1quant.engine.sensitivity import Sensitivity
 from r1quant.engine.stats import HessianAccumulator, Stats
 from r1quant.errors import NumericError
@@ -32,64 +34,72 @@ def accumulator_for(
     if guidance is None:
         return HessianAccumulator(weight.shape[1], weight.device)
     norms = torch.stack([guidance[name].norms for name in linears])
-    outputs = tuple(part for name in linears for part in guidance[name].covariance)
+    outputs = tuple(covariance for name in linears for covariance in guidance[name].covariance)
     return HessianAccumulator(weight.shape[1], weight.device, norms.mean(0), outputs)
 
 
-def correction_of(sums: HessianAccumulator, weight: torch.Tensor | None) -> torch.Tensor:
-    """weight [N, J]: of the linear, where what was lacking were inputs [..., J] of it, not its outputs."""
-    drift, sums.drift = sums.drift, None
-    assert drift is not None
-    if weight is not None:
-        drift = weight.float() @ drift
-    return gptq.correction(sums.stats.hessian, drift)
+@dataclass(frozen=True, eq=False)
+class LayerSolver:
+    """Rounds the linears of one layer and puts them into it.
+
+    prefix  of the names of the layer's linears
+    read    gives the original weight of a linear by its full tensor name
+    """
+
+    layer: DecoderLayer
+    prefix: str
+    read: Read
+    recipe: Recipe
+
+    def solve(
+        self, linears: tuple[str, ...], grid: ValueGrid, stats: Stats, correction: torch.Tensor | None
+    ) -> Iterator[Rounded]:
+        """Linears that share their statistics, by their names within the layer.
+
+        correction  float32 [N, K], what to add to the stacked weights before they are rounded
+
+        Raises NumericError if an input of a linear holds NaN or Inf.
+        """
+        if not stats.finite:
+            raise NumericError.overflow(f"the inputs of {self.prefix}{linears[0]} hold")
+        originals = [self.read(f"{self.prefix}{name}.weight") for name in linears]
+        device = self.layer.weight(linears[0]).device
+        weight = torch.cat([original.to(device, torch.float32) for original in originals])
+        target = weight if correction is None else weight + correction
+        solved = rounding_by(self.recipe.method)(target, stats, grid, RoundingOptions.of(self.recipe))
+        del target
+        loss = loss_of(weight, solved.qlinear, stats)
+        dead, start = int(stats.dead.sum()), 0
+        for name, original in zip(linears, originals, strict=True):
+            rows = slice(start, start + len(original))
+            q = solved.qlinear.rows(rows.start, rows.stop)
+            self.layer.set_weight(name, torch.from_numpy(q.dequantize()))
+            yield Rounded(name, q, _report(self.prefix + name, solved, loss, rows, dead, self.recipe.damping))
+            start = rows.stop
 
 
-def solve(
-    layer: DecoderLayer,
-    linears: tuple[str, ...],
-    stats: Stats,
-    correction: torch.Tensor | None,
-    prefix: str,
-    read: Read,
-    recipe: Recipe,
-    grid: Grid,
-) -> Iterator[Rounded]:
-    """Rounds linears that share their statistics as one stack and puts the result into the layer."""
-    if not stats.finite:
-        raise NumericError.overflow(f"the inputs of {prefix}{linears[0]} hold")
-    originals = [read(f"{prefix}{name}.weight") for name in linears]
-    device = layer.weight(linears[0]).device
-    solved = gptq.quantize(
-        torch.cat([w.to(device, torch.float32) for w in originals]),
-        stats,
-        grid,
-        correction,
-        search=recipe.scale_search,
-        act_order=recipe.act_order,
-        damping=recipe.damping,
-        feedback=recipe.method == "gptq",
-    )
-    start = 0
-    for name, original in zip(linears, originals, strict=True):
-        stop = start + len(original)
-        q = solved.qlinear.rows(start, stop)
-        layer.set_weight(name, torch.from_numpy(q.dequantize()))
-        yield Rounded(name, q, _report(prefix + name, solved, slice(start, stop), recipe.damping))
-        start = stop
-
-
-def _report(name: str, solved: gptq.Solved, rows: slice, asked: float) -> LinearReport:
-    shares = solved.predicted_kl
-    loss, energy = float(solved.loss[rows].sum()), float(solved.energy[rows].sum())
+def _report(name: str, solved: Solved, loss: Loss, rows: slice, dead: int, damping: float) -> LinearReport:
+    """That of some rows of a stack; damping is what the recipe asks for."""
+    shares, nearest = loss.predicted_kl, solved.rows_nearest
+    lost, energy = float(loss.loss[rows].sum()), float(loss.energy[rows].sum())
     return LinearReport(
         name=name,
-        loss=loss,
-        relative_loss=loss / energy if energy else 0.0,
+        loss=lost,
+        relative_loss=lost / energy if energy else 0.0,
         damping=solved.damping,
-        raised=solved.damping > asked,
-        dead_columns=solved.dead,
-        rows_nearest=int(np.count_nonzero(solved.rows_nearest[rows])),
+        raised=solved.damping is not None and solved.damping > damping,
+        dead_columns=dead,
+        rows_nearest=0 if nearest is None else int(np.count_nonzero(nearest[rows])),
         fallback=solved.fallback,
         predicted_kl=None if shares is None else float(shares[rows].sum()),
     )
+
+
+def solve_alone(name: str, weight: torch.Tensor, grid: ValueGrid, recipe: Recipe) -> Rounded:
+    """Rounds one linear by a method that needs no statistics; weight: [N, K] in any float dtype, on the host."""
+    exact = weight.float()
+    solved = rounding_by(recipe.method)(exact, None, grid, RoundingOptions.of(recipe))
+    error = float(np.square(exact.numpy() - solved.qlinear.dequantize()).sum())
+    energy = float(np.square(exact.numpy()).sum())
+    report = LinearReport(name, None, error / energy if energy else 0.0, solved.damping, 0, 0, solved.fallback)
+    return Rounded(name, solved.qlinear, report)

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 PANELS = 4  # of the Hessian, each computed from its block on the diagonal to the right
@@ -18,9 +20,12 @@ PANELS = 4  # of the Hessian, each computed from its block on the diagonal to th
 
 @dataclass(frozen=True, eq=False)
 class Stats:
-    """hessian   float32 [K, K], the sum of w x x^T over the inputs x, w their weights, 1 on average
+    """Statistics of one linear, or of several that share their K inputs.
+
+    hessian   float32 [K, K], the sum of w x x^T over the inputs x, w their weights, 1 on average
     tokens    how many inputs were summed
-    outputs   float32 [n, n] of each run of outputs in turn, the mean of g g^T over the gradients g there; or None
+    outputs   float32 [n, n] of each run of outputs in turn, the mean of g g^T over the gradients g there: the blocks on
+              the diagonal of H_O; None if no gradient is known
     """
 
     hessian: torch.Tensor
@@ -32,6 +37,15 @@ class Stats:
         """bool [K]: input channels that were zero in every token."""
         return self.hessian.diagonal() == 0
 
+    def importance(self, damping: float) -> npt.NDArray[np.float32]:
+        """float32 [K], 1 on average: what an error in each input channel counts, the diagonal of the Hessian with a
+        share of its mean added."""
+        diagonal = self.hessian.diagonal()
+        floor = max(float(diagonal.mean()) * damping, torch.finfo(torch.float32).tiny)
+        importance: npt.NDArray[np.float32] = (diagonal + floor).cpu().numpy()
+        importance /= importance.mean()
+        return importance
+
     @property
     def finite(self) -> bool:
         """Whether every input was finite: NaN and Inf always reach the diagonal."""
@@ -39,11 +53,11 @@ class Stats:
 
 
 @contextmanager
-def bfloat16_products(wanted: bool) -> Iterator[None]:
+def bfloat16_products(allowed: bool) -> Iterator[None]:
     """Inside, a float32 matrix product on the CPU may multiply in bfloat16; it still accumulates in float32."""
     products: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = products.fp32_precision
-    if wanted:
+    if allowed:
         products.fp32_precision = "bf16"
     try:
         yield
@@ -75,8 +89,8 @@ class HessianAccumulator:
 
     weights   float32 [T], of the first tokens that will come; those after them have their mean. None: all count alike
     outputs   as in Stats
-    drift     float32 [N, K] or None: the sum of w d x^T, d what the output lacks of the one that is wanted even before
-              anything is rounded
+    drift     float32 [N, K]: the sum of w d x^T, d what an output lacks of the one that is aimed at even before
+              anything is rounded; None before any output is said to lack something
     """
 
     def __init__(
@@ -88,37 +102,37 @@ class HessianAccumulator:
     ) -> None:
         self._hessian = torch.zeros(columns, columns, device=device)
         self.drift: torch.Tensor | None = None
-        self._roots = None if weights is None else (weights / weights.mean()).sqrt().to(device)
+        self._root_weights = None if weights is None else (weights / weights.mean()).sqrt().to(device)
         self._outputs, self._tokens = outputs, 0
 
-    def add(self, inputs: torch.Tensor, lacking: torch.Tensor | None = None) -> None:
-        """inputs [..., K], bfloat16 or float32; lacking [..., N], what their outputs lack, in the same dtype.
+    def add(self, inputs: torch.Tensor, missing: torch.Tensor | None = None) -> None:
+        """inputs [..., K], bfloat16 or float32; missing [..., N], what their outputs lack, in the same dtype.
 
-        Of bfloat16, the drift of one call is rounded to it: that of so few tokens is off by far more, and it need not
-        be definite.
+        If they are bfloat16, the drift of one call is rounded to it: that of so few tokens is off by far more, and it
+        need not be definite.
         """
         device = self._hessian.device
         flat = inputs.reshape(-1, len(self._hessian)).to(device)
-        roots = self._roots_of(len(flat))
+        roots = self._next_roots(len(flat))
         self._tokens += len(flat)
         x = flat.float() if roots is None else flat * roots
         with bfloat16_products(flat.dtype == torch.bfloat16 and device.type == "cpu"):
             add_gram(self._hessian, x)
-        if lacking is None:
+        if missing is None:
             return
-        d = lacking.reshape(len(flat), -1).to(device)
+        d = missing.reshape(len(flat), -1).to(device)
         if roots is not None:
             d = d * roots.square()
         dtype = torch.bfloat16 if flat.dtype == torch.bfloat16 else torch.float32
-        here = (d.to(dtype).T @ flat.to(dtype)).float()
-        self.drift = here if self.drift is None else self.drift.add_(here)
+        drift = (d.to(dtype).T @ flat.to(dtype)).float()
+        self.drift = drift if self.drift is None else self.drift.add_(drift)
 
-    def _roots_of(self, tokens: int) -> torch.Tensor | None:
-        """float32 [tokens, 1]: of the weights of those that come next."""
-        if self._roots is None:
+    def _next_roots(self, tokens: int) -> torch.Tensor | None:
+        """float32 [tokens, 1]: the square roots of the weights of the tokens that come next."""
+        if self._root_weights is None:
             return None
-        known = self._roots[self._tokens : self._tokens + tokens]
-        return torch.nn.functional.pad(known, (0, tokens - len(known)), value=1.0)[:, None]
+        given = self._root_weights[self._tokens : self._tokens + tokens]
+        return torch.nn.functional.pad(given, (0, tokens - len(given)), value=1.0)[:, None]
 
     @property
     def stats(self) -> Stats:
@@ -127,7 +141,7 @@ class HessianAccumulator:
 
 def gather(chunks: Iterable[torch.Tensor], columns: int, device: torch.device) -> Stats:
     """The statistics of inputs given as chunks [..., K], all of which count alike."""
-    sums = HessianAccumulator(columns, device)
+    accumulator = HessianAccumulator(columns, device)
     for chunk in chunks:
-        sums.add(chunk)
-    return sums.stats
+        accumulator.add(chunk)
+    return accumulator.stats

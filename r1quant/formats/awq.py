@@ -16,9 +16,20 @@ import numpy.typing as npt
 from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.checkpoint.tensorfile import TensorSpec
 from r1quant.core import bits as packing
-from r1quant.core.qlinear import QLinear
+from r1quant.core.qlinear import QLinear, QuantizedLinear
 from r1quant.errors import RecipeError
-from r1quant.formats.codec import HEAD, Arrays, as_stored_scale, group_sizes, packed_shape, refuse, runs, tensor, whole
+from r1quant.formats.codec import (
+    HEAD,
+    Arrays,
+    as_stored_scale,
+    group_sizes,
+    packed_shape,
+    refuse,
+    runs,
+    tensor,
+    uniform,
+    whole,
+)
 from r1quant.formats.names import with_fused
 
 BITS, PER_WORD = 4, 8
@@ -51,7 +62,8 @@ class Awq:
             TensorSpec(f"{linear}.scales", "F16", (form.groups, out)),
         ]
 
-    def encode(self, q: QLinear, form: LinearSpec | None = None) -> dict[str, npt.NDArray[Any]]:
+    def encode(self, q: QuantizedLinear, form: LinearSpec | None = None) -> dict[str, npt.NDArray[Any]]:
+        q = uniform(self, q)
         refuse(self, q, form)
         return {
             "qweight": _pack(q.codes),

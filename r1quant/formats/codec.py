@@ -15,15 +15,16 @@ import numpy.typing as npt
 from r1quant.checkpoint.artifact import CheckpointArtifact, LinearSpec
 from r1quant.checkpoint.tensorfile import TensorSpec
 from r1quant.core.floats import fits_float16
-from r1quant.core.qlinear import QLinear
+from r1quant.core.qlinear import QLinear, QuantizedLinear
 from r1quant.errors import CheckpointError, RecipeError
+from r1quant.registry import FORMATS
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 HEAD = "lm_head"  # of which configurations speak by name
 
 
-class Codec(Protocol):
-    """One format. A linear is several tensors, LINEAR.SUFFIX each."""
+class Encoder(Protocol):
+    """A format that can be written. A linear is several tensors, LINEAR.SUFFIX each."""
 
     @property
     def name(self) -> str:
@@ -33,22 +34,38 @@ class Codec(Protocol):
     def suffixes(self) -> tuple[str, ...]:
         """All that a linear can have. Those that can hold the codes come first."""
 
-    @property
-    def marker_suffix(self) -> str:
-        """The suffix that no other tensor has: where it is, there is a quantized linear."""
-
     def problem(self, form: LinearSpec) -> str | None:
-        """Why a linear of this form cannot be stored; None where it can."""
+        """Why a linear of this form, on a grid of a kind that it holds, cannot be stored; None if it can."""
 
     def specs(self, linear: str, form: LinearSpec) -> list[TensorSpec]:
         """What will be written for a linear, in the order of encode."""
 
-    def encode(self, q: QLinear, form: LinearSpec | None = None) -> dict[str, npt.NDArray[Any]]:
+    def encode(self, q: QuantizedLinear, form: LinearSpec | None = None) -> dict[str, npt.NDArray[Any]]:
         """Tensors by suffix, as specs(linear, form) has them; form is the linear's own where it is left out.
 
         A form known before the linear may allow more than it needs. Raises RecipeError where the format cannot hold
         the linear exactly, ValueError where the form does not cover it.
         """
+
+    def config(
+        self, linear_specs: Mapping[str, LinearSpec], plain: tuple[str, ...], meta: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The quantization_config; empty if a reader needs none. plain: linears that stay in float; meta: how it was
+        made.
+
+        Raises RecipeError where the configuration cannot say how the linears differ.
+        """
+
+    def side_files(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Further JSON files that readers look for, by name."""
+
+
+class Codec(Encoder, Protocol):
+    """A format that can be read as well."""
+
+    @property
+    def marker_suffix(self) -> str:
+        """The suffix that no other tensor has: where it is, there is a quantized linear."""
 
     def form(self, codes: TensorSpec, arrays: Arrays, config: Mapping[str, Any]) -> LinearSpec:
         """What a linear is, without its codes: `codes` says where they are, arrays has all the other suffixes."""
@@ -59,20 +76,22 @@ class Codec(Protocol):
         Raises CheckpointError or ValueError where the tensors cannot be a linear of this format.
         """
 
-    def config(
-        self, linear_specs: Mapping[str, LinearSpec], plain: tuple[str, ...], meta: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """The quantization_config. plain: linears that stay in float; meta: how it was made.
 
-        Raises RecipeError where the configuration cannot say how the linears differ.
-        """
+def other_kind(format: str, kind: str) -> str | None:
+    """Why a format of registry.FORMATS does not hold the integers of a kind of grid; None if it does."""
+    held = FORMATS[format].grids
+    return None if kind in held else f"{format} holds the integers of the {' and '.join(held) or 'no'} grid, not {kind}"
 
-    def side_files(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Further JSON files that readers look for, by name."""
+
+def uniform(codec: Encoder, q: QuantizedLinear) -> QLinear:
+    """The linear, known to be on the uniform grid. Raises RecipeError if it is not: what every encode begins with."""
+    if not isinstance(q, QLinear):
+        raise RecipeError(other_kind(codec.name, q.kind) or codec.name, "use --format safetensors, which holds floats")
+    return q
 
 
 def refuse(codec: Codec, q: QLinear, form: LinearSpec | None = None) -> LinearSpec:
-    """The form that a linear is stored in. Raises RecipeError where it cannot be: what every encode begins with."""
+    """The form that a linear is stored in. Raises RecipeError if it cannot be stored."""
     own = LinearSpec.of(q)
     reason = codec.problem(own)
     if reason:

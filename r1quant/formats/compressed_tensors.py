@@ -23,7 +23,7 @@ import numpy.typing as npt
 from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.checkpoint.tensorfile import TensorSpec
 from r1quant.core import bits as packing
-from r1quant.core.qlinear import QLinear
+from r1quant.core.qlinear import QLinear, QuantizedLinear
 from r1quant.formats.codec import (
     HEAD,
     Arrays,
@@ -34,6 +34,7 @@ from r1quant.formats.codec import (
     refuse,
     runs,
     tensor,
+    uniform,
     whole,
 )
 from r1quant.formats.names import patterns, with_fused
@@ -81,7 +82,8 @@ class CompressedTensors:
             TensorSpec(f"{linear}.weight_shape", "I64", (2,)),
         ]
 
-    def encode(self, q: QLinear, form: LinearSpec | None = None) -> dict[str, npt.NDArray[Any]]:
+    def encode(self, q: QuantizedLinear, form: LinearSpec | None = None) -> dict[str, npt.NDArray[Any]]:
+        q = uniform(self, q)
         form = refuse(self, q, form)
         scale = np.ascontiguousarray(q.scale.astype(np.float16, copy=False))
         if not self.packed:

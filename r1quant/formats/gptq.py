@@ -22,7 +22,7 @@ import numpy.typing as npt
 from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.checkpoint.tensorfile import TensorSpec
 from r1quant.core import bits as packing
-from r1quant.core.qlinear import QLinear
+from r1quant.core.qlinear import QLinear, QuantizedLinear
 from r1quant.formats.codec import (
     HEAD,
     Arrays,
@@ -33,6 +33,7 @@ from r1quant.formats.codec import (
     refuse,
     runs,
     tensor,
+    uniform,
     whole,
 )
 from r1quant.formats.names import patterns
@@ -82,7 +83,8 @@ class Gptq:
             TensorSpec(f"{linear}.g_idx", "I32", (columns,)),
         ]
 
-    def encode(self, q: QLinear, form: LinearSpec | None = None) -> dict[str, npt.NDArray[Any]]:
+    def encode(self, q: QuantizedLinear, form: LinearSpec | None = None) -> dict[str, npt.NDArray[Any]]:
+        q = uniform(self, q)
         refuse(self, q, form)
         zero = q.zero - np.uint8(1) if self.version == 1 else q.zero
         return {

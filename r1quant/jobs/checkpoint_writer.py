@@ -19,8 +19,8 @@ from r1quant.arch import rope
 from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.checkpoint.tensorfile import Content, TensorSpec, write
 from r1quant.core.json import JsonObject
-from r1quant.core.qlinear import QLinear
-from r1quant.formats.codec import Codec
+from r1quant.core.qlinear import QuantizedLinear
+from r1quant.formats.codec import Encoder
 from r1quant.planning.layout import INDEX, METADATA, Layout
 from r1quant.planning.layout import RECORD as RECORD
 from r1quant.storage import atomic
@@ -38,10 +38,10 @@ class Contents:
     qlinear  the integers of a linear
     """
 
-    codec: Codec | None
+    codec: Encoder | None
     linear_specs: Mapping[str, LinearSpec]
     chunks: Callable[[str], Iterable[npt.NDArray[np.uint8]]]
-    qlinear: Callable[[str], QLinear]
+    qlinear: Callable[[str], QuantizedLinear]
     _held: tuple[str, Mapping[str, npt.NDArray[Any]]] = field(default=("", {}), repr=False)
 
     def of(self, spec: TensorSpec) -> Content:

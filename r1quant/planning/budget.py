@@ -26,6 +26,7 @@ from r1quant.planning import allocate, preflight
 from r1quant.planning.layout import Layout
 from r1quant.planning.linears import LinearPlan, PlanProblem
 from r1quant.recipe import FLOAT, Recipe
+from r1quant.registry import METHODS
 
 LayoutOf = Callable[[Grids], Layout]
 MOST_TRIED = 5  # bits: beyond, each more leaves a quarter of the loss (SmolLM2: 0.25, 0.24, 0.25 at 6, 7 and 8)
@@ -111,7 +112,8 @@ def tried(recipe: Recipe, found: Sequence[int]) -> tuple[int, ...]:
     """Those of the bits at which rounding is tried out to predict all: where that takes long, the few at which each
     linear loses much in its own way."""
     counts = sorted(bits for bits in found if bits != FLOAT)
-    return tuple(b for b in counts if recipe.method != "gptq" or b <= max(MOST_TRIED, counts[0]))
+    feedback = METHODS[recipe.method].feedback
+    return tuple(b for b in counts if not feedback or b <= max(MOST_TRIED, counts[0]))
 
 
 def budget_of(
@@ -182,7 +184,7 @@ def decide(
 
 
 def _grid(recipe: Recipe, bits: int) -> Grid | None:
-    return None if bits == FLOAT else replace(recipe.grid, bits=bits)
+    return None if bits == FLOAT else replace(recipe.uniform, bits=bits)
 
 
 def _holds(recipe: Recipe, linear: LinearPlan, bits: int, codec: Codec | None = None) -> bool:

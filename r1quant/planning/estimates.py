@@ -12,12 +12,12 @@ from r1quant.checkpoint.safetensors import Checkpoint
 from r1quant.core.grid import Grids
 from r1quant.core.limits import BACKWARD_TOKENS, BLOCK, BOUNDARY_BYTES, HEAD_TOKENS, KEPT_LIMIT
 from r1quant.data import selfcalib
-from r1quant.formats.table import CODECS
+from r1quant.formats.table import ENCODERS
 from r1quant.planning.budget import choices, tried
 from r1quant.planning.layout import Layout
 from r1quant.planning.linears import LinearPlan
 from r1quant.recipe import Recipe
-from r1quant.registry import METHODS
+from r1quant.registry import METHODS, MethodCost
 
 PROCESS_BYTES = 700_000_000  # interpreter, torch, transformers and compiled kernels
 TRIED = 40 * 1024  # rows that AWQ rounds for each stage, all candidates together
@@ -52,16 +52,16 @@ def estimated(
     """grids: of every linear; layout: of the files that are written."""
     output = layout.nbytes + sum(map(len, checkpoint.side_files.values())) + len(checkpoint.config_text)
     rounded = [linear for linear in linears if grids[linear.name] is not None]
-    parts = sum(linear.stored(grids[linear.name], CODECS[recipe.format]) for linear in rounded)
+    parts = sum(linear.stored(grids[linear.name], ENCODERS[recipe.format]) for linear in rounded)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     weights = sum(linear.weights for linear in linears)
     shapes = _Shapes.of(checkpoint, recipe, linears)
-    passes = []
-    if METHODS[recipe.method].calibrated:
-        passes.append(_rounding(shapes, recipe))
+    method = METHODS[recipe.method]
+    if method.calibrated:
+        passes = [_rounding(shapes, recipe)]
     else:
-        passes.append(_Pass(shapes.largest * 12, 0, weights / 4e6 * RATE))
-    if (recipe.guided and METHODS[recipe.method].calibrated) or recipe.budgeted:
+        passes = [_Pass(shapes.largest * method.cost.nbytes, 0, weights * method.cost.per_weight)]
+    if (recipe.guided and method.calibrated) or recipe.budgeted:
         passes.append(_sensitivity(replace(shapes, tokens=recipe.guided_windows * recipe.seq_len), recipe.draws))
     if recipe.budgeted:
         passes.append(_foresight(shapes, recipe, len(tried(recipe, choices(recipe, linears)))))
@@ -130,10 +130,10 @@ class _Shapes:
     def hessians(self) -> float:
         return 2.0 * self.tokens * self.depth * sum(columns**2 for _, columns, _ in self.stages)
 
-    @property
-    def solving(self) -> float:
-        """All linears once, by GPTQ."""
-        return 4.0 * self.depth * sum(rows * columns**2 for rows, columns in self.linears)
+    def solving(self, cost: MethodCost) -> float:
+        """All linears once, by a method."""
+        products = sum(rows * columns**2 for rows, columns in self.linears)
+        return self.depth * (cost.per_product * products + cost.per_weight * self.weights)
 
     @property
     def boundary(self) -> int:
@@ -144,16 +144,16 @@ class _Shapes:
 def _rounding(shapes: _Shapes, recipe: Recipe) -> _Pass:
     """Layer by layer; where the float model runs beside, its layer and what belongs to its part of the text are there
     as well."""
-    layers = 2 if recipe.corrected else 1
+    layers, cost = 2 if recipe.corrected else 1, METHODS[recipe.method].cost
     streams = 1 + recipe.corrected_windows / recipe.windows
-    solve = max((weights * 20 + 12 * layers * columns**2 for weights, columns, _ in shapes.stages), default=0)
+    solve = max((weights * cost.nbytes + 12 * layers * columns**2 for weights, columns, _ in shapes.stages), default=0)
     read = [shapes.tokens * columns * 2 for _, columns, _ in shapes.stages]
     held = [nbytes if nbytes <= KEPT_LIMIT else 0 for nbytes in read]
     kept = max(map(sum, pairwise([0, *held])), default=0)  # of a stage and the one before
     layer = max(shapes.vocabulary * shapes.hidden * 2, layers * shapes.weights * 2 + solve)
     memory = layer + streams * (2 * shapes.boundary + kept)
     disk = 2 * streams * shapes.tokens * shapes.hidden * shapes.item  # two boundaries
-    return _Pass(int(memory), int(disk), streams * (shapes.forward + shapes.hessians) + shapes.solving)
+    return _Pass(int(memory), int(disk), streams * (shapes.forward + shapes.hessians) + shapes.solving(cost))
 
 
 def _sensitivity(shapes: _Shapes, draws: int) -> _Pass:
@@ -170,11 +170,13 @@ def _sensitivity(shapes: _Shapes, draws: int) -> _Pass:
 
 
 def _foresight(shapes: _Shapes, recipe: Recipe, trials: int) -> _Pass:
-    """Forward, with a Hessian for each linear, and a trial at each number of bits, for GPTQ by that of its stage."""
+    """Forward, with a Hessian for each linear, and a trial at each number of bits; that of a method with feedback by
+    the Hessian of the stage."""
     solve = max((weights * 24 + (12 + 4 * n) * columns**2 for weights, columns, n in shapes.stages), default=0)
     memory = max(shapes.vocabulary * shapes.hidden * 2, shapes.weights * 2 + solve) + 2 * shapes.boundary
     linears = 2.0 * shapes.tokens * shapes.depth * sum(columns**2 for _, columns in shapes.linears)
-    solving, hessians = (shapes.solving, shapes.hessians) if recipe.method == "gptq" else (0.0, 0.0)
+    method = METHODS[recipe.method]
+    solving, hessians = (shapes.solving(method.cost), shapes.hessians) if method.feedback else (0.0, 0.0)
     each = solving + TRIAL * shapes.depth * shapes.weights
     return _Pass(memory, 0, shapes.forward + hessians + linears + trials * each)
 

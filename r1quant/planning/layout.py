@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from r1quant.arch.tables import Architecture
 from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.checkpoint.tensorfile import TensorSpec, header
-from r1quant.formats.codec import Codec
+from r1quant.formats.codec import Encoder
 
 SHARD_LIMIT = 5_000_000_000
 INDEX = "model.safetensors.index.json"
@@ -46,7 +46,7 @@ def make(
     tensors: Iterable[TensorSpec],
     arch: Architecture,
     linear_specs: Mapping[str, LinearSpec],
-    codec: Codec | None,
+    codec: Encoder | None,
     dtype: str = "",
 ) -> Layout:
     """The layout of a model in a format.

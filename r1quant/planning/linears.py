@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from r1quant.arch.tables import Architecture
 from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.checkpoint.safetensors import Checkpoint
-from r1quant.core.grid import Grid, Grids
+from r1quant.core.grid import Grids, ValueGrid
 from r1quant.errors import R1QuantError, RecipeError
-from r1quant.formats.codec import Codec
+from r1quant.formats.codec import Encoder
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class LinearPlan:
     def weights(self) -> int:
         return math.prod(self.shape)
 
-    def stored(self, grid: Grid | None, codec: Codec) -> int:
+    def stored(self, grid: ValueGrid | None, codec: Encoder) -> int:
         """The bytes that it will take, with scales, zero points and group maps."""
         if grid is None:
             return self.nbytes

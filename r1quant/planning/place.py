@@ -14,6 +14,7 @@ from r1quant.planning.estimates import Estimate
 from r1quant.planning.layout import RECORD
 from r1quant.planning.linears import PlanProblem
 from r1quant.recipe import Recipe
+from r1quant.registry import METHODS
 from r1quant.storage.cache import cache_folder
 from r1quant.storage.jsonfile import read_object
 from r1quant.storage.rundir import folder_for
@@ -23,7 +24,7 @@ def default_out(checkpoint: Checkpoint, recipe: Recipe, folder: Path) -> Path:
     """Where the result goes if nobody says: into `folder`, named after what it is."""
     group = "" if recipe.group_size == -1 else f"g{recipe.group_size}"
     kind = "" if recipe.symmetric else "-asym"
-    method = "" if recipe.method == "gptq" else f"-{recipe.method}"
+    method = "" if METHODS[recipe.method].usual else f"-{recipe.method}"
     stem = checkpoint.name.removesuffix(".gguf")
     return folder / f"{stem}-{recipe.format}-{_width(recipe)}{group}{kind}{method}"
 

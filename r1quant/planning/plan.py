@@ -13,8 +13,8 @@ from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.checkpoint.safetensors import Checkpoint
 from r1quant.core.grid import Grids
 from r1quant.core.json import JsonObject
-from r1quant.formats.codec import Codec
-from r1quant.formats.table import CODECS
+from r1quant.formats.codec import Encoder
+from r1quant.formats.table import ENCODERS
 from r1quant.planning import preflight
 from r1quant.planning.budget import Allocation, Budget
 from r1quant.planning.estimates import Estimate
@@ -68,8 +68,8 @@ class Plan:
         return 8 * sum(map(self.stored, self.linears)) / max(1, sum(linear.weights for linear in self.linears))
 
     @property
-    def codec(self) -> Codec:
-        return CODECS[self.recipe.format]
+    def codec(self) -> Encoder:
+        return ENCODERS[self.recipe.format]
 
     @property
     def linear_specs(self) -> dict[str, LinearSpec]:

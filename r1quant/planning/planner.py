@@ -13,7 +13,7 @@ from r1quant.arch.tables import Architecture, architecture_of, layer_count
 from r1quant.checkpoint.safetensors import Checkpoint
 from r1quant.checkpoint.tensorfile import TensorSpec
 from r1quant.core.grid import Grids
-from r1quant.formats.table import CODECS
+from r1quant.formats.table import ENCODERS
 from r1quant.planning import layout as layouts
 from r1quant.planning import problems as checks
 from r1quant.planning.budget import LossPredictions, budget_of, decide
@@ -40,7 +40,7 @@ def make(
     arch, layers = architecture_of(checkpoint.config), layer_count(checkpoint.config, len(checkpoint.tensors))
     problems = checks.already_quantized(checkpoint) or checks.tensor_problems(checkpoint, arch)
     linears = linears_of(checkpoint, arch, layers)
-    uniform = dict.fromkeys((linear.name for linear in linears), recipe.grid)
+    uniform = dict.fromkeys((linear.name for linear in linears), recipe.value_grid)
     uneven = checks.group_problems(linears, recipe)
     problems += uneven
     budget, allocation = None, None
@@ -94,4 +94,4 @@ def _layout(
     groups_fit = all(recipe.group_size == -1 or linear.shape[1] % recipe.group_size == 0 for linear in linears)
     linear_specs = forms_of(linears, grids) if groups_fit else {}
     tensors = (TensorSpec(info.name, info.dtype, info.shape) for info in checkpoint.tensors.values())
-    return layouts.make(tensors, arch, linear_specs, CODECS[recipe.format])
+    return layouts.make(tensors, arch, linear_specs, ENCODERS[recipe.format])

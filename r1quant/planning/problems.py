@@ -9,11 +9,11 @@ from r1quant.arch.yarn import yarn
 from r1quant.checkpoint.artifact import LinearSpec, has_chat_template
 from r1quant.checkpoint.safetensors import Checkpoint
 from r1quant.core.floats import FLOAT_DTYPES
-from r1quant.core.grid import GROUP_SIZES, Grids
+from r1quant.core.grid import GROUP_SIZES, Grid, Grids
 from r1quant.data import selfcalib
 from r1quant.data.texts import SELF
 from r1quant.errors import CheckpointError
-from r1quant.formats.table import CODECS
+from r1quant.formats.table import CODECS, ENCODERS
 from r1quant.planning import preflight
 from r1quant.planning.linears import LinearPlan, PlanProblem, forms_of
 from r1quant.recipe import Recipe
@@ -80,7 +80,7 @@ def form_problems(linears: tuple[LinearPlan, ...], grids: Grids, recipe: Recipe)
             problems.append(PlanProblem(wrong, "linears that share an input are rounded, and served, as one"))
     first_of = {form: name for name, form in reversed(forms_of(linears, grids).items())}
     for form, name in sorted(first_of.items(), key=lambda item: (item[0].shape, item[0].bits)):
-        reason = CODECS[recipe.format].problem(form)
+        reason = ENCODERS[recipe.format].problem(form)
         if reason:
             problems.append(PlanProblem(f"{name}: {reason}", _way_out(form, recipe)))
     return problems
@@ -97,7 +97,7 @@ def device_problems(
     """Why no serving runtime can split this over its devices."""
 
     def verdicts(size: int) -> list[preflight.Verdict]:
-        sized = {name: grid and replace(grid, group_size=size) for name, grid in grids.items()}
+        sized = {n: replace(grid, group_size=size) if isinstance(grid, Grid) else grid for n, grid in grids.items()}
         found = preflight.runtimes(arch, checkpoint.config, forms_of(linears, sized), devices)
         return [v for v in found if recipe.format in (*v.loads, *v.refuses) and v.runtime in preflight.SERVING]
 
@@ -141,7 +141,7 @@ def _way_out(form: LinearSpec, recipe: Recipe) -> str:
     fitting = [name for name, codec in CODECS.items() if not codec.problem(form)]
     other = f"--format {' or '.join(fitting)}" if fitting else ""
     for bits in (4, 8):
-        if not CODECS[recipe.format].problem(LinearSpec.planned(form.shape, replace(recipe, bits=bits).grid)):
+        if not CODECS[recipe.format].problem(LinearSpec.planned(form.shape, replace(recipe, bits=bits).value_grid)):
             return f"use --bits {bits}, or {other or 'another --format'}"
     return f"use {other}" if other else "no format holds this linear on this grid"
 

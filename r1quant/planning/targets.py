@@ -12,6 +12,7 @@ from typing import Any
 
 from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.errors import RecipeError
+from r1quant.formats.codec import other_kind
 from r1quant.formats.gguf.options import K_QUANTS, GgufOptions
 from r1quant.formats.gguf.options import problem as gguf_problem
 from r1quant.formats.onnx.options import OnnxOptions
@@ -122,6 +123,9 @@ def problem(format: str, form: LinearSpec, options: ExportOptions) -> str | None
     """Why a format cannot hold a quantized linear of this form exactly; None where it can."""
     if format == "safetensors":
         return None
+    other = other_kind(format, form.kind)
+    if other is not None:
+        return other
     if format == "onnx":
         return onnx_problem(form, options.onnx)
     if format == "gguf":

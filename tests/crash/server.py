@@ -25,10 +25,10 @@ def warm_up() -> None:
 
     import r1quant.checkpoint.tokenizer
     import r1quant.cli
-    import r1quant.engine.methods.kernels
+    import r1quant.engine.grids.uniform_kernels
     import r1quant.jobs.quantize.calibrated
-    import r1quant.jobs.quantize.rtn_loop
     import r1quant.jobs.quantize.run
+    import r1quant.jobs.quantize.uncalibrated
 
     torch.set_num_threads(1)
     assert r1quant.cli and r1quant.jobs and transformers.AutoConfig and transformers.LlamaForCausalLM

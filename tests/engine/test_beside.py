@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import torch
 
 from r1quant.arch.tables import architecture_of
 from r1quant.checkpoint.resolve import open_model
-from r1quant.core.grid import Grid
+from r1quant.core.grid import ValueGrid
 from r1quant.engine.forward import Decoder
 from r1quant.engine.layer import quantize_layer
 from r1quant.engine.layer_pass import LayerPass
-from r1quant.engine.methods import gptq
+from r1quant.engine.linear_report import Rounded
+from r1quant.engine.solve import LayerSolver
 from r1quant.engine.stats import Stats
 from r1quant.errors import RecipeError
 from r1quant.planning import estimates, planner
@@ -30,13 +32,15 @@ Solves = list[tuple[Stats, torch.Tensor]]
 @pytest.fixture
 def solves(monkeypatch: pytest.MonkeyPatch) -> Solves:
     """The statistics and the correction that each stage is rounded with."""
-    real, kept = gptq.quantize, []
+    real, kept = LayerSolver.solve, []
 
-    def quantize(w: torch.Tensor, stats: Stats, grid: Grid, correction: torch.Tensor, **rest: Any) -> gptq.Solved:
+    def solve(
+        self: LayerSolver, linears: tuple[str, ...], grid: ValueGrid, stats: Stats, correction: torch.Tensor
+    ) -> Iterator[Rounded]:
         kept.append((stats, correction))
-        return real(w, stats, grid, correction, **rest)
+        return real(self, linears, grid, stats, correction)
 
-    monkeypatch.setattr(gptq, "quantize", quantize)
+    monkeypatch.setattr(LayerSolver, "solve", solve)
     return kept
 
 
@@ -50,7 +54,7 @@ def quantized(folder: Path, windows: int, beside: int) -> None:
     drifted = hidden + 0.3 * hidden.std() * torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad(), twice[0].layer(0) as layer, twice[1].layer(0) as original:
         layer_pass, reference = LayerPass(layer, drifted[:windows]), LayerPass(original, hidden[:beside].clone())
-        grids = {f"{arch.layer_prefix(0)}{name}": RECIPE.grid for name in arch.layer.linears}
+        grids = {f"{arch.layer_prefix(0)}{name}": RECIPE.value_grid for name in arch.layer.linears}
         list(quantize_layer(layer_pass, reference, None, arch.layer_prefix(0), checkpoint.read, RECIPE, grids))
 
 

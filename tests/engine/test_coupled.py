@@ -7,9 +7,13 @@ import pytest
 import torch
 
 from r1quant.core.grid import Grid
-from r1quant.engine.methods import gptq, scales
+from r1quant.engine.correction import correction
+from r1quant.engine.grids.uniform import UniformRounding
+from r1quant.engine.loss import loss_of
+from r1quant.engine.methods import gptq
+from r1quant.engine.methods.method import RoundingOptions, Solved
 from r1quant.engine.stats import HessianAccumulator, Stats, gather
-from tests.laws.test_methods import CPU, correlated, weight
+from tests.laws.test_methods import CPU, correlated, uniform_of, weight
 
 
 def covariance(rows: int, seed: int = 5) -> torch.Tensor:
@@ -24,7 +28,7 @@ def unit_lower(h: np.ndarray) -> np.ndarray:
 
 
 def by_the_book(
-    w: np.ndarray, h_in: np.ndarray, h_out: np.ndarray, chosen: scales.Scales, grid: Grid, damping: tuple[float, float]
+    w: np.ndarray, h_in: np.ndarray, h_out: np.ndarray, chosen: UniformRounding, damping: tuple[float, float]
 ) -> np.ndarray:
     """Tseng et al. 2025, "Model-Preserving Adaptive Rounding", weight by weight in float64."""
     w, orders, factors = w.astype(np.float64), [], []
@@ -45,7 +49,7 @@ def by_the_book(
             g = chosen.group[b]
             s, z = float(chosen.scale[a, g]), float(chosen.zero[a, g])
             aim = w[a, b] + fed[i] + left[i + 1 :] @ lower_out[i + 1 :, i]
-            codes[a, b] = np.clip(np.rint(aim / s) + z, 0, grid.levels - 1)
+            codes[a, b] = np.clip(np.rint(aim / s) + z, 0, chosen.top)
             wrong[i, j] = w[a, b] - (codes[a, b] - z) * s
             left[i] = wrong[i, j] + fed[i]
     return codes
@@ -57,18 +61,19 @@ def test_it_is_the_published_recursion(columns: int, bits: int) -> None:
     grid, w, cov = Grid(bits, 32), weight(40, columns), covariance(40)
     stats = gather([correlated(columns)], columns, CPU)
     stats = Stats(stats.hessian, stats.tokens, outputs=(cov,))
-    q = gptq.quantize(w, stats, grid, row_damping=0.1).qlinear
-    chosen = scales.Scales(q.scale.astype(np.float32), q.zero, q.group)
-    expected = by_the_book(w.numpy(), stats.hessian.numpy(), cov.numpy(), chosen, grid, (0.01, 0.1))
+    q = uniform_of(gptq.quantize(w, stats, grid, RoundingOptions(row_damping=0.1)))
+    chosen = UniformRounding(q.scale.astype(np.float32), q.zero, q.group, q.bits)
+    expected = by_the_book(w.numpy(), stats.hessian.numpy(), cov.numpy(), chosen, (0.01, 0.1))
     assert (q.codes == expected).mean() > 0.995
 
 
 def test_outputs_that_do_not_matter_to_each_other_are_plain_gptq() -> None:
     stats = gather([correlated(64)], 64, CPU)
     coupled = Stats(stats.hessian, stats.tokens, outputs=(torch.eye(24), torch.eye(16) * 3))
-    plain, other = (gptq.quantize(weight(40, 64), each, Grid(3, 32)) for each in (stats, coupled))
+    plain, other = (gptq.quantize(weight(40, 64), each, Grid(3, 32), RoundingOptions()) for each in (stats, coupled))
+    assert plain.rows_nearest is not None
     rows = ~plain.rows_nearest
-    assert rows.any() and np.array_equal(plain.qlinear.codes[rows], other.qlinear.codes[rows])
+    assert rows.any() and np.array_equal(uniform_of(plain).codes[rows], uniform_of(other).codes[rows])
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
@@ -78,16 +83,17 @@ def test_it_lowers_what_it_minimises_and_says_how_much_is_left(bits: int) -> Non
     blocks = cov[:48, :48].contiguous(), cov[48:, 48:].contiguous()
     coupled = Stats(stats.hessian, stats.tokens, outputs=blocks)
 
-    def cost(solved: gptq.Solved) -> float:
+    def cost(solved: Solved) -> float:
         e = (w.numpy() - solved.qlinear.dequantize()).astype(np.float64)
         middle = np.zeros((96, 96))
         middle[:48, :48], middle[48:, 48:] = blocks[0].numpy(), blocks[1].numpy()
         return float(np.trace(middle @ e @ stats.hessian.double().numpy() @ e.T)) / 2 / stats.tokens
 
-    plain, found = gptq.quantize(w, stats, grid), gptq.quantize(w, coupled, grid)
-    assert cost(found) < 0.8 * cost(plain)
-    assert plain.predicted_kl is None and found.predicted_kl is not None
-    assert found.predicted_kl.sum() == pytest.approx(cost(found), rel=1e-3)
+    plain, guided = (gptq.quantize(w, each, grid, RoundingOptions()) for each in (stats, coupled))
+    assert cost(guided) < 0.8 * cost(plain)
+    predicted = loss_of(w, guided.qlinear, coupled).predicted_kl
+    assert loss_of(w, plain.qlinear, stats).predicted_kl is None and predicted is not None
+    assert predicted.sum() == pytest.approx(cost(guided), rel=1e-3)
 
 
 def test_the_target_makes_up_for_inputs_that_have_changed() -> None:
@@ -100,11 +106,11 @@ def test_the_target_makes_up_for_inputs_that_have_changed() -> None:
         part = slice(start, start + 512)
         sums.add(seen[part], (x[part] - seen[part]) @ w.T)
     assert sums.drift is not None
-    moved = gptq.correction(sums.stats.hessian, sums.drift, ridge=0.0)
+    moved = correction(sums.stats.hessian, sums.drift, ridge=0.0)
     assert torch.allclose((w + moved).double(), best, atol=1e-4)
-    aimed, plain = (gptq.quantize(w, sums.stats, Grid(8, 16), by) for by in (moved, None))
+    aimed, plain = (gptq.quantize(target, sums.stats, Grid(8, 16), RoundingOptions()) for target in (w + moved, w))
 
-    def left(solved: gptq.Solved) -> float:
+    def left(solved: Solved) -> float:
         return float((x @ w.T - seen @ torch.from_numpy(solved.qlinear.dequantize()).T).square().sum())
 
     least = float((x.double() @ w.T.double() - seen.double() @ best.T).square().sum())

@@ -9,7 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1quant.core.grid import LARGEST_SCALE, SMALLEST_SCALE, Grid, round_scale
-from r1quant.engine.methods import gptq, rtn, scales
+from r1quant.core.qlinear import QLinear
+from r1quant.engine.grids.uniform import UniformRounding
+from r1quant.engine.loss import loss_of
+from r1quant.engine.methods import gptq, rtn
+from r1quant.engine.methods.method import RoundingOptions, Solved
 from r1quant.engine.stats import Stats, gather
 
 CPU = torch.device("cpu")
@@ -33,20 +37,30 @@ def weight(rows: int, columns: int, seed: int = 1) -> torch.Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * 0.02
 
 
+def uniform_of(solved: Solved) -> QLinear:
+    assert isinstance(solved.qlinear, QLinear)
+    return solved.qlinear
+
+
+def rounded(w: np.ndarray, grid: Grid, search: bool) -> QLinear:
+    """To nearest, by the method without statistics."""
+    return uniform_of(rtn.quantize(torch.from_numpy(w), None, grid, RoundingOptions(search)))
+
+
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_results_are_valid_and_near(grid: Grid) -> None:
     w = weight(24, 128)
     stats = gather([correlated(128)], 128, CPU)
-    plain = rtn.quantize(w.numpy(), grid, search=False)
-    searched = rtn.quantize(w.numpy(), grid, search=True)
-    solved = gptq.quantize(w, stats, grid)
+    plain = rounded(w.numpy(), grid, False)
+    searched = rounded(w.numpy(), grid, True)
+    solved = gptq.quantize(w, stats, grid, RoundingOptions())
     h = stats.hessian.double().numpy() / stats.tokens
 
     def loss(q: np.ndarray) -> float:
         e = (w.numpy() - q).astype(np.float64)
         return float(((e @ h) * e).sum())
 
-    for q in (plain, searched, solved.qlinear):
+    for q in (plain, searched, uniform_of(solved)):
         q.validate()
         assert q.contiguous
         assert q.symmetric or not grid.symmetric
@@ -55,12 +69,13 @@ def test_results_are_valid_and_near(grid: Grid) -> None:
     squared = [float(np.square(w.numpy() - q.dequantize()).sum()) for q in (plain, searched)]
     assert squared[1] <= squared[0] * 1.0001
     assert loss(solved.qlinear.dequantize()) < loss(searched.dequantize())
-    assert solved.loss.sum() == pytest.approx(loss(solved.qlinear.dequantize()), rel=1e-3)
+    measured = loss_of(w, solved.qlinear, stats)
+    assert measured.loss.sum() == pytest.approx(loss(solved.qlinear.dequantize()), rel=1e-3)
     energy = w.double().numpy()
-    assert solved.energy.sum() == pytest.approx(float(((energy @ h) * energy).sum()), rel=1e-3)
+    assert measured.energy.sum() == pytest.approx(float(((energy @ h) * energy).sum()), rel=1e-3)
 
 
-def published_gptq(w: np.ndarray, h: np.ndarray, chosen: scales.Scales, grid: Grid, damping: float) -> np.ndarray:
+def published_gptq(w: np.ndarray, h: np.ndarray, chosen: UniformRounding, damping: float) -> np.ndarray:
     """Frantar et al. 2022, algorithm 1, column by column in float64, with a static act-order."""
     w, h = w.astype(np.float64).copy(), h.astype(np.float64).copy()
     h[np.diag_indices_from(h)] += damping * np.diag(h).mean()
@@ -71,7 +86,7 @@ def published_gptq(w: np.ndarray, h: np.ndarray, chosen: scales.Scales, grid: Gr
     for j in range(w.shape[1]):
         g = chosen.group[order[j]]
         s, z = chosen.scale[:, g].astype(np.float64), chosen.zero[:, g].astype(np.float64)
-        codes[:, j] = np.clip(np.rint(w[:, j] / s) + z, 0, grid.levels - 1)
+        codes[:, j] = np.clip(np.rint(w[:, j] / s) + z, 0, chosen.top)
         error = (w[:, j] - (codes[:, j] - z) * s) / inverse[j, j]
         w[:, j:] -= error[:, None] * inverse[j, j:][None]
     natural = np.empty_like(codes)
@@ -86,10 +101,11 @@ def test_gptq_is_the_published_algorithm(columns: int, symmetric: bool) -> None:
     grid = Grid(4, 32, symmetric)
     w = weight(48, columns)
     stats = gather([correlated(columns)], columns, CPU)
-    solved = gptq.quantize(w, stats, grid)
-    q = solved.qlinear
-    chosen = scales.Scales(q.scale.astype(np.float32), q.zero, q.group)
-    expected = published_gptq(w.numpy(), stats.hessian.numpy(), chosen, grid, solved.damping)
+    solved = gptq.quantize(w, stats, grid, RoundingOptions())
+    q = uniform_of(solved)
+    chosen = UniformRounding(q.scale.astype(np.float32), q.zero, q.group, q.bits)
+    assert solved.damping is not None and solved.rows_nearest is not None
+    expected = published_gptq(w.numpy(), stats.hessian.numpy(), chosen, solved.damping)
     rows = ~solved.rows_nearest
     assert rows.mean() > 0.9
     assert (q.codes[rows] == expected[rows]).mean() > 0.998
@@ -98,8 +114,8 @@ def test_gptq_is_the_published_algorithm(columns: int, symmetric: bool) -> None:
 def test_stacked_rows_are_independent() -> None:
     stats = gather([correlated(64)], 64, CPU)
     a, b = weight(8, 64, 2), weight(16, 64, 3)
-    stacked = gptq.quantize(torch.cat([a, b]), stats, Grid(4, 32)).qlinear
-    alone = gptq.quantize(b, stats, Grid(4, 32)).qlinear
+    stacked = uniform_of(gptq.quantize(torch.cat([a, b]), stats, Grid(4, 32), RoundingOptions()))
+    alone = uniform_of(gptq.quantize(b, stats, Grid(4, 32), RoundingOptions()))
     assert np.array_equal(stacked.rows(8, 24).scale, alone.scale)
     assert (stacked.rows(8, 24).codes == alone.codes).mean() > 0.999
 
@@ -108,26 +124,26 @@ def test_dead_columns_are_counted_and_rounded_to_nearest() -> None:
     x = correlated(64)
     x[:, [3, 40]] = 0
     w = weight(16, 64)
-    solved = gptq.quantize(w, gather([x], 64, CPU), Grid(4, 32))
-    assert solved.dead == 2
-    q = solved.qlinear
+    stats = gather([x], 64, CPU)
+    assert int(stats.dead.sum()) == 2
+    q = uniform_of(gptq.quantize(w, stats, Grid(4, 32), RoundingOptions()))
     nearest = np.clip(np.rint(w.numpy()[:, 40] / q.scale[:, 1].astype(np.float32)) + 8, 0, 15)
     assert np.array_equal(q.codes[:, 40], nearest)
 
 
 def test_damping_rises_until_the_hessian_factors() -> None:
     x = correlated(64, tokens=8)  # rank 8: singular
-    solved = gptq.quantize(weight(16, 64), gather([x], 64, CPU), Grid(4, 32), damping=0.0)
+    solved = gptq.quantize(weight(16, 64), gather([x], 64, CPU), Grid(4, 32), RoundingOptions(damping=0.0))
     assert not solved.fallback
-    assert solved.damping > 0
+    assert solved.damping is not None and solved.damping > 0
 
 
 def test_a_hessian_that_never_factors_falls_back_to_nearest() -> None:
     h = -torch.eye(64)
     h[0, 0] = 100.0
-    solved = gptq.quantize(weight(16, 64), Stats(h, 1), Grid(4, 32))
+    solved = gptq.quantize(weight(16, 64), Stats(h, 1), Grid(4, 32), RoundingOptions())
     assert solved.fallback
-    assert solved.rows_nearest.all()
+    assert solved.rows_nearest is not None and solved.rows_nearest.all()
     solved.qlinear.validate()
 
 
@@ -137,10 +153,11 @@ def test_no_row_is_worse_than_rounding_to_nearest() -> None:
     w[::4, ::7] *= 40
     stats = gather([correlated(128)], 128, CPU)
     grid = Grid(2, 64)
-    solved = gptq.quantize(w, stats, grid)
-    q = solved.qlinear
+    solved = gptq.quantize(w, stats, grid, RoundingOptions())
+    q = uniform_of(solved)
     plain = np.clip(np.rint(w.numpy() / np.repeat(q.scale.astype(np.float32), 64, 1)) + 2, 0, 3)
     nearest = (plain - 2) * np.repeat(q.scale.astype(np.float32), 64, 1)
+    assert solved.damping is not None
     h = stats.hessian.double().numpy() + solved.damping * float(stats.hessian.diagonal().mean()) * np.eye(128)
 
     def loss(e: np.ndarray) -> np.ndarray:
@@ -152,7 +169,7 @@ def test_no_row_is_worse_than_rounding_to_nearest() -> None:
 
 
 def test_all_zero_weights() -> None:
-    q = rtn.quantize(np.zeros((16, 64), np.float32), Grid(4, 32), search=True)
+    q = rounded(np.zeros((16, 64), np.float32), Grid(4, 32), True)
     q.validate()
     assert not q.dequantize().any()
 
@@ -170,8 +187,8 @@ def test_portable_scales_are_exact_in_both_halves(value: float) -> None:
 
 def test_zero_points_respect_the_format() -> None:
     w = np.abs(weight(32, 64).numpy())  # all positive: the best zero point is 0
-    assert (rtn.quantize(w, Grid(4, 32, False, zero_min=0), True).zero == 0).any()
-    assert rtn.quantize(w, Grid(4, 32, False, zero_min=1), True).zero.min() == 1
+    assert (rounded(w, Grid(4, 32, False, zero_min=0), True).zero == 0).any()
+    assert rounded(w, Grid(4, 32, False, zero_min=1), True).zero.min() == 1
 
 
 def test_bfloat16_inputs_give_the_exact_hessian() -> None:
@@ -191,7 +208,7 @@ def test_statistics_notice_nan() -> None:
 
 @pytest.mark.parametrize("field", ["codes", "zero", "scale", "group"])
 def test_validate_catches_a_broken_field(field: str) -> None:
-    q = rtn.quantize(weight(8, 64).numpy(), Grid(3, 32), False)
+    q = rounded(weight(8, 64).numpy(), Grid(3, 32), False)
     q.validate()
     array = getattr(q, field).copy()
     array[(0,) * array.ndim] = {"codes": 8, "zero": 8, "scale": np.inf, "group": 9}[field]

@@ -26,7 +26,7 @@ def stages(checkpoint: Checkpoint, bits: Mapping[tuple[int, str], int | None], r
     """The recipe's grid with other bits for linears of these layers and stages; None is float."""
     linears = planner.make(checkpoint, recipe).linears
     chosen = {linear.name: bits.get((linear.layer, linear.stage), recipe.bits) for linear in linears}
-    return {name: None if b is None else replace(recipe.grid, bits=b) for name, b in chosen.items()}
+    return {name: None if b is None else replace(recipe.uniform, bits=b) for name, b in chosen.items()}
 
 
 def made(checkpoint: Checkpoint, bits: Mapping[tuple[int, str], int | None], recipe: Recipe = RECIPE) -> Plan:
@@ -69,7 +69,7 @@ def test_bytes_are_those_of_each_linear(checkpoint: Checkpoint, format: str) -> 
 
 def test_what_shares_an_input_has_one_grid(checkpoint: Checkpoint) -> None:
     grids = {**planner.make(checkpoint, RECIPE).grids}
-    grids["model.layers.1.self_attn.v_proj"] = replace(RECIPE.grid, bits=8)
+    grids["model.layers.1.self_attn.v_proj"] = replace(RECIPE.uniform, bits=8)
     (problem,) = planner.make(checkpoint, RECIPE, grids=grids).problems
     assert "model.layers.1.self_attn.v_proj has another grid than model.layers.1.self_attn.q_proj" in problem.message
 

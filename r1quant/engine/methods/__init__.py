@@ -1,1 +1,1 @@
-"""Rounding methods: (weight, Stats, Grid) -> QLinear. They know statistics of a linear, never the model."""
+"""Rounding methods: (weight, Stats, ValueGrid) -> Solved. They know statistics of a linear, never the model."""

@@ -3,7 +3,7 @@
 Candidates are s = a^alpha, and s = a^alpha / w^(1 - alpha), with a the magnitude of an input channel and w the largest
 weight that reads it. Of them the one is taken with which plain rounding costs least, measured as tr(dW H dW^T): with
 the Hessian at hand that is the error of the output itself, and nothing has to run forward.
-The paper's second search, for clipped ranges, is not repeated here: engine/methods/scales.py tries shrunken ranges
+The paper's second search, for clipped ranges, is not repeated here: engine/grids/uniform.py tries shrunken ranges
 for every group of every row, weighted by diag(H).
 It does not know how weights are rounded: it is given a function.
 """

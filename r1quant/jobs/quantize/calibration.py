@@ -102,7 +102,7 @@ def calibration_of(plan: Plan, progress: Progress) -> CalibrationRun:
     recipe = plan.recipe
     transforms = {} if recipe.rotate is None else {"rotate": recipe.rotate, "seed": str(recipe.seed)}
     if recipe.factors is not None:
-        transforms |= {"factors": recipe.factors, "smooth": str(recipe.smooth), "grid": str(recipe.grid)}
+        transforms |= {"factors": recipe.factors, "smooth": str(recipe.smooth), "grid": str(recipe.value_grid)}
     text, model = _text(plan, progress), table.artifact(plan.checkpoint)
     return calibration_run(model, text, recipe.device, recipe.dtype, progress, transforms)
 

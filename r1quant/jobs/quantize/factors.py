@@ -11,9 +11,9 @@ from functools import partial
 import torch
 
 from r1quant.checkpoint.safetensors import Checkpoint
-from r1quant.core.grid import Grid
+from r1quant.core.grid import ValueGrid
+from r1quant.engine.grids.rounding import nearest
 from r1quant.engine.layer_pass import Chunks, LayerPass
-from r1quant.engine.methods import rtn
 from r1quant.engine.stats import gather
 from r1quant.engine.transforms import awq, smooth
 from r1quant.engine.transforms.folds import Fold, folded, folds
@@ -83,13 +83,13 @@ def _layer(plan: Plan, index: int, layer_pass: LayerPass) -> dict[str, torch.Ten
     return scales
 
 
-def _scale(recipe: Recipe, fold: Fold, weight: torch.Tensor, inputs: Chunks, grid: Grid) -> torch.Tensor:
+def _scale(recipe: Recipe, fold: Fold, weight: torch.Tensor, inputs: Chunks, grid: ValueGrid) -> torch.Tensor:
     if recipe.smooth is not None:
         peaks = (x.reshape(-1, x.shape[-1]).abs().amax(0).float() for x in inputs())
         return smooth.scale(weight, torch.stack(list(peaks)).amax(0), fold, recipe.smooth)
 
     def rounded(rows: torch.Tensor, importance: torch.Tensor) -> torch.Tensor:
-        q = rtn.quantize(rows.cpu().numpy(), grid, False, importance.cpu().numpy())
+        q = nearest(rows.cpu().numpy(), grid, importance.cpu().numpy(), search=False)
         return torch.from_numpy(q.dequantize()).to(rows.device)
 
     stats = gather(inputs(), weight.shape[1], weight.device)

@@ -18,6 +18,7 @@ from r1quant.jobs.checkpoint_writer import (
 from r1quant.jobs.quantize import layer_files
 from r1quant.planning.plan import Plan
 from r1quant.recipe import Recipe
+from r1quant.registry import METHODS
 from r1quant.storage import atomic, provenance
 from r1quant.storage.rundir import RunDir
 
@@ -35,7 +36,9 @@ def build(folder: RunDir, plan: Plan, origin: JsonObject) -> JsonObject:
     )
     write_weights(out, plan.layout, contents)
     quant_config = plan.codec.config(plan.linear_specs, plan.plain, _meta(plan.recipe))
-    text = with_key(with_attention_factor(checkpoint.config_text), "quantization_config", quant_config)
+    text = with_attention_factor(checkpoint.config_text)
+    if quant_config:
+        text = with_key(text, "quantization_config", quant_config)
     write_side_files(out, text, checkpoint.side_files, plan.codec.side_files(quant_config))
     record = _record(folder, plan, origin)
     atomic.write_bytes(out / RECORD, record_bytes(record))
@@ -44,10 +47,10 @@ def build(folder: RunDir, plan: Plan, origin: JsonObject) -> JsonObject:
 
 def _meta(recipe: Recipe) -> JsonObject:
     """What the configuration of a format says of how the weights came about."""
-    second_order = recipe.method == "gptq"
+    feedback = METHODS[recipe.method].feedback
     meta = {"quantizer": [f"r1quant:{provenance.VERSION}"], "static_groups": True}
-    meta |= {"act_order": recipe.act_order and second_order}
-    return meta | ({"damp_percent": recipe.damping} if second_order else {})
+    meta |= {"act_order": recipe.act_order and feedback}
+    return meta | ({"damp_percent": recipe.damping} if feedback else {})
 
 
 def _record(folder: RunDir, plan: Plan, origin: JsonObject) -> JsonObject:

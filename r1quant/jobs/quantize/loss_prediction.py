@@ -13,15 +13,17 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from r1quant.core.grid import Grid
-from r1quant.core.qlinear import QLinear
+from r1quant.core.qlinear import QuantizedLinear
+from r1quant.engine.grids.rounding import nearest
 from r1quant.engine.layer_pass import LayerPass
-from r1quant.engine.methods import gptq, rtn
+from r1quant.engine.loss import kl_by_row
+from r1quant.engine.methods.method import RoundingOptions, rounding_by
 from r1quant.engine.sensitivity import Sensitivity
 from r1quant.engine.solve import accumulator_for
 from r1quant.engine.stats import HessianAccumulator, Stats
@@ -31,6 +33,7 @@ from r1quant.planning.budget import LossPredictions, tried
 from r1quant.planning.plan import Plan
 from r1quant.progress import Progress
 from r1quant.recipe import FLOAT, Recipe
+from r1quant.registry import METHODS
 from r1quant.storage import atomic
 from r1quant.storage.cache import Fingerprint, entry
 
@@ -61,14 +64,14 @@ def predicted(plan: Plan, calibration: CalibrationRun, bits: Sequence[int], prog
                     deque(layer_pass.stages(), maxlen=0)
             progress.advance(1, f"layer {index + 1}/{plan.layers}")
     extended = {name: _beyond(loss, bits) for path in paths for name, loss in (_known(path) or {}).items()}
-    return LossPredictions(extended, TRIAL if plan.recipe.method == "gptq" else NEAREST)
+    return LossPredictions(extended, TRIAL if METHODS[plan.recipe.method].feedback else NEAREST)
 
 
 def _fingerprint(recipe: Recipe, bits: Sequence[int]) -> Fingerprint:
     """What decides the losses, beside the sensitivity pass that they lie with: the rounding, and what else of the
     guidance it knows."""
     decisive = ("method", "scale_search", "act_order", "damping", "guided", "draws")
-    values = asdict(recipe.grid) | {name: getattr(recipe, name) for name in decisive}
+    values = recipe.uniform.as_dict() | {name: getattr(recipe, name) for name in decisive}
     return {name: str(value) for name, value in values.items()} | {"bits": str(sorted(bits)), "kind": KIND}
 
 
@@ -76,49 +79,51 @@ def _layer(
     plan: Plan, prefix: str, layer_pass: LayerPass, needed: Mapping[str, Sensitivity], bits: Sequence[int]
 ) -> Iterator[tuple[str, dict[int, float]]]:
     """The losses of each linear of a layer. The hidden states of the pass are replaced by the layer's output."""
-    trials = plan.recipe.method == "gptq"
-    layer = layer_pass.layer
+    trials = METHODS[plan.recipe.method].feedback
+    read, layer = plan.checkpoint.unrounded().read, layer_pass.layer
     for stage, inputs in layer_pass.stages():
         linears = stage.linears
         width, device = layer.weight(linears[0]).shape[1], layer.weight(linears[0]).device
-        felt = [HessianAccumulator(width, device, needed[name].squares, needed[name].covariance) for name in linears]
-        known = [accumulator_for(layer, linears, needed if plan.recipe.guided else None)] if trials else []
+        fisher = [HessianAccumulator(width, device, needed[name].squares, needed[name].covariance) for name in linears]
+        rounding = accumulator_for(layer, linears, needed if plan.recipe.guided else None) if trials else None
         for x in inputs():
-            for sums in (*felt, *known):
-                sums.add(x)
-        read = plan.checkpoint.unrounded().read
+            for accumulator in (*fisher, *([rounding] if rounding else [])):
+                accumulator.add(x)
         weights = [read(f"{prefix}{name}.weight").to(device, torch.float32) for name in linears]
-        by = known[0].stats if known else None
-        losses = _losses(weights, [sums.stats for sums in felt], by, plan.recipe, bits)
+        stats = rounding.stats if rounding else None
+        losses = _losses(weights, [accumulator.stats for accumulator in fisher], stats, plan.recipe, bits)
         yield from ((prefix + name, loss) for name, loss in zip(linears, losses, strict=True))
 
 
 def _losses(
-    weights: Sequence[torch.Tensor], felt: Sequence[Stats], known: Stats | None, recipe: Recipe, bits: Sequence[int]
+    weights: Sequence[torch.Tensor], fisher: Sequence[Stats], stats: Stats | None, recipe: Recipe, bits: Sequence[int]
 ) -> list[dict[int, float]]:
-    """Of linears that share their input, by bits the divergence that each costs; felt: the statistics that tell it,
-    known: those to round by, None for rounding to nearest."""
+    """Of linears that share their input, by bits the divergence that each costs.
+
+    weights  float32 [N, K] of each
+    fisher   the statistics that say what an error costs, of each
+    stats    those to round by; None for rounding to nearest
+    """
     together, rows = torch.cat(list(weights)), [len(weight) for weight in weights]
     losses = [dict[int, float]() for _ in weights]
     for count in bits:
-        q = _rounded(together, known, replace(recipe.grid, bits=count), recipe)
-        wrong = together - torch.from_numpy(q.dequantize()).to(together.device)
-        for loss, stats, part in zip(losses, felt, torch.split(wrong, rows), strict=True):
-            loss[count] = float(gptq.predicted(part, part @ stats.hessian, stats).sum())
+        q = _rounded(together, stats, replace(recipe.uniform, bits=count), recipe)
+        errors = together - torch.from_numpy(q.dequantize()).to(together.device)
+        for loss, of_linear, error in zip(losses, fisher, torch.split(errors, rows), strict=True):
+            loss[count] = float(kl_by_row(error, error @ of_linear.hessian, of_linear).sum())
     return losses
+
+
+def _rounded(weight: torch.Tensor, stats: Stats | None, grid: Grid, recipe: Recipe) -> QuantizedLinear:
+    if stats is None:
+        return nearest(weight.cpu().numpy(), grid, None, recipe.scale_search)
+    return rounding_by(recipe.method)(weight, stats, grid, RoundingOptions.of(recipe)).qlinear
 
 
 def _beyond(losses: Mapping[int, float], bits: Sequence[int]) -> dict[int, float]:
     """Those of the trials, and of more bits than any trial had."""
     most = max(losses)
     return dict(losses) | {count: losses[most] * 4.0 ** (most - count) for count in bits if most < count != FLOAT}
-
-
-def _rounded(weight: torch.Tensor, known: Stats | None, grid: Grid, recipe: Recipe) -> QLinear:
-    if known is None:
-        return rtn.quantize(weight.cpu().numpy(), grid, recipe.scale_search)
-    search, act_order, damping = recipe.scale_search, recipe.act_order, recipe.damping
-    return gptq.quantize(weight, known, grid, search=search, act_order=act_order, damping=damping).qlinear
 
 
 def _known(path: Path) -> dict[str, Mapping[int, float]] | None:

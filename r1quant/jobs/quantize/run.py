@@ -163,9 +163,9 @@ def _quantize_layers(plan: Plan, calibration: CalibrationRun | None, folder: Run
 
         calibrated.quantize_layers(plan, calibration, folder, progress)
     else:
-        from r1quant.jobs.quantize import rtn_loop
+        from r1quant.jobs.quantize import uncalibrated
 
-        rtn_loop.quantize_layers(plan, folder, progress)
+        uncalibrated.quantize_layers(plan, folder, progress)
 
 
 def _compared(plan: Plan, calibration: CalibrationRun | None, progress: Progress) -> JsonObject:

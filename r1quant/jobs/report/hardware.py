@@ -62,7 +62,7 @@ def _linear_specs(config: Config, record: Quantization) -> dict[str, LinearSpec]
         width = bits.get(name, recipe.bits)
         if width != FLOAT:
             rows, columns = shapes[f"{name}.weight"]
-            specs[name] = LinearSpec.planned((rows, columns), replace(recipe.grid, bits=width))
+            specs[name] = LinearSpec.planned((rows, columns), replace(recipe.uniform, bits=width))
     return specs
 
 

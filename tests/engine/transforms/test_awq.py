@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from r1quant.core.grid import Grid
-from r1quant.engine.methods import rtn
+from r1quant.engine.grids.rounding import nearest
 from r1quant.engine.stats import gather
 from r1quant.engine.transforms import awq
 from r1quant.engine.transforms.folds import Fold
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 def rounding(bits: int = 3, search: bool = True) -> awq.Round:
     def rounded(weight: torch.Tensor, importance: torch.Tensor) -> torch.Tensor:
         assert importance.mean() == pytest.approx(1)
-        q = rtn.quantize(weight.contiguous().numpy(), Grid(bits, 16), search, importance.numpy())
+        q = nearest(weight.contiguous().numpy(), Grid(bits, 16), importance.numpy(), search)
         return torch.from_numpy(q.dequantize())
 
     return rounded
@@ -157,6 +157,6 @@ def test_importance_guides_the_scales_of_plain_rounding() -> None:
     """What the search rounds with: the error counted by importance falls, that counted evenly does not."""
     w, importance = weight(32, 64).numpy(), np.ones(64, np.float32)
     importance[::7] = 100
-    even, guided = (rtn.quantize(w, Grid(3, 32), True, i).dequantize() for i in (None, importance))
+    even, guided = (nearest(w, Grid(3, 32), i, True).dequantize() for i in (None, importance))
     assert ((guided - w) ** 2 * importance).sum() < 0.95 * ((even - w) ** 2 * importance).sum()
     assert ((guided - w) ** 2).sum() > ((even - w) ** 2).sum()

@@ -46,7 +46,7 @@ def wanting(model: Path, recipe: Recipe, bits: dict[tuple[int, str], int]) -> tu
         asked = bits[linear.layer, linear.stage]
         losses[linear.name] = {b: 0.0 if b >= asked else 1.0 for b in range(2, 9)}
     wanted = {x.name: bits[x.layer, x.stage] for x in made.linears}
-    grids = {name: None if b == 16 else replace(recipe.grid, bits=b) for name, b in wanted.items()}
+    grids = {name: None if b == 16 else replace(recipe.uniform, bits=b) for name, b in wanted.items()}
     exact = planner.make(made.checkpoint, made.recipe, grids=grids)
     total = 8 * sum(map(exact.stored, exact.linears)) / sum(x.weights for x in exact.linears)
     return replace(recipe, target_bpw=total), LossPredictions(losses, "made up")

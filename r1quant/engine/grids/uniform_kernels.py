@@ -1,4 +1,4 @@
-"""The inner loops that array libraries cannot express, compiled by numba. Rows are independent and run in parallel.
+"""The inner loops of the uniform grid, compiled by numba. Rows are independent and run in parallel.
 
 Each returns the same bits whatever the number of threads: no sum crosses a row.
 """
@@ -141,11 +141,11 @@ def round_block(
             code = min(max(np.rint(line[i] / s) + z, np.float32(0.0)), limit)
             rounded = (code - z) * s
             codes[n, i] = np.uint8(code)
-            wrong = w[n, i] - rounded
-            error[n, i] = wrong
+            missed = w[n, i] - rounded
+            error[n, i] = missed
             row = factor[i]
             for j in range(i):
-                line[j] += wrong * row[j]
+                line[j] += missed * row[j]
 
 
 @numba.njit(cache=True, parallel=True, fastmath=_FAST)  # type: ignore[untyped-decorator]
@@ -174,11 +174,11 @@ def round_block_coupled(
                 code = min(max(np.rint((line[k, i] + carried[a]) / s) + z, np.float32(0.0)), limit)
                 rounded = (code - z) * s
                 codes[k, i] = np.uint8(code)
-                left = line[k, i] - rounded
+                residual = line[k, i] - rounded
                 below = lower[a]
                 for b in range(a):
-                    carried[b] += left * below[b]
-                wrong = w[k, i] - rounded
-                error[k, i] = wrong
+                    carried[b] += residual * below[b]
+                missed = w[k, i] - rounded
+                error[k, i] = missed
                 for j in range(i):
-                    line[k, j] += wrong * step[j]
+                    line[k, j] += missed * step[j]

@@ -1,0 +1,42 @@
+"""Linears on a grid of any kind as the floats that their integers stand for: what is left where no format holds them.
+
+Exact: float32 is what every linear dequantizes to. The integers are lost, and readers take it for a float checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from r1quant.checkpoint.artifact import LinearSpec
+from r1quant.checkpoint.tensorfile import TensorSpec
+from r1quant.core.qlinear import QuantizedLinear
+
+
+@dataclass(frozen=True)
+class FloatWeights:
+    """An Encoder."""
+
+    name = "safetensors"
+    suffixes = ("weight",)
+
+    def problem(self, form: LinearSpec) -> str | None:
+        return None
+
+    def specs(self, linear: str, form: LinearSpec) -> list[TensorSpec]:
+        return [TensorSpec(f"{linear}.weight", "F32", form.shape)]
+
+    def encode(self, q: QuantizedLinear, form: LinearSpec | None = None) -> dict[str, npt.NDArray[Any]]:
+        return {"weight": np.ascontiguousarray(q.dequantize())}
+
+    def config(
+        self, linear_specs: Mapping[str, LinearSpec], plain: tuple[str, ...], meta: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        return {}
+
+    def side_files(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        return {}
