@@ -18,8 +18,13 @@ HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 FILES = (".gguf", ".safetensors", ".json")
 
 
-def open_model(model: str | Path) -> Checkpoint:
-    """Opens what a user named, which `source` of the checkpoint repeats. Raises CheckpointError where it is unknown."""
+def open_model(model: str | Path, partial: bool = False) -> Checkpoint:
+    """Opens what a user named, which `source` of the checkpoint repeats.
+
+    partial  whether a GGUF file may lack tensor data, as open_gguf has it
+
+    Raises CheckpointError if the model is unknown.
+    """
     source, path = str(model), Path(model)
     is_folder, exists = _look(path)
     if is_folder:
@@ -29,7 +34,7 @@ def open_model(model: str | Path) -> Checkpoint:
         if path.suffix.lower() == ".gguf":
             from r1quant.checkpoint.gguf.source import open_gguf
 
-            return open_gguf(path, source)
+            return open_gguf(path, source, partial)
         if pickled:
             raise pickle_refused(path)
         if path.suffix.lower() == ".safetensors":

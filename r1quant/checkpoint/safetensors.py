@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from r1quant.core.formatting import bytes_text
 from r1quant.errors import CheckpointError, NumericError
 
 if TYPE_CHECKING:
@@ -85,6 +86,18 @@ class Checkpoint:
     def name(self) -> str:
         """A short name for files and reports."""
         return short_name(self.source, self.folder)
+
+    @property
+    def missing_bytes(self) -> int:
+        """Of tensor data that the files should have and do not: only of a file that was opened as one partly there."""
+        return 0
+
+    @property
+    def incomplete(self) -> str:
+        """What is to be said of missing data, in one line; nothing if there are none."""
+        if not self.missing_bytes:
+            return ""
+        return f"{self.name} is only partly here: {bytes_text(self.missing_bytes)} of its tensors are missing"
 
     @property
     def dtype(self) -> str:

@@ -14,8 +14,11 @@ from r1quant.jobs.checkpoint_writer import RECORD, own_record
 ONNX_FILE = "model.onnx"
 
 
-def open_artifact(model: str | Path) -> Artifact:
-    """Raises CheckpointError where it is unknown, damaged, or in a form that is not read."""
+def open_artifact(model: str | Path, partial: bool = False) -> Artifact:
+    """partial: whether a GGUF file may lack tensor data, as open_gguf has it.
+
+    Raises CheckpointError if the model is unknown, damaged, or in a form that is not read.
+    """
     path = Path(model)
     try:
         is_onnx = path.name == ONNX_FILE or (path / ONNX_FILE).is_file()
@@ -30,7 +33,7 @@ def open_artifact(model: str | Path) -> Artifact:
     if is_gguf:
         from r1quant.formats.gguf.read import open_gguf_artifact
 
-        return open_gguf_artifact(path)
+        return open_gguf_artifact(path, partial=partial)
     checkpoint = open_model(model)
     layer_count(checkpoint.config, len(checkpoint.tensors))
     return table.artifact(checkpoint)

@@ -9,7 +9,7 @@ from typing import Any
 
 from r1quant.arch.tables import architecture_of, linears
 from r1quant.arch.yarn import yarn
-from r1quant.checkpoint.artifact import LinearSpec, has_chat_template, quantized
+from r1quant.checkpoint.artifact import CheckpointArtifact, LinearSpec, has_chat_template, quantized
 from r1quant.formats.codec import CodecArtifact
 from r1quant.jobs.artifacts import open_artifact
 from r1quant.jobs.identity import weight_files
@@ -19,11 +19,12 @@ from r1quant.planning.problems import tensor_problems
 
 def inspect(model: str | Path) -> dict[str, Any]:
     """Reads headers and, of quantized models, scales and zero points."""
-    artifact = open_artifact(model)
+    artifact = open_artifact(model, partial=True)
     config, arch = artifact.config, architecture_of(artifact.config)
     inner = linears(config, arch)[:-1]  # without the head
     weights = [f"{name}.weight" for name in inner if f"{name}.weight" in artifact.tensors]
     checkpoint = artifact.checkpoint if isinstance(artifact, CodecArtifact) else None
+    stored = artifact.checkpoint if isinstance(artifact, CheckpointArtifact) else None
     grids = Counter(describe(form) for form in artifact.linear_specs.values())
     plain = [spec for name, spec in artifact.tensors.items() if quantized(artifact, name) is None]
     stretched = yarn(config)
@@ -39,6 +40,7 @@ def inspect(model: str | Path) -> dict[str, Any]:
         "dtypes": dict(Counter(spec.dtype for spec in plain)) | dict(grids),
         "bytes": sum(path.stat().st_size for path in weight_files(artifact)),
         "files": len(weight_files(artifact)),
+        "missing_bytes": stored.missing_bytes if stored else 0,
         "tied_embeddings": bool(config.get("tie_word_embeddings")),
         "vocabulary": config.get("vocab_size"),
         "max_positions": config.get("max_position_embeddings"),
@@ -52,6 +54,7 @@ def inspect(model: str | Path) -> dict[str, Any]:
         "problems": [p.message for p in tensor_problems(checkpoint, arch)]
         if checkpoint and not artifact.linear_specs
         else [],
+        "notes": [stored.incomplete] if stored and stored.incomplete else [],
     }
 
 

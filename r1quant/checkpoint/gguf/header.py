@@ -49,6 +49,16 @@ class StoredTensor:
     nbytes: int
     row_bytes: int
 
+    @property
+    def end(self) -> int:
+        """Where its data end, from the start of the file."""
+        return self.offset + self.nbytes
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of its data are in the file as it is now."""
+        return self.end <= self.file.stat().st_size
+
 
 @dataclass(frozen=True)
 class GgufHeader:
@@ -98,23 +108,27 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def read_gguf_header(path: Path) -> GgufHeader:
-    """Raises CheckpointError where the file is not GGUF, or the header and the file do not agree."""
+def read_gguf_header(path: Path, partial: bool = False) -> GgufHeader:
+    """partial: whether tensor data may be missing, as in a download that is not complete.
+
+    Raises CheckpointError if the file is not GGUF, or the header and the file do not agree.
+    """
     try:
         total = path.stat().st_size
         with path.open("rb") as file:
-            return _Cursor(path, file, total).header()
+            return _Cursor(path, file, total, partial).header()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}", "check the path") from None
 
 
-def read_gguf_parts(path: Path) -> GgufHeader:
+def read_gguf_parts(path: Path, partial: bool = False) -> GgufHeader:
     """The header of a model in one file or in several, whichever of its parts is named.
 
-    The metadata are those of the first part, the tensors those of all. Raises CheckpointError as read_gguf_header,
-    and where a part is missing or the parts do not belong together.
+    The metadata are those of the first part, the tensors those of all. Each part lists its own tensors alone, so every
+    part must be there, though with `partial` not all of its data. Raises CheckpointError as read_gguf_header, and if a
+    part is missing or the parts do not belong together.
     """
-    header = read_gguf_header(path)
+    header = read_gguf_header(path, partial)
     count = header.metadata.get("split.count", 0)
     if count in (0, 1):
         return header
@@ -128,7 +142,7 @@ def read_gguf_parts(path: Path) -> GgufHeader:
     absent = next((file.name for file in files if not file.is_file()), None)
     if absent is not None:
         raise CheckpointError(f"the part {absent} of the model is missing", f"put it beside {path.name}")
-    parts = [header if file == path else read_gguf_header(file) for file in files]
+    parts = [header if file == path else read_gguf_header(file, partial) for file in files]
     tensors: dict[str, StoredTensor] = {}
     for number, part in enumerate(parts):
         numbered = part.metadata.get("split.no"), part.metadata.get("split.count")
@@ -144,8 +158,8 @@ def read_gguf_parts(path: Path) -> GgufHeader:
 class _Cursor:
     """Reads forward through a header and never past its bounds."""
 
-    def __init__(self, path: Path, file: BinaryIO, total: int) -> None:
-        self.path, self.file, self.total = path, file, total
+    def __init__(self, path: Path, file: BinaryIO, total: int, partial: bool) -> None:
+        self.path, self.file, self.total, self.partial = path, file, total, partial
         self.left = min(total, HEADER_LIMIT)
 
     def damaged(self, what: str) -> CheckpointError:
@@ -263,7 +277,9 @@ class _Cursor:
             raise self.damaged(f"the tensor {shown(name)} has the shape {list(dims)}, which cannot be")
         row_bytes = dims[0] // block * block_bytes
         nbytes = row_bytes * math.prod(dims[1:])
-        if offset + nbytes > self.total:
+        if offset >= 1 << 62:
+            raise self.damaged(f"the tensor {shown(name)} lies at {offset}, which cannot be")
+        if offset + nbytes > self.total and not self.partial:
             missing = offset + nbytes - self.total
             raise self.damaged(f"the file is truncated: {missing} bytes of {shown(name)} are missing")
         return StoredTensor(name, self.path, dims[::-1], kind, offset, nbytes, row_bytes)

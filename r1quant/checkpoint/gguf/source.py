@@ -51,6 +51,13 @@ class GgufCheckpoint(Checkpoint):
     heads: Mapping[str, int] = field(repr=False)
 
     @property
+    def missing_bytes(self) -> int:
+        ends: dict[Path, int] = {}
+        for tensor in self.stored.values():
+            ends[tensor.file] = max(tensor.end, ends.get(tensor.file, 0))
+        return sum(max(0, end - file.stat().st_size) for file, end in ends.items())
+
+    @property
     def name(self) -> str:
         last = super().name
         part = PART_NAME.fullmatch(last)
@@ -103,9 +110,14 @@ class GgufCheckpoint(Checkpoint):
         return digests
 
 
-def open_gguf(path: Path, source: str | None = None) -> GgufCheckpoint:
-    """A GGUF file of a supported architecture. Raises CheckpointError where it is damaged or something is unknown."""
-    header = read_gguf_parts(path)
+def open_gguf(path: Path, source: str | None = None, partial: bool = False) -> GgufCheckpoint:
+    """A GGUF file of a supported architecture.
+
+    partial  whether tensor data may be missing: then `missing_bytes` says how much, and no weight must be read
+
+    Raises CheckpointError if the file is damaged or something is unknown.
+    """
+    header = read_gguf_parts(path, partial)
     if header.metadata.get("general.type", "model") != "model":
         raise header.unusable(f"it holds {shown(header.metadata['general.type'])}, not a model")
     arch = architecture_of_gguf(header)
@@ -193,6 +205,8 @@ def _rope_freqs(header: GgufHeader) -> npt.NDArray[np.float32] | None:
         return None
     if tensor.kind != F32 or len(tensor.shape) != 1 or tensor.nbytes > 1 << 16:
         raise header.unusable(f"{ROPE_FREQS} is not a short list of 32-bit floats")
+    if not tensor.whole:
+        raise header.unusable(f"the file ends before {ROPE_FREQS}, which decides the configuration")
     with tensor.file.open("rb") as file:
         file.seek(tensor.offset)
         return np.frombuffer(file.read(tensor.nbytes), "<f4").astype(np.float32)

@@ -63,7 +63,7 @@ class GgufArtifact(CheckpointArtifact):
         kind = GRIDS[stored.kind]
         shape = (stored.shape[0], stored.shape[1])
         if kind == "q4_1":
-            zeros = _zero_range(stored)
+            zeros = _zero_range(stored) if stored.whole else None
             return None if zeros is None else LinearSpec(shape, BITS[kind], BLOCK, zeros, HALF_BITS)
         zero = -RANGES[kind][0]
         return LinearSpec(shape, BITS[kind], BLOCK, (zero, zero), HALF_BITS)
@@ -82,9 +82,9 @@ class GgufArtifact(CheckpointArtifact):
             raise CheckpointError(f"{linear}: {error}", "the file is damaged; download it again") from None
 
 
-def open_gguf_artifact(path: Path, source: str | None = None) -> GgufArtifact:
+def open_gguf_artifact(path: Path, source: str | None = None, partial: bool = False) -> GgufArtifact:
     """A GGUF file, or any part of a split one. Raises CheckpointError as open_gguf does."""
-    checkpoint = open_gguf(path, source)
+    checkpoint = open_gguf(path, source, partial)
     exact: dict[str, TensorInfo] = {
         name: presented(name, stored, FLOAT_KINDS.get(stored.kind, "F32")) for name, stored in checkpoint.stored.items()
     }

@@ -21,15 +21,17 @@ class Outline:
 
     name           a short one
     missing_bytes  of tensor data that a file should have and does not, because it is only partly there
+    incomplete     the same in a sentence, or nothing
     """
 
     inventory: Inventory
     name: str
     missing_bytes: int = 0
+    incomplete: str = ""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return (self.inventory.note,)
+        return (self.incomplete, self.inventory.note)
 
 
 def outline(model: str | Path) -> Outline:
@@ -45,8 +47,9 @@ def outline(model: str | Path) -> Outline:
             note = "its headers cannot be had: sizes follow from config.json"
             return Outline(of_config(_config(config), note), str(model))
         return Outline(of_headers(_config(config), [TensorSpec(*one) for one in tensors]), str(model))
-    found = open_model(model)
-    return Outline(of_headers(found.config, _specs(found)), found.name)
+    checkpoint = open_model(model, partial=True)
+    inventory = of_headers(checkpoint.config, _specs(checkpoint))
+    return Outline(inventory, checkpoint.name, checkpoint.missing_bytes, checkpoint.incomplete)
 
 
 def _specs(found: Checkpoint) -> list[TensorSpec]:
