@@ -32,7 +32,7 @@ from r1quant.archs import architecture_of
 from r1quant.forward import Decoder, pick_dtype
 from r1quant.jobs.sensitivity import measured
 from r1quant.progress import Silent
-from r1quant.sources import open_model
+from r1quant.checkpoint.resolve import open_model
 
 model, cache, windows, seq_len = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 checkpoint, device = open_model(model), torch.device("cpu")

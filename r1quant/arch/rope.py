@@ -15,41 +15,64 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from r1quant.arch.tables import head_dim, size
+from r1quant.arch.tables import head_dim, size, stated
+from r1quant.core.json import Config
 from r1quant.errors import CheckpointError
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 DEFAULT_THETA = 10000.0
+FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, in `layer_types`
+LOCAL_THETA = "rope_local_base_freq"
 
 
-def parameters(config: Mapping[str, Any]) -> dict[str, Any]:
+def parameters(config: Config) -> dict[str, Any]:
     """All rotary settings of a config.json under the names of transformers 5, `rope_type` and `rope_theta` among them.
 
+    If layers of several kinds have settings of their own, those of full attention; see `of_kind`.
     Raises CheckpointError for a type that is not in ROPE_TYPES, and where only a part of each head is rotated.
     """
-    stated: dict[str, Any] = {}
+    config = of_kind(config, FULL)
+    found: dict[str, Any] = {}
     for key in ("rope_scaling", "rope_parameters"):
-        found = config.get(key)
-        if found is not None and not isinstance(found, Mapping):
-            raise _invalid(key, found)
-        stated |= {name: value for name, value in (found or {}).items() if value is not None}
-    kind = stated.get("rope_type", stated.get("type", "default"))
+        table = config.get(key)
+        if table is not None and not isinstance(table, Mapping):
+            raise _invalid(key, table)
+        found |= {name: value for name, value in (table or {}).items() if value is not None}
+    kind = found.get("rope_type", found.get("type", "default"))
     if kind not in ROPE_TYPES:
         raise CheckpointError(
             f"config.json: rotary embeddings of the type {kind!r} are not supported",
             f"supported are: {', '.join(ROPE_TYPES)}",
         )
-    partial = stated.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    partial = found.get("partial_rotary_factor", config.get("partial_rotary_factor"))
     if partial not in (None, 1):
         raise CheckpointError(
             f"config.json: partial_rotary_factor is {partial!r}: only a part of each head is rotated",
             "models that rotate whole heads are supported",
         )
-    theta = stated.get("rope_theta", config.get("rope_theta"))
-    return {**stated, "rope_type": kind, "rope_theta": DEFAULT_THETA if theta is None else theta}
+    theta = found.get("rope_theta", stated(config, "rope_theta", DEFAULT_THETA))
+    return {**found, "rope_type": kind, "rope_theta": theta}
 
 
-def attention_factor(config: Mapping[str, Any]) -> float:
+def of_kind(config: Config, kind: str) -> Config:
+    """The configuration as the layers of one kind see it, FULL or SLIDING: with one set of rotary settings.
+
+    Gemma 3 states them by kind (`rope_parameters` of transformers 5), or as `rope_local_base_freq` beside those of full
+    attention. Where nothing is stated by kind, the configuration itself.
+    """
+    local, table = stated(config, LOCAL_THETA), config.get("rope_parameters")
+    nested = isinstance(table, Mapping) and any(isinstance(value, Mapping) for value in table.values())
+    if not nested and (local is None or kind != SLIDING):
+        return config
+    own = table.get(kind) if nested and isinstance(table, Mapping) else {}
+    if own is not None and not isinstance(own, Mapping):
+        raise _invalid("rope_parameters", table)
+    plain = {key: value for key, value in config.items() if key not in ("rope_scaling", "rope_theta")}
+    base = {"rope_theta": local} if kind == SLIDING and local is not None else {}
+    return {**plain, "rope_parameters": base | dict(own or {})}
+
+
+def attention_factor(config: Config) -> float:
     """What cosine and sine are multiplied with: 1.0 for all types but yarn."""
     rope = parameters(config)
     if rope["rope_type"] != "yarn":
@@ -64,17 +87,20 @@ def attention_factor(config: Mapping[str, Any]) -> float:
     return magnitude(factor)
 
 
-def explicit(config: Mapping[str, Any]) -> dict[str, Any]:
+def explicit(config: Config) -> dict[str, Any]:
     """The configuration with YaRN's attention factor stated, so that every reader takes the same; else unchanged."""
-    stated = dict(config)
+    found = dict(config)
     if parameters(config)["rope_type"] == "yarn":
         for key in ("rope_scaling", "rope_parameters"):
-            if config.get(key):
-                stated[key] = {**config[key], "attention_factor": attention_factor(config)}
-    return stated
+            table = config.get(key)
+            if table and isinstance(table.get(FULL), Mapping):
+                found[key] = {**table, FULL: {**table[FULL], "attention_factor": attention_factor(config)}}
+            elif table:
+                found[key] = {**table, "attention_factor": attention_factor(config)}
+    return found
 
 
-def inverse_frequencies(config: Mapping[str, Any]) -> npt.NDArray[np.float32]:
+def inverse_frequencies(config: Config) -> npt.NDArray[np.float32]:
     """float32 [head_dim / 2]: radians that one position turns each pair of a head. Rounded once, at the end."""
     rope = parameters(config)
     dim = _head_dim(config)
@@ -90,7 +116,7 @@ def inverse_frequencies(config: Mapping[str, Any]) -> npt.NDArray[np.float32]:
 
 
 def cos_sin(
-    config: Mapping[str, Any], positions: npt.NDArray[np.int64]
+    config: Config, positions: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Cosine and sine, float32 [positions, head_dim / 2] each, the attention factor multiplied in.
 
@@ -102,7 +128,7 @@ def cos_sin(
     return (np.cos(wide) * factor).astype(np.float32), (np.sin(wide) * factor).astype(np.float32)
 
 
-def llama3_table(config: Mapping[str, Any]) -> npt.NDArray[np.float64]:
+def llama3_table(config: Config) -> npt.NDArray[np.float64]:
     """By what Llama 3 scaling divides each frequency, float64 [head_dim / 2]."""
     rope = parameters(config)
     factor, low, high = (_number(rope, key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
@@ -126,9 +152,7 @@ def llama3_factors(
     return np.asarray(1.0 / (kept + (1.0 - kept) / factor))
 
 
-def _yarn(
-    config: Mapping[str, Any], rope: Mapping[str, Any], plain: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
+def _yarn(config: Config, rope: Mapping[str, Any], plain: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Pairs that turn often within the original context are kept, slow ones stretched, with a ramp between."""
     original, theta, dim = _original_positions(config, rope), _number(rope, "rope_theta"), 2 * len(plain)
 
@@ -151,20 +175,20 @@ def magnitude(factor: float, scale: float = 1.0) -> float:
     return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
 
 
-def _factor(config: Mapping[str, Any], rope: Mapping[str, Any]) -> float:
+def _factor(config: Config, rope: Mapping[str, Any]) -> float:
     if "factor" in rope:
         return _number(rope, "factor")
     return size(config, "max_position_embeddings") / _original_positions(config, rope)
 
 
-def _original_positions(config: Mapping[str, Any], rope: Mapping[str, Any]) -> float:
+def _original_positions(config: Config, rope: Mapping[str, Any]) -> float:
     key = "original_max_position_embeddings"
     if config.get(key) is not None:
         return float(size(config, key))
     return _number(rope, key) if key in rope else float(size(config, "max_position_embeddings"))
 
 
-def _head_dim(config: Mapping[str, Any]) -> int:
+def _head_dim(config: Config) -> int:
     head = head_dim(config)
     if head % 2:
         raise _invalid("head_dim", head)

@@ -16,19 +16,30 @@ from typing import Any
 from r1quant.core.json import Config
 from r1quant.errors import CheckpointError
 
+# Why, and what to do, where norms stand between the blocks and the residual stream.
+NO_RESIDUAL_ROTATION = (
+    "norms behind attention and MLP weigh single channels of the hidden states, so these cannot be rotated",
+    "use --rotate r2",
+)
 # What the rows and columns of linears can be: the hidden states, the heads of q, k and v, the inside of an MLP.
 DIMENSIONS = ("hidden", "query", "key", "value", "inner")
 
 
 @dataclass(frozen=True)
 class Tensors:
-    """Names of the tensors outside the decoder layers; `layer` is the prefix of those inside."""
+    """Names of the tensors outside the decoder layers.
+
+    layer             the prefix of those inside
+    ignored           how names end that mean nothing
+    scaled_embedding  whether embeddings are multiplied by the square root of hidden_size before the first layer
+    """
 
     embedding: str
     final_norm: str
     head: str
     layer: str
     ignored: tuple[str, ...]
+    scaled_embedding: bool
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,7 @@ class Stage:
     producer  the norm or linear whose outputs the input is made of channel by channel: a factor can be divided out of
               it and multiplied into the columns of the linears
     residual  whether the output is added to the hidden states
+    post_norm the norm that the output passes before it is added; "" for none
     """
 
     name: str
@@ -55,6 +67,7 @@ class Stage:
     module: str
     producer: str
     residual: bool
+    post_norm: str
 
     @property
     def reads_hidden(self) -> bool:
@@ -99,8 +112,14 @@ class Layer:
 
     @property
     def norms(self) -> tuple[str, ...]:
-        """The norms over the hidden states."""
-        return tuple(stage.module for stage in self.stages if stage.reads_hidden)
+        """The norms over as many channels as the hidden states have, in the order of computation."""
+        found = [stage.module if stage.reads_hidden else stage.post_norm for stage in self.stages]
+        return tuple(name for name in found if name)
+
+    @property
+    def post_norms(self) -> tuple[str, ...]:
+        """Those behind a block, before its output is added to the hidden states."""
+        return tuple(stage.post_norm for stage in self.stages if stage.post_norm)
 
     @property
     def biased(self) -> tuple[str, ...]:
@@ -115,18 +134,36 @@ class Gguf:
     """How the family is written in GGUF files.
 
     interleaved_rope  whether the rows of q and k are permuted there
+    metadata          keys of the metadata beyond those of every family, without the prefix
+    implied           what no key says because llama.cpp always computes with it, under the names of config.json
+    scaled_by_hidden  the numbers of layers at which q is scaled by hidden_size / heads, in place of head_dim
     modules           the names of all modules of a layer there: self_attn.q_proj -> attn_q
     """
 
     architecture: str
     interleaved_rope: bool
+    metadata: tuple[str, ...]
+    implied: Config
+    scaled_by_hidden: tuple[int, ...]
     modules: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Architecture:
+    """A family of models.
+
+    model_type   of config.json
+    model_class  of transformers
+    norm_offset  what a norm adds to its weight before it multiplies
+    defaults     of config.json: what transformers takes for a key that is not there
+    unsupported  keys of config.json that must be missing, null, false or zero
+    """
+
     model_type: str
     model_class: str
+    norm_offset: int
+    defaults: Config
+    unsupported: tuple[str, ...]
     tensors: Tensors
     layer: Layer
     gguf: Gguf
@@ -134,6 +171,12 @@ class Architecture:
     def layer_prefix(self, index: int) -> str:
         """Prefix of every tensor of decoder layer `index`, with its trailing dot."""
         return self.tensors.layer.format(layer=index)
+
+    def offset_of(self, name: str) -> int:
+        """What is added to a tensor before it multiplies: `norm_offset` for the weights of norms, else 0."""
+        norms = (*self.layer.norms, *self.layer.head_norms)
+        is_norm = name == self.tensors.final_norm or name.endswith(tuple(f".{norm}.weight" for norm in norms))
+        return self.norm_offset if is_norm else 0
 
     def shapes(self, config: Config) -> dict[str, tuple[int, ...]]:
         """The shape that a model's config implies for every tensor (biases as if present).
@@ -177,14 +220,26 @@ def linears(config: Config, arch: Architecture) -> list[str]:
 
 def size(config: Config, key: str, default: int | None = None) -> int:
     """A positive integer out of config.json."""
-    value = config.get(key)
-    if value is None:
-        value = default
+    value = stated(config, key, default)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 32:
         raise CheckpointError(
             f"config.json: {key} is {value!r}, not a positive integer", "restore the model's own config.json"
         )
     return value
+
+
+def stated(config: Config, key: str, default: Any = None) -> Any:
+    """A value of config.json; where it is missing or null that of its family, or the default."""
+    value = config.get(key)
+    if value is not None:
+        return value
+    family = architectures().get(str(config.get("model_type")))
+    return default if family is None else family.defaults.get(key, default)
+
+
+def is_tied(config: Config) -> bool:
+    """Whether the output projection is the embedding."""
+    return bool(stated(config, "tie_word_embeddings", False))
 
 
 def layer_count(config: Config, tensors: int) -> int:
@@ -201,6 +256,13 @@ def layer_count(config: Config, tensors: int) -> int:
 def head_dim(config: Config) -> int:
     """Columns of an attention head."""
     return size(config, "head_dim", max(1, size(config, "hidden_size") // size(config, "num_attention_heads")))
+
+
+def query_scalar(config: Config, arch: Architecture) -> int:
+    """What llama.cpp takes for query_pre_attn_scalar: attention scores are divided by its square root."""
+    if size(config, "num_hidden_layers") in arch.gguf.scaled_by_hidden:
+        return size(config, "hidden_size") // size(config, "num_attention_heads")
+    return head_dim(config)
 
 
 def rms_epsilon(config: Config) -> float:
@@ -252,8 +314,19 @@ def architecture_of(config: Config) -> Architecture:
     model_type = config.get("model_type")
     arch = architectures().get(model_type) if isinstance(model_type, str) else None
     if arch is None:
-        known = ", ".join(architectures())
+        known, inner = ", ".join(architectures()), config.get("text_config")
+        if isinstance(inner, dict) and inner.get("model_type") in architectures():
+            raise CheckpointError(
+                f"config.json: {model_type!r} holds a {inner['model_type']} beside parts that see or hear",
+                "use a checkpoint of the language model alone",
+            )
         raise CheckpointError(
             f"config.json: model_type {model_type!r} is not a supported architecture", f"supported are: {known}"
         )
+    for key in arch.unsupported:
+        if config.get(key):
+            raise CheckpointError(
+                f"config.json: {key} is {config[key]!r}, which is not supported in {model_type} models",
+                "use a model that does without it",
+            )
     return arch

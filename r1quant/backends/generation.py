@@ -23,7 +23,8 @@ from r1quant.arch.tables import Architecture, head_dim, size
 from r1quant.backends import Completion, Prompt, Sampling
 from r1quant.backends.memory import free_bytes
 from r1quant.backends.sampling import check_finite, choose, completion, room
-from r1quant.engine.forward import TensorSource, head_name, layer_state, skeleton, sliding_windows
+from r1quant.engine.forward import TensorSource, head_name, layer_state, scaled, skeleton
+from r1quant.engine.positions import Rotary, sliding_windows
 
 SLOTS = 64
 TOKENS_PER_CALL = 2048  # of prompts
@@ -278,7 +279,7 @@ class Network:
         self._layers: nn.ModuleList = model.model.layers
         self._norm: nn.Module = model.model.norm
         self._norm.load_state_dict({"weight": self._read(arch.tensors.final_norm)}, assign=True)
-        self._rotary = type(model.model.rotary_emb)(config=model.config).to(device)
+        self._rotary = Rotary(model, device)
         self._windows = sliding_windows(model.config)
         self._embedding = self._read(arch.tensors.embedding)
         head = head_name(weights, arch)
@@ -322,11 +323,13 @@ class Network:
         self, tokens: torch.Tensor, positions: torch.Tensor, masks: Mapping[int | None, torch.Tensor | None], cache: Any
     ) -> torch.Tensor:
         """[rows, new] -> hidden states [rows, new, hidden]."""
-        hidden = functional.embedding(tokens.to(self._device), self._embedding)
+        embedded = functional.embedding(tokens.to(self._device), self._embedding)
+        hidden = scaled(embedded, self._weights.config, self._arch)
         cos_sin = self._rotary(hidden, positions)
         for index, window in enumerate(self._windows):
+            rest = {"attention_mask": masks[window], "past_key_values": cache, "position_embeddings": cos_sin[index]}
             with self._layer(index) as layer:
-                hidden = layer(hidden, attention_mask=masks[window], past_key_values=cache, position_embeddings=cos_sin)
+                hidden = layer(hidden, **rest)
         return hidden
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:

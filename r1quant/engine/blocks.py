@@ -59,7 +59,8 @@ class DecoderLayer:
     def update_of(self, stage: Stage, x: torch.Tensor) -> torch.Tensor:
         """What a residual stage adds to the hidden states. x: its input."""
         (linear,) = stage.linears
-        return self.get(linear)(x)  # type: ignore[no-any-return]
+        update = self.get(linear)(x)
+        return self.get(stage.post_norm)(update) if stage.post_norm else update  # type: ignore[no-any-return]
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """The whole layer."""

@@ -20,10 +20,11 @@ import torch
 from torch import nn
 
 from r1quant.arch import rope
-from r1quant.arch.tables import Architecture
+from r1quant.arch.tables import Architecture, is_tied, size
 from r1quant.core.json import Config
 from r1quant.core.platforms import NO_MPS
 from r1quant.engine.blocks import DecoderLayer
+from r1quant.engine.positions import Rotary, sliding_windows
 from r1quant.errors import CheckpointError, RecipeError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -114,9 +115,8 @@ class Decoder:
         model = skeleton(weights.config, arch)
         self._layers: nn.ModuleList = model.model.layers
         self._final_norm: nn.Module = model.model.norm
-        rotary = type(model.model.rotary_emb)(config=model.config).to(device)
         position = torch.arange(seq_len, device=device)[None]
-        self._cos_sin = rotary(torch.zeros(1, 1, device=device, dtype=dtype), position)
+        self._cos_sin = Rotary(model, device)(torch.zeros(1, 1, device=device, dtype=dtype), position)
         self._windows = sliding_windows(model.config)
         self._seq_len = seq_len
 
@@ -125,7 +125,8 @@ class Decoder:
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """tokens int64 [windows, seq_len] -> [windows, seq_len, hidden] in the compute dtype, on the host."""
-        return self.weights.read(self.arch.tensors.embedding)[tokens].to(self.dtype)
+        rows = self.weights.read(self.arch.tensors.embedding)[tokens].to(self.dtype)
+        return scaled(rows, self.weights.config, self.arch)
 
     @contextmanager
     def layer(self, index: int) -> Iterator[DecoderLayer]:
@@ -133,7 +134,7 @@ class Decoder:
         module = self._layers[index]
         module.load_state_dict(layer_state(self.weights, self.arch, index, self.device, self.dtype), assign=True)
         try:
-            yield DecoderLayer(module, self.arch, self._cos_sin, self._mask(index))
+            yield DecoderLayer(module, self.arch, self._cos_sin[index], self._mask(index))
         finally:
             module.to("meta")
             give_back()
@@ -183,6 +184,14 @@ class Head:
         return self.weight[start : start + ROWS_PER_SLICE].to(self.device, self.dtype)
 
 
+def scaled(embedded: torch.Tensor, config: Config, arch: Architecture) -> torch.Tensor:
+    """What enters the first layer. embedded: rows of the embedding in the compute dtype, to which the factor is
+    rounded too."""
+    if not arch.tensors.scaled_embedding:
+        return embedded
+    return embedded * torch.tensor(size(config, "hidden_size") ** 0.5).to(embedded)
+
+
 def layer_state(
     weights: TensorSource, arch: Architecture, index: int, device: torch.device, dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
@@ -197,7 +206,7 @@ def layer_state(
 
 def head_name(weights: TensorSource, arch: Architecture) -> str:
     """The tensor that scores tokens: the embedding where the two are tied."""
-    tied = weights.config.get("tie_word_embeddings") or arch.tensors.head not in weights.tensors
+    tied = is_tied(weights.config) or arch.tensors.head not in weights.tensors
     return arch.tensors.embedding if tied else arch.tensors.head
 
 
@@ -218,12 +227,3 @@ def skeleton(config: Config, arch: Architecture) -> Any:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"config.json cannot be used: {reason}", "restore the model's own config.json") from error
     return model.eval().requires_grad_(False)
-
-
-def sliding_windows(config: Any) -> list[int | None]:
-    """The sliding window of each layer, None where attention sees everything before it."""
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    if kinds is None:
-        kinds = ["sliding_attention" if window else "full_attention"] * config.num_hidden_layers
-    return [window if kind == "sliding_attention" else None for kind in kinds]

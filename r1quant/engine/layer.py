@@ -63,13 +63,14 @@ def _gather(
     """Fills the sums, and says how to move the weights so that the outputs are those that are wanted.
 
     What the outputs lack is W (y - x), y what the float model has in the place of x; the ends of a branch make up for
-    the drift of the residual stream as well. Where it runs beside for some windows only, the correction follows from
-    the statistics of these, before the others come to them.
+    the drift of the residual stream as well, unless a norm stands between. Where it runs beside for some windows only,
+    the correction follows from the statistics of these, before the others come to them.
     """
     if reference is None or target is None:
         for x in inputs():
             sums.add(x)
         return None
+    drifts = stage.residual and not stage.post_norm
     weight = torch.cat([reference.layer.weight(name) for name in stage.linears])
     beside, left, correction = zip(target(), reference.chunks(), strict=True), len(reference.hidden), None
     for x, h in zip(inputs(), layer_pass.chunks(), strict=True):
@@ -77,12 +78,12 @@ def _gather(
         if here:
             y, g = next(beside)
             lacking = y - x[:here]
-            if stage.residual:
+            if drifts:
                 lacking = torch.nn.functional.linear(lacking, weight) + (g - h[:here]).to(y.device)
             sums.add(x[:here], lacking)
             left -= here
             if not left:
-                correction = correction_of(sums, None if stage.residual else weight)
+                correction = correction_of(sums, None if drifts else weight)
         if here < len(x):
             sums.add(x[here:])
     return correction

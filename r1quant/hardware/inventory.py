@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from r1quant.arch.tables import Architecture, architectures, head_dim, size
+from r1quant.arch.tables import Architecture, architectures, head_dim, is_tied, size
 from r1quant.checkpoint.tensorfile import TensorSpec
 from r1quant.core.floats import FLOAT_DTYPES
 from r1quant.errors import CheckpointError
@@ -91,7 +91,7 @@ def of_headers(config: Mapping[str, Any], tensors: Iterable[TensorSpec]) -> Inve
     """The tensors that there are. What is quantized already is taken as of config.json instead, and so said."""
     config = text_config(config)
     arch = architectures().get(str(config.get("model_type")))
-    tied = bool(config.get("tie_word_embeddings"))
+    tied = is_tied(config)
     kinds: dict[tuple[str, str, tuple[int, ...]], list[Any]] = {}
     for spec in tensors:
         if spec.dtype not in FLOAT_DTYPES:
@@ -116,7 +116,7 @@ def of_config(config: Mapping[str, Any], note: str = "") -> Inventory:
         if family not in LIKE_LLAMA:
             note = note or f"the architecture {family!r} is not known: sizes are estimated as of a Llama"
         return Inventory(config, tuple(parts), note)
-    tied = bool(config.get("tie_word_embeddings"))
+    tied = is_tied(config)
     maybe = arch.layer.biases == "optional"
     specs = [
         TensorSpec(name, dtype, shape)

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from r1quant.arch.tables import architecture_of, linears
+from r1quant.arch.tables import architecture_of, is_tied, linears
 from r1quant.arch.yarn import yarn
 from r1quant.checkpoint.artifact import CheckpointArtifact, LinearSpec, has_chat_template, quantized
 from r1quant.formats.codec import CodecArtifact
@@ -41,14 +41,14 @@ def inspect(model: str | Path) -> dict[str, Any]:
         "bytes": sum(path.stat().st_size for path in weight_files(artifact)),
         "files": len(weight_files(artifact)),
         "missing_bytes": stored.missing_bytes if stored else 0,
-        "tied_embeddings": bool(config.get("tie_word_embeddings")),
+        "tied_embeddings": is_tied(config),
         "vocabulary": config.get("vocab_size"),
         "max_positions": config.get("max_position_embeddings"),
         "rope_scaling": config.get("rope_scaling"),
         "yarn": None if stretched is None else stretched.as_dict(),
         "chat_template": has_chat_template(artifact.side_files),
         "quantization": checkpoint.config.get("quantization_config") if checkpoint else (dict(grids) or None),
-        "exports": [name for name, reason in preflight.formats(artifact.linear_specs).items() if reason is None]
+        "exports": [name for name, reason in preflight.formats(arch, artifact.linear_specs).items() if reason is None]
         if artifact.linear_specs
         else [],
         "problems": [p.message for p in tensor_problems(checkpoint, arch)]

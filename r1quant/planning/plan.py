@@ -127,7 +127,7 @@ class Plan:
             "cache_bytes_kept": self.estimate.kept_bytes,
             "predicted_peak_rss_bytes": self.estimate.peak_rss_bytes,
             "predicted_seconds": self.estimate.seconds,
-            "formats": preflight.formats(self.linear_specs),
+            "formats": preflight.formats(self.arch, self.linear_specs),
             "runtimes": [verdict.as_dict() for verdict in self.runtimes],
             "devices": self.devices,
             "problems": [{"message": p.message, "hint": p.hint} for p in self.problems],

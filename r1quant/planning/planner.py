@@ -55,7 +55,7 @@ def make(
     if not uneven and (grids or not recipe.budgeted):
         problems += checks.form_problems(linears, grids or uniform, recipe)
     grids = grids or uniform
-    problems += checks.text_problems(checkpoint, recipe)
+    problems += checks.rotation_problems(arch, recipe) + checks.text_problems(checkpoint, recipe)
     layout = _layout(checkpoint, arch, linears, recipe, grids)
     estimate = estimated(checkpoint, recipe, linears, grids, layout)
     place = (out or default_out(checkpoint, recipe, Path.cwd())).absolute()

@@ -13,7 +13,7 @@ from typing import Any
 from r1quant.arch.tables import Architecture, linears, size
 from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.core.grid import BITS
-from r1quant.planning.targets import ExportOptions, problem
+from r1quant.planning.targets import ExportOptions, family_problem, problem
 from r1quant.registry import FORMATS
 
 KERNEL_GROUPS = (32, 64, 128, -1)
@@ -92,13 +92,15 @@ def mixed_bits(format: str, symmetric: bool, name: str | None = None) -> frozens
     return frozenset(b for rule in able for b in (rule.symmetric if symmetric else rule.asymmetric))
 
 
-def formats(linear_specs: Mapping[str, LinearSpec], options: ExportOptions | None = None) -> dict[str, str | None]:
-    """For every format None, or why it cannot hold all linears exactly."""
+def formats(
+    arch: Architecture, linear_specs: Mapping[str, LinearSpec], options: ExportOptions | None = None
+) -> dict[str, str | None]:
+    """For every format None, or why it cannot hold the family, or all linears exactly."""
     options, kinds = options or ExportOptions(), dict.fromkeys(linear_specs.values())
     found: dict[str, str | None] = {}
     for name in FORMATS:
         reasons = (problem(name, form, options) for form in kinds)
-        found[name] = next((reason for reason in reasons if reason), None)
+        found[name] = family_problem(name, arch) or next((reason for reason in reasons if reason), None)
     return found
 
 
@@ -106,7 +108,7 @@ def runtimes(
     arch: Architecture, config: Mapping[str, Any], linear_specs: Mapping[str, LinearSpec], devices: int = 1
 ) -> list[Verdict]:
     """What each runtime makes of the linears; devices: over how many a serving runtime is to split them."""
-    held = formats(linear_specs)
+    held = formats(arch, linear_specs)
     verdicts = []
     for runtime in RUNTIMES:
         loads, refuses = [], {}

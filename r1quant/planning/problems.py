@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from r1quant.arch.tables import Architecture
+from r1quant.arch.tables import NO_RESIDUAL_ROTATION, Architecture, is_tied
 from r1quant.arch.yarn import yarn
 from r1quant.checkpoint.artifact import LinearSpec, has_chat_template
 from r1quant.checkpoint.safetensors import Checkpoint
@@ -22,7 +22,7 @@ from r1quant.recipe import Recipe
 def tensor_problems(checkpoint: Checkpoint, arch: Architecture) -> list[PlanProblem]:
     """Whether the checkpoint holds exactly the tensors that its config implies, in float."""
     shapes, again = arch.shapes(checkpoint.config), "download the model again"
-    tied = bool(checkpoint.config.get("tie_word_embeddings"))
+    tied = is_tied(checkpoint.config)
     problems = []
     for name, info in checkpoint.tensors.items():
         if name.endswith(arch.tensors.ignored):
@@ -109,6 +109,13 @@ def device_problems(
     return [PlanProblem(f"{ours[0].runtime} cannot split this: {ours[0].refuses[recipe.format]}", hint)]
 
 
+def rotation_problems(arch: Architecture, recipe: Recipe) -> list[PlanProblem]:
+    if recipe.rotate not in ("r1", "both") or not arch.layer.post_norms:
+        return []
+    reason, hint = NO_RESIDUAL_ROTATION
+    return [PlanProblem(f"{arch.model_type}: {reason}", hint)]
+
+
 def text_problems(checkpoint: Checkpoint, recipe: Recipe) -> list[PlanProblem]:
     if not recipe.calibrated:
         return []
@@ -170,6 +177,6 @@ def warnings_of(
     if selfcalib.writes(recipe):
         weights = sum(linear.weights for linear in linears)
         warnings += selfcalib.foretell(selfcalib.predict(checkpoint, recipe, weights), recipe)
-    if checkpoint.config.get("tie_word_embeddings"):
+    if is_tied(checkpoint.config):
         warnings.append("embedding and head are tied: they stay in float, as one tensor")
     return warnings

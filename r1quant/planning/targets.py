@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from r1quant.arch.tables import Architecture
 from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.errors import RecipeError
 from r1quant.formats.codec import other_kind
@@ -17,6 +18,7 @@ from r1quant.formats.gguf.options import K_QUANTS, GgufOptions
 from r1quant.formats.gguf.options import problem as gguf_problem
 from r1quant.formats.onnx.options import OnnxOptions
 from r1quant.formats.onnx.options import problem as onnx_problem
+from r1quant.formats.onnx.options import unsupported as onnx_unsupported
 from r1quant.formats.table import CODECS
 from r1quant.registry import FORMATS
 
@@ -131,6 +133,11 @@ def problem(format: str, form: LinearSpec, options: ExportOptions) -> str | None
     if format == "gguf":
         return None if options.k_quant else gguf_problem(form, options.type.lower())
     return CODECS[format].problem(form)
+
+
+def family_problem(format: str, arch: Architecture) -> str | None:
+    """Why a format cannot hold a family of models at all; None where it can."""
+    return onnx_unsupported(arch) if format == "onnx" else None
 
 
 def fitting(linear_specs: Iterable[LinearSpec], options: ExportOptions) -> list[str]:

@@ -292,7 +292,7 @@ def test_llama3_scaling_is_recovered_from_its_table(tmp_path: Path, factor: floa
 def test_opening_does_not_import_torch(tmp_path: Path) -> None:
     path = write(tmp_path / "m.gguf", "qwen2", metadata("qwen2"), tensors("qwen2", biases=QKV))
     code = (
-        "import sys; from pathlib import Path; from r1quant.sources import open_model;"
+        "import sys; from pathlib import Path; from r1quant.checkpoint.resolve import open_model;"
         f"open_model({str(path)!r}); print(sorted({{'torch', 'transformers'}} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,15 +7,15 @@ It does not know the tensors' contents, except for the one small table of rotary
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from r1quant.arch.rope import llama3_factors, magnitude
-from r1quant.arch.tables import Architecture, architectures
+from r1quant.arch.tables import Architecture, architectures, query_scalar
 from r1quant.checkpoint.gguf.header import GgufHeader, StoredTensor, shown
+from r1quant.core.json import Config
 from r1quant.errors import CheckpointError
 
 ROPE_FREQS = "rope_freqs.weight"
@@ -26,6 +26,7 @@ TORCH_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # The name of a special token in Hugging Face files, and in the keys of GGUF.
 TOKENS = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
 SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
+SLIDING_WINDOW, PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
 SAFETENSORS = "use the model's safetensors checkpoint"
 
 
@@ -65,7 +66,7 @@ def model_config(header: GgufHeader, arch: Architecture, rope_freqs: npt.NDArray
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
-        "hidden_act": "silu",
+        **arch.gguf.implied,
         "rms_norm_eps": header.real(f"{prefix}.attention.layer_norm_rms_epsilon"),
         "vocab_size": _tensor(header, "token_embd.weight", 2).shape[0],
         "max_position_embeddings": header.whole(f"{prefix}.context_length", least=1),
@@ -74,10 +75,31 @@ def model_config(header: GgufHeader, arch: Architecture, rope_freqs: npt.NDArray
         "tie_word_embeddings": "output.weight" not in header.tensors,
         "torch_dtype": TORCH_DTYPES[dtype_of(header)],
     }
+    config |= _of_family(header, arch, config)
     config |= _biases(header, arch)
     config |= {f"{name}_token_id": token_id(header, key) for name, key in TOKENS.items() if name != "unk"}
     config["rope_scaling"] = _rope_scaling(header, prefix, config, rope_freqs)
     return config
+
+
+def _of_family(header: GgufHeader, arch: Architecture, config: Config) -> dict[str, Any]:
+    """What some families have beyond the sizes: sliding windows, and a scale of the attention scores of their own.
+
+    Raises CheckpointError where the file has what the architecture table calls unsupported.
+    """
+    prefix, found = arch.gguf.architecture, dict[str, Any]()
+    for key in arch.unsupported:
+        if header.metadata.get(f"{prefix}.{key}"):
+            raise CheckpointError(f"{header.path.name}: {prefix}.{key} is not supported", SAFETENSORS)
+    if SLIDING_WINDOW in arch.gguf.metadata:
+        found["sliding_window"] = header.whole(f"{prefix}.{SLIDING_WINDOW}", least=1)
+    for key, name in (("sliding_window_pattern", PATTERN), ("rope_local_base_freq", "rope.freq_base_swa")):
+        if key in arch.gguf.implied and f"{prefix}.{name}" in header.metadata:
+            read = header.whole if name == PATTERN else header.real
+            found[key] = read(f"{prefix}.{name}")
+    if "query_pre_attn_scalar" in arch.defaults:
+        found["query_pre_attn_scalar"] = query_scalar(config, arch)
+    return found
 
 
 def generation_config(header: GgufHeader) -> dict[str, Any]:
@@ -153,7 +175,7 @@ def _biases(header: GgufHeader, arch: Architecture) -> dict[str, bool]:
 
 
 def _rope_scaling(
-    header: GgufHeader, prefix: str, config: Mapping[str, Any], rope_freqs: npt.NDArray[np.float32] | None
+    header: GgufHeader, prefix: str, config: Config, rope_freqs: npt.NDArray[np.float32] | None
 ) -> dict[str, Any] | None:
     key = f"{prefix}.rope.scaling"
     kind = header.text(f"{key}.type", "none")
@@ -183,9 +205,7 @@ def _rope_scaling(
     return scaling
 
 
-def _llama3(
-    header: GgufHeader, config: Mapping[str, Any], rope_freqs: npt.NDArray[np.float32]
-) -> dict[str, Any] | None:
+def _llama3(header: GgufHeader, config: Config, rope_freqs: npt.NDArray[np.float32]) -> dict[str, Any] | None:
     """The parameters of Llama 3 scaling whose factors are the given table; None where the table scales nothing."""
     factor = float(rope_freqs.max(initial=1.0))
     if rope_freqs.shape == (config["head_dim"] // 2,) and 1.0 <= factor < math.inf:

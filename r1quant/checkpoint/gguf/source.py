@@ -43,12 +43,14 @@ class GgufCheckpoint(Checkpoint):
     """A model in one GGUF file, or in several parts.
 
     `tensors` says what is presented: float dtype and Hugging Face shape; only `file` and `offset` are those of the
-    stored blocks. `stored` has the blocks, and `heads` the number of heads of each tensor whose rows are permuted in
-    the file, both by Hugging Face name.
+    stored blocks. By Hugging Face name, `stored` has the blocks, `heads` the number of heads of each tensor whose rows
+    are permuted in the file, and `offsets` what the file has added to a tensor: the norms of some families multiply by
+    their weight and one, which is stored as one number.
     """
 
     stored: Mapping[str, StoredTensor] = field(repr=False)
     heads: Mapping[str, int] = field(repr=False)
+    offsets: Mapping[str, int] = field(repr=False)
 
     @property
     def missing_bytes(self) -> int:
@@ -75,6 +77,7 @@ class GgufCheckpoint(Checkpoint):
         """The presented tensor's bytes piece by piece: some rows each, whole heads where rows are permuted."""
         stored, heads = self.stored[info.name], self.heads.get(info.name)
         rows = stored.nbytes // stored.row_bytes
+        offset = self.offsets.get(info.name, 0)
         unit = rows // heads if heads and rows > 1 else 1
         step = max(1, CHUNK * rows // (4 * int(np.prod(info.shape))) // unit) * unit
         with info.file.open("rb", buffering=0) as file:
@@ -83,8 +86,10 @@ class GgufCheckpoint(Checkpoint):
                 count = min(step, rows - start)
                 raw = np.empty((count, stored.row_bytes), np.uint8)
                 fill(file, raw.reshape(-1), info.file)
-                same = FLOAT_KINDS.get(stored.kind) == info.dtype
+                same = FLOAT_KINDS.get(stored.kind) == info.dtype and not offset
                 values = raw.reshape(-1).view(WORDS[info.dtype]) if same else dequantize(raw, stored.kind)
+                if offset:
+                    values = values - np.float32(offset)
                 if heads:
                     head_dim = info.shape[0] // heads
                     columns = values.size // (heads * head_dim) if rows == 1 else values.size // count
@@ -135,6 +140,7 @@ def open_gguf(path: Path, source: str | None = None, partial: bool = False) -> G
         side_files={"generation_config.json": _json(generation_config(header)), **tokenizer_files(header)},
         stored=stored,
         heads=heads,
+        offsets={name: offset for name in stored if (offset := arch.offset_of(name))},
     )
 
 

@@ -79,10 +79,11 @@ def folded(checkpoint: Checkpoint, scales: Mapping[int, Mapping[str, torch.Tenso
             divisor = _divisor(fold, scale)
             weight = f"{prefix}{fold.producer}.weight"
             if len(checkpoint.info(weight).shape) == 1:
-                divisor = _held(checkpoint.read(weight), divisor)
+                divisor = _held(checkpoint.read(weight), divisor, arch.offset_of(weight))
             for name in (weight, f"{prefix}{fold.producer}.bias"):
                 if name in checkpoint.tensors:
-                    turns[name] = replace(turns.get(name, Turn(name)), divisor=divisor)
+                    offset = arch.offset_of(name)
+                    turns[name] = replace(turns.get(name, Turn(name)), divisor=divisor, offset=offset)
             for linear in fold.consumers:
                 name = f"{prefix}{linear}.weight"
                 turns[name] = replace(turns.get(name, Turn(name)), factor=divisor[fold.source])
@@ -101,8 +102,10 @@ def _divisor(fold: Fold, scale: torch.Tensor) -> torch.Tensor:
     return divisor
 
 
-def _held(norm: torch.Tensor, divisor: torch.Tensor) -> torch.Tensor:
-    """The divisor that gives what is stored of a norm's quotient, in its dtype."""
-    quotient = (norm.float() / divisor).to(norm.dtype).float()
+def _held(norm: torch.Tensor, divisor: torch.Tensor, offset: int) -> torch.Tensor:
+    """The divisor that gives what is stored of a norm's quotient, in its dtype; the norm multiplies by its weight plus
+    the offset."""
+    gain = norm.float() + offset
+    quotient = (gain / divisor - offset).to(norm.dtype).float() + offset
     held = torch.isfinite(quotient) & (quotient != 0)
-    return torch.where(held, norm.float() / quotient, 1)
+    return torch.where(held, gain / quotient, 1)

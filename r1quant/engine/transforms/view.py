@@ -30,15 +30,17 @@ class Turn:
 
     source   the stored tensor it is computed from
     gamma    the norm whose weight its columns are multiplied by
+    offset   what a norm adds to its weight: to that of gamma, or, without one, to the tensor itself if it is a norm's
     columns  what its columns are turned by
     rows     what its rows are turned by
     factor   float32 [K]: what its columns are multiplied by
     divisor  float32 [N]: what its rows are divided by
-    ones     whether it is all ones instead
+    ones     whether it multiplies by one instead
     """
 
     source: str
     gamma: str | None = None
+    offset: int = 0
     columns: Rotation | None = None
     rows: Rotation | None = None
     factor: torch.Tensor | None = None
@@ -115,10 +117,11 @@ class View(Checkpoint):
     def _pieces(self, turn: Turn) -> Iterator[torch.Tensor]:
         """Rows of a presented tensor in float32."""
         if turn.ones:
-            yield torch.ones(self.inner.info(turn.source).shape)
+            yield torch.ones(self.inner.info(turn.source).shape) - turn.offset
             return
         stored = self.inner.read(turn.source)
-        gamma = None if turn.gamma is None else self.inner.read(turn.gamma).float()
+        gamma = None if turn.gamma is None else self.inner.read(turn.gamma).float() + turn.offset
+        own = turn.offset if turn.gamma is None else 0
         step = len(stored) if turn.rows else ROWS
         for start in range(0, len(stored), step):
             piece = stored[start : start + step].float()
@@ -132,7 +135,8 @@ class View(Checkpoint):
                 piece = piece * turn.factor
             if turn.divisor is not None:
                 divisor = turn.divisor[start : start + step]
-                piece = piece / divisor.reshape(-1, *[1] * (piece.ndim - 1))
+                divisor = divisor.reshape(-1, *[1] * (piece.ndim - 1))
+                piece = (piece + own) / divisor - own if own else piece / divisor
             yield piece
 
 

@@ -29,12 +29,14 @@ def pieces(artifact: Artifact, target: Target, rounded: dict[str, str]) -> Itera
     if target.linear is not None:
         yield _linear(artifact, target, target.linear)
         return
-    if target.stored.lower() == target.type and target.heads is None:
+    if target.stored.lower() == target.type and target.heads is None and not target.offset:
         yield from artifact.chunks(target.name)
         return
     unit = target.entry.shape[0] // target.heads if target.heads else 1
     for values in rows(artifact, target.name, unit):
         ordered = interleaved(values, len(values) // unit) if target.heads else values
+        if target.offset:  # in float32, as every program that runs the model adds them
+            ordered = ordered + np.float32(target.offset)
         raw, exact = _rounded(ordered, target.type, target.name)
         if not exact:
             rounded[target.name] = f"rounded from {target.stored} to {target.type.upper()}"

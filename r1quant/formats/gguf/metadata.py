@@ -16,9 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from r1quant.arch import rope
-from r1quant.arch.tables import Architecture, head_dim, rms_epsilon, size
+from r1quant.arch.kvcache import windows
+from r1quant.arch.tables import Architecture, head_dim, query_scalar, rms_epsilon, size, stated
 from r1quant.checkpoint.artifact import generation_config
-from r1quant.checkpoint.gguf.config import SAMPLING
+from r1quant.checkpoint.gguf.config import SAMPLING, SLIDING_WINDOW
+from r1quant.core.json import Config
 from r1quant.errors import CheckpointError
 
 QUANTIZATION_VERSION = 2
@@ -43,17 +45,18 @@ def size_label(parameters: int) -> str:
 
 def _sampling(side_files: Mapping[str, bytes]) -> dict[str, Any]:
     """The sampling values of generation_config.json."""
-    stated = generation_config(side_files)
+    sampling = generation_config(side_files)
     keys: dict[str, Any] = {}
     for key in ("top_k", "top_p", "min_p", "temp"):
-        value = stated.get(SAMPLING[key])
+        value = sampling.get(SAMPLING[key])
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             keys[f"general.sampling.{key}"] = np.int32(value) if key == "top_k" else float(value)
     return keys
 
 
-def model(config: Mapping[str, Any], arch: Architecture, file_type: int) -> dict[str, Any]:
+def model(config: Config, arch: Architecture, file_type: int) -> dict[str, Any]:
     """Sizes and rotary embeddings. Raises CheckpointError where GGUF or llama.cpp has no place for what config says."""
+    _check_implied(config, arch)
     prefix = arch.gguf.architecture
     heads = size(config, "num_attention_heads")
     keys: dict[str, Any] = {
@@ -68,13 +71,38 @@ def model(config: Mapping[str, Any], arch: Architecture, file_type: int) -> dict
     keys["attention.layer_norm_rms_epsilon"] = rms_epsilon(config)
     columns = head_dim(config)
     keys |= {"attention.key_length": columns, "attention.value_length": columns}
-    if prefix == "llama":
-        keys |= {"vocab_size": size(config, "vocab_size"), "rope.dimension_count": columns}
+    if SLIDING_WINDOW in arch.gguf.metadata:
+        keys[SLIDING_WINDOW] = size(config, "sliding_window")
+    more = {"vocab_size": size(config, "vocab_size"), "rope.dimension_count": columns}
+    keys |= {key: value for key, value in more.items() if key in arch.gguf.metadata}
     named = {f"{prefix}.{key}": value for key, value in keys.items()}
     return named | {"general.file_type": file_type, "general.quantization_version": QUANTIZATION_VERSION}
 
 
-def _rotary(config: Mapping[str, Any]) -> dict[str, Any]:
+def _check_implied(config: Config, arch: Architecture) -> None:
+    """That llama.cpp computes what config.json says, as far as no key of GGUF says it."""
+    implied = dict(arch.gguf.implied)
+    if "query_pre_attn_scalar" in arch.defaults:
+        implied["query_pre_attn_scalar"] = query_scalar(config, arch)
+    said = {key: value for key, value in config.items() if key not in ("layer_types", "rope_parameters")}
+    for key, value in implied.items():
+        if key == "sliding_window_pattern":
+            same = windows(config) == windows({**said, key: value})
+        elif key == rope.LOCAL_THETA:
+            local, whole = rope.parameters(rope.of_kind(config, rope.SLIDING)), rope.parameters(config)
+            same = (local["rope_type"], local["rope_theta"]) == ("default", value)
+            same = same and whole["rope_type"] in ("default", "linear")  # anything else would go for all layers
+        else:
+            same = stated(config, key, value) == value
+        if not same:
+            raise CheckpointError(
+                f"config.json: llama.cpp computes {arch.gguf.architecture} models with {key} = {value!r}, which this "
+                "one does not have",
+                "run this model from safetensors",
+            )
+
+
+def _rotary(config: Config) -> dict[str, Any]:
     settings = rope.parameters(config)
     kind = settings["rope_type"]
     keys: dict[str, Any] = {"rope.freq_base": float(settings["rope_theta"])}
@@ -91,9 +119,9 @@ def _rotary(config: Mapping[str, Any]) -> dict[str, Any]:
         )
     keys["rope.scaling.original_context_length"] = original
     keys["rope.scaling.attn_factor"] = rope.attention_factor(config) / rope.magnitude(factor)  # its own
-    stated = settings.get("attention_factor", settings.get("attn_factor"))
+    factor_stated = settings.get("attention_factor", settings.get("attn_factor"))
     for name, value in (
-        ("attn_factor", stated),
+        ("attn_factor", factor_stated),
         ("beta_fast", settings.get("beta_fast")),
         ("beta_slow", settings.get("beta_slow")),
     ):
@@ -103,16 +131,16 @@ def _rotary(config: Mapping[str, Any]) -> dict[str, Any]:
     return keys
 
 
-def _context(config: Mapping[str, Any]) -> int:
+def _context(config: Config) -> int:
     return size(config, "max_position_embeddings")
 
 
-def _original_context(config: Mapping[str, Any], settings: Mapping[str, Any]) -> int:
+def _original_context(config: Config, settings: Config) -> int:
     key = "original_max_position_embeddings"
     return size({key: config.get(key, settings.get(key))}, key, _context(config))
 
 
-def _check_betas(settings: Mapping[str, Any]) -> None:
+def _check_betas(settings: Config) -> None:
     """The loaders of these families do not read the betas, so only the usual ones give the right frequencies."""
     for name, usual in (("beta_fast", 32), ("beta_slow", 1)):
         if settings.get(name, usual) != usual:
@@ -122,7 +150,7 @@ def _check_betas(settings: Mapping[str, Any]) -> None:
             )
 
 
-def rope_table(config: Mapping[str, Any]) -> npt.NDArray[np.float32] | None:
+def rope_table(config: Config) -> npt.NDArray[np.float32] | None:
     """`rope_freqs.weight`, float32 [head_dim / 2]: what Llama 3 scaling divides each frequency by; None for others."""
     settings = rope.parameters(config)
     if settings["rope_type"] != "llama3":

@@ -8,7 +8,7 @@ exact float32 numbers they stand for. The row order of llama.cpp is undone. It d
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -88,18 +88,7 @@ def open_gguf_artifact(path: Path, source: str | None = None, partial: bool = Fa
     exact: dict[str, TensorInfo] = {
         name: presented(name, stored, FLOAT_KINDS.get(stored.kind, "F32")) for name, stored in checkpoint.stored.items()
     }
-    return GgufArtifact(
-        GgufCheckpoint(
-            source=checkpoint.source,
-            folder=checkpoint.folder,
-            config=checkpoint.config,
-            config_text=checkpoint.config_text,
-            tensors=exact,
-            side_files=checkpoint.side_files,
-            stored=checkpoint.stored,
-            heads=checkpoint.heads,
-        )
-    )
+    return GgufArtifact(replace(checkpoint, tensors=exact))
 
 
 def _raw(stored: StoredTensor, step: int) -> Iterator[npt.NDArray[np.uint8]]:

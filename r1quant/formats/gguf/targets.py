@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from r1quant.arch.tables import Architecture
+from r1quant.arch.tables import Architecture, is_tied
 from r1quant.checkpoint.artifact import Artifact, quantized
 from r1quant.checkpoint.gguf.source import gguf_names, heads_of
 from r1quant.checkpoint.tensorfile import TensorSpec
@@ -32,6 +32,7 @@ class Target:
     stored  the dtype in the checkpoint
     type    one of options.TYPES but auto
     heads   how many heads its rows are reordered in, None where they keep their order
+    offset  what is added to it: where a norm multiplies by its weight and one, the file has their sum
     """
 
     name: str
@@ -40,6 +41,7 @@ class Target:
     stored: str
     type: str
     heads: int | None
+    offset: int = 0
 
 
 def plan(artifact: Artifact, arch: Architecture, options: GgufOptions) -> list[Target]:
@@ -50,7 +52,7 @@ def plan(artifact: Artifact, arch: Architecture, options: GgufOptions) -> list[T
     """
     shapes = arch.shapes(artifact.config)
     names = gguf_names(arch, artifact.config["num_hidden_layers"])
-    tied = bool(artifact.config.get("tie_word_embeddings", False))
+    tied = is_tied(artifact.config)
     left = {name for name in artifact.tensors if not name.endswith(arch.tensors.ignored)}
     heads = heads_of(arch, artifact.config, shapes) if arch.gguf.interleaved_rope else {}
     (attention_out,) = arch.layer.stage("attention_out").linears
@@ -95,7 +97,7 @@ def _target(
         raise CheckpointError(f"{spec.name}: dtype {spec.dtype} cannot be written", "use a BF16, F16 or F32 checkpoint")
     chosen = "f32" if len(spec.shape) == 1 else _type(artifact, arch, spec, linear, options)
     entry = Entry(stored_name, spec.shape, KINDS[chosen], _nbytes(spec.shape, chosen))
-    return Target(spec.name, entry, linear, spec.dtype, chosen, heads)
+    return Target(spec.name, entry, linear, spec.dtype, chosen, heads, arch.offset_of(spec.name))
 
 
 def _type(artifact: Artifact, arch: Architecture, spec: TensorSpec, linear: str | None, options: GgufOptions) -> str:

@@ -13,12 +13,13 @@ from onnx import TensorProto, helper
 
 from r1quant.arch import rope
 from r1quant.arch.tables import Architecture, dimensions
+from r1quant.arch.tables import is_tied as tied_by_config
 from r1quant.formats.onnx.dimensions import Dimensions
 from r1quant.formats.onnx.graph import Graph, Piece
+from r1quant.formats.onnx.options import STAGES
 from r1quant.formats.onnx.weights import Weights
 
 POSITIONS_A_PIECE = 4096
-STAGES = ("qkv", "attention_out", "gate_up", "down")  # of the layers that this graph is built for
 
 
 class Parts(Protocol):
@@ -68,8 +69,7 @@ def build(graph: Graph, weights: Weights, parts: Parts, arch: Architecture, size
 
 def is_tied(weights: Weights, arch: Architecture) -> bool:
     """Whether the embedding is the output projection too."""
-    stated = weights.artifact.config.get("tie_word_embeddings")
-    return bool(stated) or not weights.has(arch.tensors.head)
+    return tied_by_config(weights.artifact.config) or not weights.has(arch.tensors.head)
 
 
 def _interface(graph: Graph, weights: Weights, sizes: Dimensions) -> None:

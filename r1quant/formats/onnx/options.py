@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_type_hints
 
+from r1quant.arch.tables import Architecture
 from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.errors import RecipeError
 
@@ -16,6 +17,7 @@ BLOCK_SIZES = (16, 32, 64, 128, 256)  # of MatMulNBits; a power of two
 FLOAT16_BITS = 11
 PLANE_SCALE_BITS = 24 - 9  # a difference of codes has 9 bits
 LEVELS = range(5)
+STAGES = ("qkv", "attention_out", "gate_up", "down")  # of the layers that the graph is built for
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,16 @@ class OnnxOptions:
                 "ONNX with standard operators keeps embedding and head exact",
                 "use the style matmulnbits for an 8-bit embedding or head",
             )
+
+
+def unsupported(arch: Architecture) -> str | None:
+    """Why the graph of a family cannot be built; None where it can."""
+    layer = arch.layer
+    if tuple(stage.name for stage in layer.stages) != STAGES:
+        return f"{arch.model_type} layers are not attention and a gated MLP, of which ONNX graphs are built"
+    if layer.post_norms or arch.norm_offset or arch.tensors.scaled_embedding:
+        return f"{arch.model_type} layers have norms behind attention and MLP, which no ONNX graph is built with yet"
+    return None
 
 
 def block_size(form: LinearSpec, options: OnnxOptions) -> int | None:

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from r1quant.arch.tables import Architecture
 from r1quant.checkpoint.artifact import Artifact
-from r1quant.errors import CheckpointError
+from r1quant.errors import CheckpointError, RecipeError
 from r1quant.formats.onnx import genai
 from r1quant.formats.onnx.contrib import Contrib
 from r1quant.formats.onnx.decoder import build, is_tied
 from r1quant.formats.onnx.dimensions import Dimensions
 from r1quant.formats.onnx.graph import Graph
-from r1quant.formats.onnx.options import OnnxOptions
+from r1quant.formats.onnx.options import OnnxOptions, unsupported
 from r1quant.formats.onnx.standard import Standard
 from r1quant.formats.onnx.weights import Weights
 from r1quant.storage import atomic, provenance
@@ -74,6 +74,9 @@ def write(
 
 
 def _graph(artifact: Artifact, arch: Architecture, options: OnnxOptions) -> tuple[Graph, Weights, Dimensions]:
+    reason = unsupported(arch)
+    if reason is not None:
+        raise RecipeError(f"{artifact.source}: {reason}", "choose another format")
     sizes = Dimensions.of(artifact.config)
     _check(artifact, arch)
     graph = Graph(DATA)

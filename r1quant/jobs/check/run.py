@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from r1quant.arch.tables import Architecture, architecture_of, linears
+from r1quant.arch.tables import Architecture, architecture_of, is_tied, linears
 from r1quant.checkpoint.artifact import ROWS_LIMIT, Artifact, quantized, rows
 from r1quant.errors import CheckpointError
 from r1quant.jobs.artifacts import open_artifact, same_model
@@ -87,7 +87,7 @@ def check(a: str | Path, b: str | Path, progress: Progress | None = None) -> Che
     progress.begin("comparing", sum(one.tensors[name].nbytes for name in names))
     differences = []
     for name in names:
-        found = compare(one, other, name)
+        found = compare(one, other, name, arch.offset_of(name))
         if found is not None:
             differences.append(found)
         progress.advance(one.tensors[name].nbytes, name)
@@ -97,7 +97,7 @@ def check(a: str | Path, b: str | Path, progress: Progress | None = None) -> Che
 
 def _names(one: Artifact, other: Artifact, arch: Architecture) -> tuple[list[str], list[str]]:
     """Tensors in both, and those in one alone. What an architecture ignores, and a tied head, need not be there."""
-    tied = bool(one.config.get("tie_word_embeddings"))
+    tied = is_tied(one.config)
 
     def counted(artifact: Artifact) -> set[str]:
         return {
@@ -110,8 +110,12 @@ def _names(one: Artifact, other: Artifact, arch: Architecture) -> tuple[list[str
     return [name for name in one.tensors if name in mine & theirs], sorted(mine ^ theirs)
 
 
-def compare(one: Artifact, other: Artifact, name: str) -> Difference | None:
-    """The difference of a tensor in two artifacts, as float32; None where there is none."""
+def compare(one: Artifact, other: Artifact, name: str, offset: int = 0) -> Difference | None:
+    """The difference of a tensor in two artifacts, as float32; None where there is none.
+
+    offset: what is added before the two are compared: of norms that multiply by one plus their weight a model knows,
+    and GGUF stores, only this sum.
+    """
     shape, theirs = one.tensors[name].shape, other.tensors[name].shape
     if shape != theirs:
         raise CheckpointError(
@@ -121,6 +125,8 @@ def compare(one: Artifact, other: Artifact, name: str) -> Difference | None:
     first: tuple[int, float, float] | None = None
     count, largest, start = 0, 0.0, 0
     for a, b in zip(_pieces(one, name), _pieces(other, name), strict=True):
+        if offset:
+            a, b = a + np.float32(offset), b + np.float32(offset)
         apart = ~(a == b)
         if apart.any():
             where = int(apart.argmax())

@@ -9,7 +9,7 @@ from r1quant.arch.tables import Architecture, linears
 from r1quant.checkpoint.artifact import Artifact, LinearSpec
 from r1quant.errors import RecipeError, ResumeError
 from r1quant.formats.table import CODECS
-from r1quant.planning.targets import ExportOptions, fitting, problem
+from r1quant.planning.targets import ExportOptions, family_problem, fitting, problem
 from r1quant.progress import Progress
 
 
@@ -37,6 +37,8 @@ class ExportTask:
             raise ResumeError(f"{place} exists already", "choose another --out, or delete it first")
         if not place.parent.is_dir() and not place.parent.parent.is_dir():
             raise RecipeError(f"the folder {place.parent} does not exist", "create it, or choose another --out")
+        if reason := family_problem(self.format, self.arch):
+            raise RecipeError(f"{source}: {reason}", "choose another format")
         if self.format in CODECS and not self.linear_specs:
             hint = f"quantize it first: r1quant quantize {source} --format {self.format}"
             raise RecipeError(f"{source} holds floats, and {self.format} holds quantized weights", hint)
