@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from r1quant.jobs.export.run import Exported
     from r1quant.jobs.generate.run import Generated
     from r1quant.jobs.quantize.run import Quantized
-    from r1quant.jobs.verify.run import Verified
     from r1quant.planning.plan import Plan
     from r1quant.progress import Progress
+    from r1quant.records.verification import Verification
 
 __all__ = ["calib_generate", "check", "export", "inspect", "plan", "quantize", "run", "verify"]
 
@@ -108,8 +108,9 @@ def verify(
     text: str | None = None,
     progress: Progress | None = None,
     **options: Any,
-) -> Verified:
-    """How far a quantized model is from its baseline; options are the fields of r1quant.jobs.pair.Options."""
+) -> Verification:
+    """How far a quantized model is from its baseline; options are the fields of
+    r1quant.jobs.verify.options.VerifyOptions."""
     from r1quant.jobs.verify.options import VerifyOptions
     from r1quant.jobs.verify.run import verify as job
 

@@ -45,7 +45,7 @@ def measure(model: str, kind: str, imatrix: str, made: Calibration, texts: Itera
         kl = {}
         for each in texts:
             options: dict[str, Any] = {} if each.windows is None else {"windows": each.windows}
-            kl[each.name] = r1quant.verify(weights, model, each.spec, **options).record["kl"]["mean"]
+            kl[each.name] = r1quant.verify(weights, model, each.spec, **options).numbers()["kl.mean"]
         known = {"type": kind, "imatrix": imatrix, "calibration": dict(made) if imatrix != NONE else None, "kl": kl}
         size = {"bytes": weights.stat().st_size, **{key: done.details[key] for key in ("types", "fallbacks")}}
     return known | size

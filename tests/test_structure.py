@@ -51,7 +51,7 @@ FENCES = {
     "datasets": {"data.texts", "data.problemsets"},
     "math_verify": {"metrics.grading"},
     "openai": {"backends.openai_client"},
-    "lm_eval": {"jobs.verify.tasks"},
+    "lm_eval": {"jobs.verify.lmeval"},
     "pynvml": {"jobs.bench.child"},
     "huggingface_hub": {"checkpoint.hub", "jobs.publish.upload", "publishing.metadata"},
     "tokenizers": {"checkpoint.tokenizer", "checkpoint.gguf.tokenizer"},

@@ -122,7 +122,7 @@ def table(rows: Sequence[Sequence[str]], title: str = "", heading: bool = True) 
     drawn = Table(title=title or None, box=box.SIMPLE_HEAD, show_header=heading, title_justify="left")
     head, body = (rows[0], rows[1:]) if heading else ([""] * len(rows[0]), rows)
     for i, name in enumerate(head):
-        numeric = bool(body) and all(row[i][:1].isdigit() or row[i][:1] in "-+" for row in body if row[i])
+        numeric = bool(body) and all(row[i][:1].isdigit() or row[i][:1] in "-+×" for row in body if row[i])
         drawn.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in body:
         drawn.add_row(*row)

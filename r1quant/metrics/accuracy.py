@@ -9,12 +9,13 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from r1quant.metrics.stats import LEVEL, interval
+from r1quant.records.answers import AccuracyDifference, ModelAccuracy
+from r1quant.records.interval import Interval
 
 POWER = 0.8
 # The fewest problems that a two-sided sign-flip test can tell from nothing are six (2 * 0.5**6 = 0.031); a Poisson
@@ -24,41 +25,35 @@ CHANGED = 7.906
 Right = npt.NDArray[np.bool_]
 
 
-def summary(right: Right, answers: Sequence[Sequence[str | None]], k: int | None = None) -> dict[str, Any]:
+def summary(right: Right, answers: Sequence[Sequence[str | None]], k: int | None = None) -> ModelAccuracy:
     """One model on one set of problems.
 
     right    bool [problems, samples]
-    answers  the same shape: the answers as strings, None where there was none
-    k        of pass@k; all samples where left out
-
-    accuracy is the mean over all samples, also called avg@k and pass@1; `ci95` its interval over problems.
+    answers  the same shape: the answers as strings, None if there was none
+    k        of pass@k; all samples if it is None
     """
     problems, samples = right.shape
-    return {
-        "accuracy": float(right.mean()),
-        "ci95": accuracy_interval(right),
-        "maj": majority(right, answers),
-        "pass": pass_at(right, k or samples),
-        "problems": problems,
-        "samples": samples,
-    }
+    return ModelAccuracy(
+        accuracy=float(right.mean()),
+        majority=majority(right, answers),
+        any_right=pass_at(right, k or samples),
+        problems=problems,
+        samples=samples,
+        ci95=accuracy_interval(right),
+    )
 
 
-def pair(baseline: Right, quantized: Right) -> dict[str, Any]:
-    """Two models on the same problems in the same order, bool [problems, samples]; the samples may differ in number.
-
-    delta is quantized - baseline; `delta_ci95` its interval over problems; p_value is two-sided, for the hypothesis
-    that on each problem the two could be exchanged; smallest_detectable see there.
-    """
-    return {
-        "delta": float(quantized.mean() - baseline.mean()),
-        "delta_ci95": delta_interval(baseline, quantized),
-        "p_value": p_value(baseline, quantized),
-        "smallest_detectable": smallest_detectable(baseline, quantized),
-    }
+def difference(baseline: Right, quantized: Right) -> AccuracyDifference:
+    """Two models on the same problems in the same order, bool [problems, samples]; the samples may differ in number."""
+    return AccuracyDifference(
+        delta=float(quantized.mean() - baseline.mean()),
+        p_value=p_value(baseline, quantized),
+        delta_ci95=delta_interval(baseline, quantized),
+        smallest_detectable=smallest_detectable(baseline, quantized),
+    )
 
 
-def accuracy_interval(right: Right) -> list[float] | None:
+def accuracy_interval(right: Right) -> Interval | None:
     """The 95 % interval of the accuracy on problems of this kind; None for a single problem.
 
     Wilson's interval, for as many independent draws as the spread between problems says the samples are worth: at
@@ -77,7 +72,7 @@ def accuracy_interval(right: Right) -> list[float] | None:
     square = _student((1 + LEVEL) / 2, problems - 1) ** 2 / worth
     centre = (mean + square / 2) / (1 + square)
     half = math.sqrt(square * (mean * (1 - mean) + square / 4)) / (1 + square)
-    return [max(0.0, centre - half), min(1.0, centre + half)]
+    return Interval(max(0.0, centre - half), min(1.0, centre + half))
 
 
 def majority(right: Right, answers: Sequence[Sequence[str | None]]) -> float:
@@ -108,7 +103,7 @@ def pass_at(right: Right, k: int) -> float:
     return float(np.mean([1 - math.comb(samples - int(c), k) / math.comb(samples, k) for c in right.sum(1)]))
 
 
-def delta_interval(baseline: Right, quantized: Right) -> list[float] | None:
+def delta_interval(baseline: Right, quantized: Right) -> Interval | None:
     """The 95 % interval of the difference on problems of this kind; None for a single problem.
 
     The bootstrap's t over problems (`stats.interval`) with two problems added: one that the quantized model does
@@ -116,12 +111,12 @@ def delta_interval(baseline: Right, quantized: Right) -> list[float] | None:
     interval without width, and those that differ on one or two a far too narrow one. So Bonett and Price do for
     shares of pairs, J. Educ. Behav. Stat. 37 (2012). Errs on the wide side where fewer than about six problems differ.
     """
-    difference = quantized.mean(1) - baseline.mean(1)
-    if len(difference) < 2:
+    changes = quantized.mean(1) - baseline.mean(1)
+    if len(changes) < 2:
         return None
     step = 1 / min(baseline.shape[1], quantized.shape[1])
-    low, high = interval(np.concatenate([difference, [step, -step]])[:, None])
-    return [max(-1.0, low), min(1.0, high)]
+    bounds = interval(np.concatenate([changes, [step, -step]])[:, None])
+    return None if bounds is None else bounds.clamped(-1.0, 1.0)
 
 
 def p_value(baseline: Right, quantized: Right) -> float:

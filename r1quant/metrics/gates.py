@@ -1,4 +1,4 @@
-"""Gates: conditions on a record that decide whether a result is good enough, such as `kl.mean<0.05`."""
+"""Gates: conditions on the numbers of a record that decide whether a result is good enough, such as `kl.mean<0.05`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import difflib
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from fnmatch import fnmatchcase
 
 from r1quant.errors import RecipeError
+from r1quant.records.verification import GateVerdict
 
 COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
@@ -19,6 +20,7 @@ COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
 }
 FORM = re.compile(r"\s*([a-z][^\s<>=]*)\s*(<=|>=|<|>)\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*")
+CHIEF = ("mean", "delta", "ratio", "accuracy")  # of several numbers of one thing, the one that is likely meant
 
 
 @dataclass(frozen=True)
@@ -32,67 +34,55 @@ class Gate:
     def __str__(self) -> str:
         return f"{self.key}{self.comparison}{self.bound:.12g}"
 
+    def among(self, paths: Iterable[str]) -> bool:
+        """Whether the number is one of `paths`, in which `*` stands for any name."""
+        return any(fnmatchcase(self.key, path) for path in paths)
+
 
 def parse(text: str) -> Gate:
-    """Raises RecipeError where the text is not KEY, a comparison and a number."""
-    found = FORM.fullmatch(text)
+    """Raises RecipeError if the text is not KEY, a comparison and a number."""
+    match = FORM.fullmatch(text)
     try:
-        bound = float(found[3]) if found else math.nan
+        bound = float(match[3]) if match else math.nan
     except ValueError:
         bound = math.nan
-    if found is None or not math.isfinite(bound):
+    if match is None or not math.isfinite(bound):
         raise RecipeError(f"{text!r} is not a gate", "write a key, < or >, and a number: kl.mean<0.05")
-    return Gate(found[1], found[2], bound)
+    return Gate(match[1], match[2], bound)
 
 
-def applicable(gates: Iterable[Gate], shape: Mapping[str, Any], free: tuple[str, ...] = ()) -> list[Gate]:
-    """Those whose key a record of this shape has, or that begin as one of `free`, of which the shape knows nothing."""
-    known = numbers(shape)
-    return [gate for gate in gates if gate.key in known or (free and gate.key.startswith(free))]
+def refuse_unknown(gates: Iterable[Gate], paths: Sequence[str]) -> None:
+    """Raises RecipeError for a key that no record has, with the one that may be meant.
 
-
-def refuse_unknown(gates: Iterable[Gate], shape: Mapping[str, Any], free: tuple[str, ...] = ()) -> None:
-    """Raises RecipeError for a key that a record of this shape does not have, naming those that it has."""
-    known = numbers(shape)
+    paths  those of all numbers that a record can have, as `Verification.number_paths` gives them
+    """
     for gate in gates:
-        if not applicable([gate], shape, free):
-            near = difflib.get_close_matches(gate.key, known, 3) or known
-            raise RecipeError(f"there is no {gate.key} to set a gate on", f"there are {', '.join(near)}")
+        if not gate.among(paths):
+            near = nearest(gate.key, paths)
+            hint = f"did you mean {near}?" if near else "gates are set on numbers such as kl.mean, top1 or aime.delta"
+            raise RecipeError(f"there is no number {gate.key} to set a gate on", hint)
 
 
-def judge(gates: Iterable[Gate], record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What each gate says of a record: {"gate", "value", "passed"}.
+def nearest(key: str, paths: Sequence[str]) -> str | None:
+    """The path that is likely meant by a key that is none: kl.mean for kl, mean and kl.meen. None if none is near."""
+    inside = [path for path in paths if path.startswith(f"{key}.")] or [
+        path for path in paths if path.endswith(f".{key}")
+    ]
+    close = difflib.get_close_matches(key, paths, 1)
+    if not inside:
+        return close[0] if close else None
+    return min(inside, key=lambda path: (path.rpartition(".")[2] not in CHIEF, path.count(".")))
+
+
+def judge(gates: Iterable[Gate], numbers: Mapping[str, float]) -> tuple[GateVerdict, ...]:
+    """What each gate says of the numbers of a record.
 
     What was not measured (an interval of a single window, a class of tokens that the text does not have) has the value
     None, and passes nothing.
     """
-    known = numbers(record)
     verdicts = []
     for gate in gates:
-        value = known.get(gate.key, math.nan)
-        passed = COMPARISONS[gate.comparison](value, gate.bound)
-        verdicts.append({"gate": str(gate), "value": value if math.isfinite(value) else None, "passed": passed})
-    return verdicts
-
-
-def numbers(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Every number of a record by its dotted path; the bounds of `delta_ci95` are called delta.low
-    and delta.high, and delta_ci95.low and delta_ci95.high too."""
-    found: dict[str, float] = {}
-    for key, value in record.items():
-        if isinstance(value, Mapping):
-            found |= numbers(value, f"{prefix}{key}.")
-        elif isinstance(value, list) and value and all(isinstance(part, Mapping) for part in value):
-            for place, part in enumerate(value):
-                found |= numbers(part, f"{prefix}{key}.{place}.")
-        elif isinstance(value, list | tuple) and len(value) == 2 and key.endswith("ci95"):
-            whole, short = f"{prefix}{key}", f"{prefix}{key.removesuffix('_ci95')}"
-            for end, bound in zip(("low", "high"), value, strict=True):
-                found |= {f"{whole}.{end}": _number(bound), f"{short}.{end}": _number(bound)}
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            found[prefix + key] = float(value)
-    return found
-
-
-def _number(bound: Any) -> float:
-    return float(bound) if isinstance(bound, int | float) else math.nan
+        value = numbers.get(gate.key)
+        passed = value is not None and COMPARISONS[gate.comparison](value, gate.bound)
+        verdicts.append(GateVerdict(str(gate), value, passed))
+    return tuple(verdicts)

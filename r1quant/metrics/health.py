@@ -7,14 +7,16 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
+from r1quant.core.json import JsonObject
 from r1quant.core.thinking import CLOSING
 from r1quant.metrics.grading import after_think
 from r1quant.metrics.stats import interval
+from r1quant.records.answers import HabitComparison, Habits, HabitShares, LengthSummary
 
 # A text that goes on repeating itself does so until it is cut, so these may be far above what people write: four
 # times the same, and 200 characters of it, which is three to four lines.
@@ -22,7 +24,7 @@ REPEATS, LOOP_CHARACTERS = 4, 200
 TAIL = 16384  # characters at the end that are looked at; loops of up to a quarter of that are found
 EVERYWHERE = {"LATIN", "GREEK"}  # scripts that mathematics is written in, whatever the language
 JAPANESE = {"HIRAGANA", "KATAKANA", "CJK"}
-SHARES = ("closed_think", "truncated", "unparsed", "loops", "language_mixing")
+SHARES = tuple(field.name for field in fields(HabitShares))
 TYPES: Mapping[str, tuple[type, ...]] = {
     "object": (dict,),
     "array": (list,),
@@ -35,9 +37,9 @@ TYPES: Mapping[str, tuple[type, ...]] = {
 
 
 @dataclass(frozen=True)
-class ModelSummary:
-    """One completion: the prompt's text, what was written (the reasoning included), how many tokens that is, whether it
-    ended by itself, and whether the grader found an answer in it."""
+class WrittenAnswer:
+    """The prompt's text, what was written (the reasoning included), how many tokens that is, whether it ended by
+    itself, and whether the grader found an answer in it."""
 
     prompt: str
     text: str
@@ -48,15 +50,7 @@ class ModelSummary:
 
 @dataclass(frozen=True)
 class Signs:
-    """Of one completion.
-
-    closed_think     the reasoning was ended
-    truncated        it did not end by itself
-    unparsed         it gives no answer that can be graded
-    loops            it ends in something said over and over
-    language_mixing  it has letters of a script that neither its prompt nor mathematics has
-    length           in tokens
-    """
+    """Of one answer, as `HabitShares` has them; length is in tokens."""
 
     closed_think: bool
     truncated: bool
@@ -66,19 +60,19 @@ class Signs:
     length: int
 
 
-def signs(told: ModelSummary) -> Signs:
+def signs(answer: WrittenAnswer) -> Signs:
     return Signs(
-        closed_think=CLOSING in told.text,
-        truncated=not told.finished,
-        unparsed=not told.parsed,
-        loops=loop_period(told.text) is not None,
-        language_mixing=bool(foreign_scripts(told.text, told.prompt)),
-        length=told.count,
+        closed_think=CLOSING in answer.text,
+        truncated=not answer.finished,
+        unparsed=not answer.parsed,
+        loops=loop_period(answer.text) is not None,
+        language_mixing=bool(foreign_scripts(answer.text, answer.prompt)),
+        length=answer.count,
     )
 
 
 def loop_period(text: str) -> int | None:
-    """The shortest period, in characters, in which the end of a text repeats itself; None where it does not.
+    """The shortest period, in characters, in which the end of a text repeats itself; None if it does not.
 
     A loop is an end of at least `LOOP_CHARACTERS` characters that consists of at least `REPEATS` equal parts, the last
     of which may be cut. A chain of similar steps with other numbers is none. The period of every end at once comes
@@ -105,41 +99,37 @@ def foreign_scripts(text: str, prompt: str) -> set[str]:
     return _scripts(text) - known - EVERYWHERE
 
 
-def summary(found: Sequence[Signs]) -> dict[str, Any]:
-    """Shares of at least one completion, and their lengths in tokens."""
-    lengths = np.array([each.length for each in found], np.float64)
-    return {
-        **{name: float(np.mean([getattr(each, name) for each in found])) for name in SHARES},
-        "length": {"mean": float(lengths.mean()), "median": float(np.median(lengths)), "max": int(lengths.max())},
-    }
+def summary(signs_of_each: Sequence[Signs]) -> Habits:
+    """Shares of at least one answer, and their lengths in tokens."""
+    lengths = np.array([signs.length for signs in signs_of_each], np.float64)
+    shares = {name: float(np.mean([getattr(signs, name) for signs in signs_of_each])) for name in SHARES}
+    return Habits(**shares, length=LengthSummary(float(lengths.mean()), float(np.median(lengths)), int(lengths.max())))
 
 
-def compare(baseline: Sequence[ModelSummary], quantized: Sequence[ModelSummary]) -> dict[str, Any]:
-    """Two models on the same prompts in the same order: the summary of each, and `delta`, quantized - baseline.
+def compare(baseline: Sequence[WrittenAnswer], quantized: Sequence[WrittenAnswer]) -> HabitComparison:
+    """Two models on the same prompts in the same order.
 
-    length_ratio is the quotient of the mean lengths; its 95 % interval comes from resampling prompts. Both are null
-    where the baseline wrote nothing to some prompt, the interval also where there is one prompt only.
+    The interval of the ratio of mean lengths comes from resampling prompts; None if there is one prompt only.
     """
-    if [told.prompt for told in baseline] != [told.prompt for told in quantized]:
+    if [answer.prompt for answer in baseline] != [answer.prompt for answer in quantized]:
         raise ValueError("the two models were not asked the same")
-    sides = [[signs(told) for told in side] for side in (baseline, quantized)]
+    sides = [[signs(answer) for answer in side] for side in (baseline, quantized)]
     before, after = (summary(side) for side in sides)
     lengths: dict[str, list[tuple[int, int]]] = {}
-    for told, first, second in zip(baseline, *sides, strict=True):
-        lengths.setdefault(told.prompt, []).append((first.length, second.length))
+    for answer, first, second in zip(baseline, *sides, strict=True):
+        lengths.setdefault(answer.prompt, []).append((first.length, second.length))
     blocks = np.array([np.sum(pairs, axis=0) for pairs in lengths.values()], np.float64)
     written = bool((blocks[:, 0] > 0).all())
-    low, high = interval(blocks, lambda sums: sums[..., 1] / sums[..., 0]) if written else (np.nan, np.nan)
-    return {
-        "baseline": before,
-        "quantized": after,
-        "delta": {name: after[name] - before[name] for name in SHARES},
-        "length_ratio": after["length"]["mean"] / before["length"]["mean"] if written else None,
-        "length_ratio_ci95": None if np.isnan(low) else [float(low), float(high)],
-    }
+    return HabitComparison(
+        baseline=before,
+        quantized=after,
+        delta=HabitShares(**{name: getattr(after, name) - getattr(before, name) for name in SHARES}),
+        length_ratio=after.length.mean / before.length.mean if written else None,
+        length_ratio_ci95=interval(blocks, lambda sums: sums[..., 1] / sums[..., 0]) if written else None,
+    )
 
 
-def valid_json(text: str, schema: Mapping[str, Any], thinking: bool = False) -> bool:
+def valid_json(text: str, schema: JsonObject, thinking: bool = False) -> bool:
     """Whether what stands after the reasoning is one JSON value, alone or in a fence, that fits the schema.
 
     Of JSON Schema it knows type (one name), enum, required, properties, additionalProperties false and items.
@@ -148,7 +138,7 @@ def valid_json(text: str, schema: Mapping[str, Any], thinking: bool = False) -> 
     return value is not _NOTHING and _fits(value, schema)
 
 
-def valid_call(text: str, tools: Iterable[Mapping[str, Any]], thinking: bool = False) -> bool:
+def valid_call(text: str, tools: Iterable[JsonObject], thinking: bool = False) -> bool:
     """Whether what stands after the reasoning is {"name", "arguments"} and nothing else, a call of one of the tools.
 
     A tool is {"name", "parameters": a schema}; arguments that it does not name are not valid.
@@ -178,7 +168,7 @@ _NOTHING = object()
 
 
 def _json(text: str, thinking: bool) -> Any:
-    """The value after the reasoning, `_NOTHING` where there is none or something beside it."""
+    """The value after the reasoning, `_NOTHING` if there is none or something beside it."""
     answer = (after_think(text, thinking) or "").strip()
     if answer.startswith("```") and answer.endswith("```") and "\n" in answer:
         opening, _, answer = answer[:-3].partition("\n")
@@ -194,7 +184,7 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
-def _fits(value: Any, schema: Mapping[str, Any]) -> bool:
+def _fits(value: Any, schema: JsonObject) -> bool:
     kind = schema.get("type")
     if kind is not None and not isinstance(value, TYPES[kind]):
         return False
@@ -203,7 +193,7 @@ def _fits(value: Any, schema: Mapping[str, Any]) -> bool:
     if "enum" in schema and not any(type(value) is type(one) and value == one for one in schema["enum"]):
         return False
     if isinstance(value, dict):
-        properties: Mapping[str, Any] = schema.get("properties", {})
+        properties: JsonObject = schema.get("properties", {})
         if not set(schema.get("required", ())) <= set(value):
             return False
         if schema.get("additionalProperties") is False and not set(value) <= set(properties):

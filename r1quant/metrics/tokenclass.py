@@ -7,13 +7,13 @@ from collections.abc import Collection
 import numpy as np
 import numpy.typing as npt
 
-OTHER, THINKING, ANSWER = "other", "thinking", "answer"
+from r1quant.records.text import TOKEN_CLASSES
 
 
 def classes(
     tokens: npt.NDArray[np.int64], opening: int | None, closing: int | None, ends: Collection[int]
 ) -> dict[str, npt.NDArray[np.bool_]]:
-    """For each class, which of the predicted tokens of a text belong to it: bool [windows * (seq_len - 1)].
+    """For each of TOKEN_CLASSES, which of the predicted tokens of a text belong to it: bool [windows * (seq_len - 1)].
 
     tokens   int64 [windows, seq_len]: windows that follow one another in one stream; the first token of each is not
              predicted
@@ -34,4 +34,4 @@ def classes(
         elif token in ends:
             current = 0
     predicted = kind.reshape(tokens.shape)[:, 1:].reshape(-1)
-    return {name: predicted == value for value, name in enumerate((OTHER, THINKING, ANSWER))}
+    return {name: predicted == value for value, name in enumerate(TOKEN_CLASSES)}

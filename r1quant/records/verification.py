@@ -4,12 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 
-from r1quant.records.answers import Health, ProblemScores
+from r1quant.records.answers import FormatComparison, HabitComparison, Health, ProblemScores
 from r1quant.records.fields import Settings, stored
 from r1quant.records.record import Record
 from r1quant.records.tasks import TaskComparison
 from r1quant.records.text import TextScores
+from r1quant.records.writing import number_paths
+
+
+class Part(Enum):
+    """What a verification may be asked to measure, each part by itself."""
+
+    TEXT = "text"
+    PROBLEMS = "problems"
+    FORMATS = "formats"
+    TASKS = "tasks"
+
+    @property
+    def number_paths(self) -> tuple[str, ...]:
+        """The paths of the numbers that a record has if this part was measured."""
+        return PART_PATHS[self]
+
+
+PART_PATHS: Mapping[Part, tuple[str, ...]] = {
+    Part.TEXT: number_paths(TextScores),
+    Part.PROBLEMS: number_paths(ProblemScores, "aime") + number_paths(HabitComparison, "health"),
+    Part.FORMATS: number_paths(FormatComparison, "health.formats"),
+    Part.TASKS: number_paths(TaskComparison, "tasks"),
+}
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,12 @@ def numbers(part: Any) -> dict[str, float]:
     return dict(_numbers(part, ""))
 
 
-def number_paths(kind: type) -> tuple[str, ...]:
-    """The paths that `numbers` of such a record can have, in the order of its fields; `*` stands for any key."""
-    return tuple(_paths(kind, ""))
+def number_paths(kind: type, prefix: str = "") -> tuple[str, ...]:
+    """The paths that `numbers` of such a record can have, in the order of its fields; `*` stands for any key.
+
+    prefix  the path of this part in the whole record
+    """
+    return tuple(_paths(kind, prefix))
 
 
 def _members_of(part: Any) -> tuple[Member, ...]:

@@ -88,14 +88,14 @@ def test_quantize_and_verify(model: Path, tmp_path: Path, text_file: Path) -> No
             assert (before - after).norm() / before.norm() < 0.25
         else:
             assert before.equal(after)
-    record = r1quant.verify(out, model, str(text_file), windows=3, seq_len=48).record
+    record = r1quant.verify(out, model, str(text_file), windows=3, seq_len=48).numbers()
     from r1quant.checkpoint.tokenizer import Tokenizer
     from r1quant.data import windows
 
     tokens = windows.evaluation_text(str(text_file), Tokenizer.of(source), 3, 48).tokens
     expected = independent.summary(source, weights, tokens)
-    assert record["kl"]["mean"] == pytest.approx(expected["kl"], rel=1e-4)
-    assert record["perplexity"]["quantized"] == pytest.approx(expected["quantized"], rel=1e-4)
+    assert record["kl.mean"] == pytest.approx(expected["kl"], rel=1e-4)
+    assert record["perplexity.quantized"] == pytest.approx(expected["quantized"], rel=1e-4)
 
 
 def test_gptq_beats_rounding_on_the_models_own_output(model: Path, tmp_path: Path, text_file: Path) -> None:
@@ -103,7 +103,7 @@ def test_gptq_beats_rounding_on_the_models_own_output(model: Path, tmp_path: Pat
     r1quant.quantize(model, tmp_path / "rtn", method="rtn", scale_search=False, **common)
     r1quant.quantize(model, tmp_path / "gptq", method="gptq", samples=32, seq_len=64, **common)
     kl = {
-        name: r1quant.verify(tmp_path / name, model, str(text_file), windows=4, seq_len=64).record["kl"]["mean"]
+        name: r1quant.verify(tmp_path / name, model, str(text_file), windows=4, seq_len=64).numbers()["kl.mean"]
         for name in ("rtn", "gptq")
     }
     assert kl["gptq"] < kl["rtn"]

@@ -120,11 +120,12 @@ def test_every_error_has_its_exit_code() -> None:
         "RecipeError": 2,
         "ResumeError": 2,
         "CheckpointError": 3,
+        "RecordError": 3,
         "CalibrationError": 3,
         "NumericError": 3,
         "OutOfSpaceError": 3,
         "UploadError": 3,
-        "RecordError": 3,
+        "PlatformError": 3,
         "MissingDependency": 4,
     }
     for name, code in codes.items():

@@ -12,13 +12,14 @@ from r1quant.metrics import stats
 from r1quant.metrics.accuracy import (
     accuracy_interval,
     delta_interval,
+    difference,
     majority,
     p_value,
-    pair,
     pass_at,
     smallest_detectable,
     summary,
 )
+from r1quant.records.writing import as_json
 
 Right = npt.NDArray[np.bool_]
 SPREAD = 6.0  # of the difficulties, Beta(mean * SPREAD, (1 - mean) * SPREAD)
@@ -48,7 +49,7 @@ def test_intervals_of_accuracy_cover_the_truth(problems: int, samples: int, mean
     for truth in np.repeat(np.linspace(mean - 0.02, mean + 0.02, 40), 30):
         found = accuracy_interval(exam(generator, problems, samples, truth)[0])
         assert found is not None
-        covered += int(found[0] <= truth <= found[1])
+        covered += int(found.low <= truth <= found.high)
         runs += 1
     assert 0.93 <= covered / runs <= 0.97
 
@@ -65,7 +66,7 @@ def test_intervals_of_the_difference_cover_the_truth(
     for _ in range(runs):
         found = delta_interval(*exam(generator, problems, samples, mean, loss))
         assert found is not None
-        covered += found[0] <= -loss * mean <= found[1]
+        covered += found.low <= -loss * mean <= found.high
     assert 0.93 <= covered / runs <= 0.97
 
 
@@ -77,20 +78,21 @@ def test_where_nothing_differs_the_interval_is_wide_enough_for_what_was_not_seen
         baseline = np.ones((30, 1), bool)
         found = delta_interval(baseline, generator.random((30, 1)) > 0.025)
         assert found is not None
-        covered += found[0] <= -0.025 <= found[1]
+        covered += found.low <= -0.025 <= found.high
     assert covered >= 0.95 * 200
-    alike = pair(np.ones((30, 1), bool), np.ones((30, 1), bool))
-    assert alike["delta"] == 0 and alike["p_value"] == 1
-    assert -0.12 < alike["delta_ci95"][0] < -0.05 and 0.05 < alike["delta_ci95"][1] < 0.12
+    alike = difference(np.ones((30, 1), bool), np.ones((30, 1), bool))
+    assert alike.delta == 0 and alike.p_value == 1 and alike.delta_ci95 is not None
+    assert -0.12 < alike.delta_ci95.low < -0.05 and 0.05 < alike.delta_ci95.high < 0.12
 
 
 def test_wilson_s_interval_by_hand() -> None:
     """Where each problem has one sample, 81 of 263: Newcombe, Statistics in Medicine 17 (1998), gives 0.2553 to 0.3662
     with the normal quantile; Student's with 262 degrees of freedom is 0.5 % larger."""
     found = accuracy_interval(np.arange(263)[:, None] < 81)
-    assert found == pytest.approx([0.2553, 0.3662], abs=6e-4)
+    assert found is not None and tuple(found) == pytest.approx((0.2553, 0.3662), abs=6e-4)
     assert accuracy_interval(np.ones((30, 4), bool)) == accuracy_interval(np.ones((30, 1), bool))
-    assert accuracy_interval(np.ones((30, 1), bool)) == pytest.approx([0.8777, 1.0], abs=2e-3)
+    perfect = accuracy_interval(np.ones((30, 1), bool))
+    assert perfect is not None and tuple(perfect) == pytest.approx((0.8777, 1.0), abs=2e-3)
     assert accuracy_interval(np.ones((1, 4), bool)) is None
 
 
@@ -180,13 +182,13 @@ def test_summaries() -> None:
     right = np.array([[True, True, False, True], [False, False, False, True]])
     given: list[list[str | None]] = [["1", "1", "2", "1"], ["3", "3", None, "4"]]
     found = summary(right, given)
-    assert list(found) == ["accuracy", "ci95", "maj", "pass", "problems", "samples"]
-    assert (found["accuracy"], found["maj"], found["pass"]) == (0.5, 0.5, 1.0)
-    assert (found["problems"], found["samples"]) == (2, 4)
-    assert summary(right, given, 1)["pass"] == 0.5
-    both = pair(np.ones((2, 4), bool), right)
-    assert list(both) == ["delta", "delta_ci95", "p_value", "smallest_detectable"]
-    assert both["delta"] == -0.5 and both["p_value"] == 0.5
-    assert both["delta_ci95"][0] >= -1 and both["delta_ci95"][1] <= 1
-    alone = pair(np.ones((1, 4), bool), right[:1])
-    assert alone["delta_ci95"] is None and alone["smallest_detectable"] is None and alone["p_value"] == 1
+    assert set(as_json(found)) == {"accuracy", "ci95", "maj", "pass", "problems", "samples"}
+    assert (found.accuracy, found.majority, found.any_right) == (0.5, 0.5, 1.0)
+    assert (found.problems, found.samples) == (2, 4)
+    assert summary(right, given, 1).any_right == 0.5
+    both = difference(np.ones((2, 4), bool), right)
+    assert set(as_json(both)) == {"delta", "delta_ci95", "p_value", "smallest_detectable"}
+    assert both.delta == -0.5 and both.p_value == 0.5 and both.delta_ci95 is not None
+    assert both.delta_ci95.low >= -1 and both.delta_ci95.high <= 1
+    alone = difference(np.ones((1, 4), bool), right[:1])
+    assert alone.delta_ci95 is None and alone.smallest_detectable is None and alone.p_value == 1

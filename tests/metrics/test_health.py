@@ -13,8 +13,8 @@ import pytest
 from r1quant.data.problemsets import health_prompts
 from r1quant.metrics.health import (
     TYPES,
-    ModelSummary,
     Signs,
+    WrittenAnswer,
     compare,
     foreign_scripts,
     loop_period,
@@ -23,6 +23,8 @@ from r1quant.metrics.health import (
     valid_call,
     valid_json,
 )
+from r1quant.records.answers import Habits, HabitShares, LengthSummary
+from r1quant.records.interval import Interval
 from r1quant.tinyr1.problems import problems
 
 WAIT = "Wait, let me check that again. "
@@ -73,7 +75,7 @@ def test_the_chains_of_the_embedded_model_are_no_loops_and_are_healthy() -> None
     stream = problems(11)
     for _ in range(400):
         problem = next(stream)
-        found = signs(ModelSummary(problem.prompt, problem.solution, 100, True, True))
+        found = signs(WrittenAnswer(problem.prompt, problem.solution, 100, True, True))
         assert found == Signs(True, False, False, False, False, 100)
 
 
@@ -108,11 +110,11 @@ def test_the_period_is_the_smallest_of_any_end() -> None:
 )
 def test_language_mixing(text: str, prompt: str, found: set[str]) -> None:
     assert foreign_scripts(text, prompt) == found
-    assert signs(ModelSummary(prompt, text, 1, True, True)).language_mixing == bool(found)
+    assert signs(WrittenAnswer(prompt, text, 1, True, True)).language_mixing == bool(found)
 
 
-WELL = ModelSummary("How many?", "x</think>\\boxed{1}", 100, True, True)
-ILL = ModelSummary("How many?", "<think>但是 " + WAIT * 20, 300, False, False)
+WELL = WrittenAnswer("How many?", "x</think>\\boxed{1}", 100, True, True)
+ILL = WrittenAnswer("How many?", "<think>但是 " + WAIT * 20, 300, False, False)
 
 
 def test_signs() -> None:
@@ -121,10 +123,10 @@ def test_signs() -> None:
 
 
 def test_summary() -> None:
-    assert summary([signs(told) for told in (WELL, WELL, ILL, WELL)]) == {
-        "closed_think": 0.75, "truncated": 0.25, "unparsed": 0.25, "loops": 0.25, "language_mixing": 0.25,
-        "length": {"mean": 150.0, "median": 100.0, "max": 300},
-    }  # fmt: skip
+    assert summary([signs(told) for told in (WELL, WELL, ILL, WELL)]) == Habits(
+        closed_think=0.75, truncated=0.25, unparsed=0.25, loops=0.25, language_mixing=0.25,
+        length=LengthSummary(mean=150.0, median=100.0, max=300),
+    )  # fmt: skip
 
 
 def test_comparison() -> None:
@@ -132,19 +134,19 @@ def test_comparison() -> None:
     before = [replace(WELL, prompt=prompt) for prompt in prompts]
     after = [replace(ILL if n % 4 == 3 else WELL, prompt=prompt) for n, prompt in enumerate(prompts)]
     found = compare(before, after)
-    assert found["baseline"] == summary([signs(told) for told in before])
-    assert found["quantized"] == summary([signs(told) for told in after])
-    assert found["delta"] == {
-        "closed_think": -0.25, "truncated": 0.25, "unparsed": 0.25, "loops": 0.25, "language_mixing": 0.25,
-    }  # fmt: skip
-    assert found["length_ratio"] == 1.5
-    low, high = found["length_ratio_ci95"]
+    assert found.baseline == summary([signs(told) for told in before])
+    assert found.quantized == summary([signs(told) for told in after])
+    assert found.delta == HabitShares(
+        closed_think=-0.25, truncated=0.25, unparsed=0.25, loops=0.25, language_mixing=0.25
+    )
+    assert found.length_ratio == 1.5 and found.length_ratio_ci95 is not None
+    low, high = found.length_ratio_ci95
     assert 0.8 < low < 1.5 < high < 3
-    assert compare(before, before)["length_ratio_ci95"] == [1.0, 1.0]
+    assert compare(before, before).length_ratio_ci95 == Interval(1.0, 1.0)
     alone = compare([WELL], [ILL])
-    assert (alone["length_ratio"], alone["length_ratio_ci95"]) == (3.0, None)
+    assert (alone.length_ratio, alone.length_ratio_ci95) == (3.0, None)
     silent = compare([replace(WELL, text="", count=0)], [ILL])
-    assert (silent["length_ratio"], silent["length_ratio_ci95"]) == (None, None)
+    assert (silent.length_ratio, silent.length_ratio_ci95) == (None, None)
     with pytest.raises(ValueError, match="not asked the same"):
         compare(before, after[:4])
 

@@ -7,7 +7,8 @@ import numpy.typing as npt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1quant.metrics.tokenclass import ANSWER, OTHER, THINKING, classes
+from r1quant.metrics.tokenclass import classes
+from r1quant.records.text import ANSWER, OTHER, THINKING
 
 OPEN, CLOSE, END = 90, 91, 1
 LETTERS = {"o": OTHER, "t": THINKING, "a": ANSWER}

@@ -16,7 +16,7 @@ from r1quant.errors import RecordError
 from r1quant.records.reading import LONGEST, MOST, read
 from r1quant.records.record import Record
 from r1quant.records.table import KINDS, read_record
-from r1quant.records.verification import Verification
+from r1quant.records.verification import Part, Verification
 from tests.records.strategies import JSON, values
 
 REPORTS = Path(__file__).parents[2] / "reports"
@@ -161,6 +161,11 @@ def test_long_lists_and_deep_nesting_are_bounded() -> None:
             Verification.from_json(content)
     with pytest.raises(RecordError, match="nested more than 32 deep"):
         read(Any, deep)  # a field of that type
+
+
+def test_the_parts_of_a_verification_have_all_its_numbers_between_them() -> None:
+    paths = [path for part in Part for path in part.number_paths]
+    assert len(set(paths)) == len(paths) and set(paths) == set(Verification.number_paths())
 
 
 def test_paths_of_numbers_follow_from_the_types() -> None:

@@ -13,7 +13,7 @@ from r1quant.checkpoint.safetensors import open_folder
 from r1quant.checkpoint.tokenizer import Tokenizer
 from r1quant.data import windows
 from r1quant.formats import table
-from r1quant.jobs.verify.run import Verified
+from r1quant.records.verification import Verification
 from tests import independent
 
 WINDOWS, SEQ_LEN = 2, 256
@@ -34,24 +34,24 @@ def out(gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def verified(gguf: Path, out: Path) -> Verified:
+def verified(gguf: Path, out: Path) -> Verification:
     return r1quant.verify(out, gguf, windows=WINDOWS, seq_len=SEQ_LEN)
 
 
-def test_four_bits_stay_near(verified: Verified) -> None:
-    record = verified.record
+def test_four_bits_stay_near(verified: Verification) -> None:
+    record = verified.as_dict()
     assert record["tokens"] == WINDOWS * (SEQ_LEN - 1)
     assert 0.01 < record["kl"]["mean"] < 0.25
     assert 0.95 < record["perplexity"]["ratio"] < 1.3  # on so few tokens it may fall below 1 by chance
     assert record["top1"] > 0.75
 
 
-def test_verify_agrees_with_an_independent_computation(gguf: Path, out: Path, verified: Verified) -> None:
+def test_verify_agrees_with_an_independent_computation(gguf: Path, out: Path, verified: Verification) -> None:
     base = open_model(gguf)
     text = windows.evaluation_text(None, Tokenizer.of(base), WINDOWS, SEQ_LEN)
-    assert text.sha256 == verified.record["text"]["sha256"]
+    assert text.sha256 == verified.as_dict()["text"]["sha256"]
     expected = independent.summary(base, table.artifact(open_folder(out)), text.tokens)
-    record = verified.record
+    record = verified.as_dict()
     assert record["perplexity"]["baseline"] == pytest.approx(expected["baseline"], rel=1e-4)
     assert record["perplexity"]["quantized"] == pytest.approx(expected["quantized"], rel=1e-4)
     assert record["kl"]["mean"] == pytest.approx(expected["kl"], rel=1e-4)
@@ -75,5 +75,5 @@ def test_the_output_is_complete(gguf: Path, out: Path) -> None:
 
 def test_eight_bits_are_nearly_lossless(gguf: Path, tmp_path: Path) -> None:
     r1quant.quantize(gguf, tmp_path / "w8", bits=8, group_size=64, method="rtn")
-    record = r1quant.verify(tmp_path / "w8", gguf, windows=WINDOWS, seq_len=SEQ_LEN).record
+    record = r1quant.verify(tmp_path / "w8", gguf, windows=WINDOWS, seq_len=SEQ_LEN).as_dict()
     assert record["kl"]["mean"] < 0.004

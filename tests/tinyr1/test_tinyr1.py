@@ -54,7 +54,7 @@ def test_training_problems_leave_the_held_out_ones_out() -> None:
 
 
 def test_four_bits(out: Path) -> None:
-    record = r1quant.verify(out, windows=8, seq_len=256).record
+    record = r1quant.verify(out, windows=8, seq_len=256).as_dict()
     assert record["kl"]["mean"] < 0.05
     assert record["top1"] > 0.97
     assert "chains" in record["text"]["source"]

@@ -26,6 +26,7 @@ from r1quant.jobs.artifacts import open_artifact
 from r1quant.jobs.generate.selftext import GeneratedText, GenerateOptions, TextGenerator, summary
 from r1quant.metrics import tokenclass
 from r1quant.progress import Progress, Silent
+from r1quant.records.text import THINKING
 from r1quant.storage import atomic, provenance
 
 VERSION = 1
@@ -130,7 +131,7 @@ def show(text: str | None, model: str | Path) -> Shown:
     for document in windows.documents(text, tokenizer):
         lengths.append(len(document))
         kinds = tokenclass.classes(np.array([[0, *document]]), opening, closing, ends)
-        thinking += int(kinds[tokenclass.THINKING].sum()) if kinds else 0
+        thinking += int(kinds[THINKING].sum()) if kinds else 0
         unclosed += _is_open(document, opening, closing)
     if not sum(lengths):
         raise CalibrationError(f"{text} holds no text", "give a file with text in it")

@@ -1,4 +1,4 @@
-"""What a baseline predicts of a text, kept on the disk, so that many artifacts are verified against one run of it.
+"""Keeps what a baseline predicts of a text on the disk, so that many artifacts are verified against one run of it.
 
 One file for each (weights, tokens, precision, runtime, machine kind). A file that cannot be read is made again.
 """
@@ -19,32 +19,32 @@ from r1quant.storage.cache import key
 Arrays = Mapping[str, npt.NDArray[np.generic]]
 
 
-def kept(folder: Path, identity: Mapping[str, str], make: Callable[[], Arrays]) -> tuple[Arrays, bool]:
-    """The arrays of an identity, and whether they were there; made, and put there, where they were not."""
-    stated = json.dumps(dict(identity), sort_keys=True).encode()
+def load_or_make(folder: Path, identity: Mapping[str, str], make: Callable[[], Arrays]) -> tuple[Arrays, bool]:
+    """The arrays of an identity, and whether the folder had them; if not, they are made and stored there."""
+    label = json.dumps(dict(identity), sort_keys=True).encode()
     path = folder / f"baseline-{key(dict(identity))}.npz"
-    found = _read(path, stated)
-    if found is not None:
-        return found, True
+    stored = _read(path, label)
+    if stored is not None:
+        return stored, True
     arrays = make()
     folder.mkdir(parents=True, exist_ok=True)
     own = path.with_name(f"{path.stem}-{os.getpid()}{path.suffix}")  # another process may be making the same
     with atomic.replacing(own) as file:
-        np.savez(file, identity=np.frombuffer(_label(stated, arrays), np.uint8), **arrays)  # type: ignore[arg-type]
+        np.savez(file, identity=np.frombuffer(_label(label, arrays), np.uint8), **arrays)  # type: ignore[arg-type]
     own.replace(path)
     return arrays, False
 
 
-def _read(path: Path, stated: bytes) -> Arrays | None:
+def _read(path: Path, label: bytes) -> Arrays | None:
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except Exception:  # damage to a zip file or to the header of an array raises errors of many kinds
         return None
     identity = arrays.pop("identity", np.empty(0, np.uint8))
-    return arrays if identity.tobytes() == _label(stated, arrays) else None
+    return arrays if identity.tobytes() == _label(label, arrays) else None
 
 
-def _label(stated: bytes, arrays: Arrays) -> bytes:
-    """The identity and the names: the directory of a damaged zip file may have lost some."""
-    return b" ".join([stated, *(name.encode() for name in sorted(arrays))])
+def _label(label: bytes, arrays: Arrays) -> bytes:
+    """The identity and the names of the arrays: the directory of a damaged zip file may have lost some."""
+    return b" ".join([label, *(name.encode() for name in sorted(arrays))])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
 
 from r1quant.core.options import OneOf, Text, Within, check, option
-from r1quant.errors import RecipeError
+from r1quant.errors import RecipeError, RecordError
 from r1quant.jobs.runtimes import ADDRESS, BACKEND, DTYPES, SERVER
+from r1quant.records.fields import Settings
+from r1quant.records.reading import read
 
 TEXT, PROBLEMS, TASKS, RUNTIME, DEVICE, GATES = (
     "Text", "Problems", "Tasks", "Backends and servers", "Device", "Gates",
@@ -121,12 +121,13 @@ class VerifyOptions:
                 )
 
     @staticmethod
-    def restored(values: Mapping[str, Any]) -> VerifyOptions:
-        """From a record. Raises RecipeError where it has options that are not known."""
-        known = {field.name for field in fields(VerifyOptions)}
-        if unknown := set(values) - known:
+    def restored(values: Settings) -> VerifyOptions:
+        """From a record. Raises RecipeError for options that are not known, and for values that are not possible."""
+        if unknown := set(values) - {field.name for field in fields(VerifyOptions)}:
             raise RecipeError(
                 f"the record has the unknown option {min(unknown)!r}", "use the version of r1quant that wrote it"
             )
-        given: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-        return VerifyOptions(**given)
+        try:
+            return read(VerifyOptions, values)
+        except RecordError as error:
+            raise RecipeError(f"the options of the record are not possible: {error.message}", error.hint) from None

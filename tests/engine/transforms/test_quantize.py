@@ -59,7 +59,7 @@ def test_awq_loses_less_than_plain_rounding(tmp_path: Path) -> None:
     r1quant.quantize(out=tmp_path / "rtn", method="rtn", bits=3)
     r1quant.quantize(out=tmp_path / "awq", method="awq", **common)
     kl = {
-        name: r1quant.verify(tmp_path / name, "tiny-r1", windows=8, seq_len=256).record["kl"]["mean"]
+        name: r1quant.verify(tmp_path / name, "tiny-r1", windows=8, seq_len=256).numbers()["kl.mean"]
         for name in ("rtn", "awq")
     }
     assert kl["awq"] < kl["rtn"]

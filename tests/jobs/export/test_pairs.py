@@ -146,7 +146,7 @@ def test_what_was_exported_can_be_verified(tmp_path: Path, text_file: Path, name
     source = quantized(tmp_path, "llama")
     path = r1quant.export(source, name, tmp_path / name).written[0].path
     expected, found = (
-        r1quant.verify(place, text=str(text_file), windows=2, seq_len=32).record for place in (source, path)
+        r1quant.verify(place, text=str(text_file), windows=2, seq_len=32).as_dict() for place in (source, path)
     )
     assert found["kl"] == expected["kl"] and found["perplexity"] == expected["perplexity"]
 
@@ -162,8 +162,8 @@ def test_backends_agree_and_catch_a_wrong_scale(tmp_path: Path, text_file: Path,
     expected = r1quant.verify(source, **measured)
     path = r1quant.export(source, name, tmp_path / name).written[0].path
     found = r1quant.verify(path, backend="auto", **measured)
-    assert found.record["backend"] == backend and expected.passed and found.passed
-    assert found.record["kl"]["mean"] == pytest.approx(expected.record["kl"]["mean"], abs=1e-3)
+    assert found.backend == backend and expected.passed and found.passed
+    assert found.numbers()["kl.mean"] == pytest.approx(expected.numbers()["kl.mean"], abs=1e-3)
     weights["model.layers.1.self_attn.o_proj.scales"] *= 2
     save_file(weights, source / "model.safetensors", {"format": "pt"})
     damaged = r1quant.export(source, name, tmp_path / "damaged").written[0].path

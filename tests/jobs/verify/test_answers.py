@@ -15,7 +15,7 @@ import pytest
 
 import r1quant
 from r1quant.jobs.generate.samples import Samples, collect
-from r1quant.jobs.verify import pair, reasoning
+from r1quant.jobs.verify import asking, pair
 from r1quant.jobs.verify.options import VerifyOptions
 from r1quant.jobs.verify.run import verify as job
 from r1quant.tinyr1 import problems as tinyr1
@@ -44,7 +44,7 @@ def asked(four_bits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
         patch.setenv("R1QUANT_CACHE", str(cache))
         gates = ("aime.delta.low>-1", "aime.delta>-0.9")
         options = VerifyOptions(windows=0, aime="mini", limit=PROBLEMS, max_tokens=150, temperature=0.0, gate=gates)
-        return cache, job(four_bits, options=options).as_dict()
+        return cache, dict(job(four_bits, options=options).as_dict())
 
 
 def no_runtime(*_: object, **__: object) -> None:
@@ -129,15 +129,15 @@ def test_more_samples_ask_only_for_what_is_missing(
     """Drawn, not the likeliest: the first sample of a problem is the same in both runs, the second another."""
     cache = tmp_path / "cache"
     monkeypatch.setenv("R1QUANT_CACHE", str(cache))
-    asking = ("--aime", "mini", "--limit", "3", "--max-tokens", "12", "--temperature", "3", "--top-p", "1")
-    words = ("verify", four_bits, "--windows", "0", *asking, "--json")
+    drawn = ("--aime", "mini", "--limit", "3", "--max-tokens", "12", "--temperature", "3", "--top-p", "1")
+    words = ("verify", four_bits, "--windows", "0", *drawn, "--json")
     asked_for: list[list[str]] = []
 
     def watched(runtime: Any, prompts: Any, sampling: Any, stop: Any, store: Samples, *rest: Any) -> Any:
         asked_for.append([prompt.key for prompt in prompts if prompt.key not in store.have])
         return collect(runtime, prompts, sampling, stop, store, *rest)
 
-    monkeypatch.setattr(reasoning, "collect", watched)
+    monkeypatch.setattr(asking, "collect", watched)
     one = told(run(*words, "--samples", "1"))["aime"]
     before = {path.name: path.read_bytes() for path in cache.glob("samples-*")}
     assert [len(keys) for keys in asked_for] == [3, 3] and len(before) == 2

@@ -55,7 +55,7 @@ def form(source: Path, backend: str) -> Path:
 
 @pytest.mark.parametrize("backend", BACKENDS[1:])
 def test_runtimes_agree_on_one_grid(quantized: Path, backend: str) -> None:
-    record = r1quant.verify(form(quantized, backend), quantized, backend=backend, **TEXT).record
+    record = r1quant.verify(form(quantized, backend), quantized, backend=backend, **TEXT).as_dict()
     assert record["backend"] == backend and record["kl_estimator"] == "exact"
     assert 0 <= record["kl"]["mean"] < AGREE / 10  # llama.cpp keeps keys and values in float16
     assert abs(record["perplexity"]["ratio"] - 1) < 1e-3 and record["top1"] > 0.995
@@ -65,7 +65,7 @@ def test_runtimes_agree_on_one_grid(quantized: Path, backend: str) -> None:
 def test_one_wrong_scale_is_caught_by_the_gate(quantized: Path, faulty: Path, backend: str) -> None:
     gate = ("kl.mean<2e-6",)
     caught = r1quant.verify(form(faulty, backend), quantized, backend=backend, gate=gate, **TEXT)
-    assert not caught.passed and caught.record["kl"]["mean"] > 1e-5, caught.record["kl"]
+    assert not caught.passed and caught.numbers()["kl.mean"] > 1e-5, caught.scores
     if backend != "torch":
         sound = r1quant.verify(form(quantized, backend), quantized, backend=backend, gate=gate, **TEXT)
-        assert sound.passed, sound.record["kl"]
+        assert sound.passed, sound.scores

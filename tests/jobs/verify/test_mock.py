@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ import r1quant
 from r1quant.jobs.verify.options import VerifyOptions
 from r1quant.jobs.verify.run import verify
 from r1quant.metrics import health
+from r1quant.records.answers import ProblemScores
 from tests.conftest import Run
 
 SEEDS, PROBLEMS = 40, 100
@@ -33,15 +33,16 @@ def cheap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Thousands of answers that nobody needs tomorrow, and of which nothing but right and wrong is asked."""
     monkeypatch.setenv("R1QUANT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr(health, "compare", lambda *told: {"length_ratio": 1.0})
+    monkeypatch.setattr(health, "compare", lambda *written: None)
 
 
-def compared(made: Path, seed: int, worse: str, better: str) -> dict[str, Any]:
+def compared(made: Path, seed: int, worse: str, better: str) -> ProblemScores:
     options = VerifyOptions(
         windows=0, aime="mini", limit=PROBLEMS, seed=seed, backend=f"mock:{worse}", baseline_backend=f"mock:{better}"
     )
-    found: dict[str, Any] = verify(made, options=options).record["aime"]
-    return found
+    aime = verify(made, options=options).aime
+    assert aime is not None
+    return aime
 
 
 @pytest.mark.usefixtures("cheap")
@@ -50,13 +51,15 @@ def test_a_true_difference_lies_in_its_interval(made: Path) -> None:
     deltas, holds, holds_own, significant = [], 0, 0, 0
     for seed in range(SEEDS):
         aime = compared(made, seed, str(WORSE), str(BETTER))
-        deltas.append(aime["delta"])
-        low, high = aime["delta_ci95"]
-        assert -1 <= low < aime["delta"] < high <= 1
+        found = aime.difference
+        deltas.append(found.delta)
+        assert found.delta_ci95 is not None and aime.quantized.ci95 is not None
+        low, high = found.delta_ci95
+        assert -1 <= low < found.delta < high <= 1
         holds += low <= WORSE - BETTER <= high
-        low, high = aime["quantized"]["ci95"]
+        low, high = aime.quantized.ci95
         holds_own += low <= WORSE <= high
-        significant += aime["p_value"] < 0.05
+        significant += found.p_value < 0.05
     assert 33 <= holds <= SEEDS and 33 <= holds_own <= SEEDS
     assert np.mean(deltas) == pytest.approx(WORSE - BETTER, abs=4 * np.std(deltas) / SEEDS**0.5)
     assert np.std(deltas) > 0.01, "every seed draws anew"
@@ -69,8 +72,9 @@ def test_equal_models_do_not_differ(made: Path) -> None:
     holds, small = 0, 0
     for seed in range(SEEDS // 2):
         aime = compared(made, seed, "0.8,seed=1", "0.8")
-        holds += aime["delta_ci95"][0] <= 0 <= aime["delta_ci95"][1]
-        small += aime["p_value"] < 0.05
+        assert aime.difference.delta_ci95 is not None
+        holds += aime.difference.delta_ci95.low <= 0 <= aime.difference.delta_ci95.high
+        small += aime.difference.p_value < 0.05
     assert holds >= 16 and small <= 4
 
 

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 import r1quant
-from r1quant.jobs.verify import pair
-from r1quant.jobs.verify import run as verify
+from r1quant.jobs.verify import opening, pair
 from tests.conftest import Ran, Run
 
 SMALL = ("--windows", "4", "--seq-len", "32")
@@ -82,7 +81,7 @@ def never(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def touched(*_: object, **__: object) -> None:
         raise AssertionError("it went on")
 
-    monkeypatch.setattr(verify, "open_artifact", touched)
+    monkeypatch.setattr(opening, "open_artifact", touched)
     return touched
 
 

@@ -132,12 +132,12 @@ def test_no_damage_of_a_byte_is_taken_for_an_entry(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     held = {"nll": np.arange(7, dtype=np.float64), "dtype": np.array("float32")}
     identity = {"model": "a", "tokens": "b"}
-    baselines.kept(tmp_path, identity, lambda: held)
+    baselines.load_or_make(tmp_path, identity, lambda: held)
     (path,) = tmp_path.iterdir()
     content = path.read_bytes()
     for place in range(len(content)):
         path.write_bytes(content[:place] + bytes([content[place] ^ (128, 1)[place % 2]]) + content[place + 1 :])
-        found, _ = baselines.kept(tmp_path, identity, lambda: held)
+        found, _ = baselines.load_or_make(tmp_path, identity, lambda: held)
         assert set(found) == set(held), place
         assert all(found[name].tobytes() == array.tobytes() for name, array in held.items()), place
 

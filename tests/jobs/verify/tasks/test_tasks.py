@@ -19,12 +19,16 @@ from r1quant.checkpoint.tokenizer import Tokenizer
 from r1quant.errors import CalibrationError, RecipeError
 from r1quant.jobs.artifacts import open_artifact
 from r1quant.jobs.runtimes import Setup, open_runtime
-from r1quant.jobs.verify import tasks
+from r1quant.jobs.verify import lmeval, tasks
 from r1quant.jobs.verify.harness import Harness
+from r1quant.jobs.verify.lmeval import TaskChoice, find, score
 from r1quant.jobs.verify.options import VerifyOptions
 from r1quant.jobs.verify.pair import Pair
-from r1quant.jobs.verify.tasks import TaskChoice, compare, difference, find, score
+from r1quant.jobs.verify.tasks import compare, difference
 from r1quant.progress import Silent
+from r1quant.records.interval import Interval
+from r1quant.records.tasks import MetricDifference, ModelTasks, TaskMetric, TaskScores
+from r1quant.records.writing import as_json
 from tests.independent import whole_model
 from tests.jobs.verify.tasks.conftest import PROBLEMS, problems
 
@@ -48,7 +52,7 @@ def opened(source: str | Path) -> Runtime:
 
 @pytest.fixture(scope="module")
 def record(folder: Path, four_bits: Path) -> dict[str, Any]:
-    return compare(paired(four_bits, folder, "tiny_answers", "tiny_choices"), Silent())
+    return dict(as_json(compare(paired(four_bits, folder, "tiny_answers", "tiny_choices"), Silent())))
 
 
 def test_both_models_are_scored(record: dict[str, Any]) -> None:
@@ -129,7 +133,9 @@ def test_the_difference_is_paired(record: dict[str, Any]) -> None:
     low, high = found["ci95"]
     assert low <= found["mean"] <= high
     same = {("task", "acc"): {str(n): float(n % 2) for n in range(20)}}
-    assert difference(same, same) == {"task": {"acc": {"mean": 0.0, "ci95": [0.0, 0.0], "questions": 20}}}
+    assert difference(same, same) == {
+        "task": {"acc": MetricDifference(mean=0.0, questions=20, ci95=Interval(0.0, 0.0))}
+    }
     assert difference(same, {}) == {}
 
 
@@ -154,16 +160,16 @@ def test_what_is_no_number_is_none() -> None:
     """A metric of nothing is NaN to lm-eval, and what it cannot aggregate a string."""
     values = {"a,none": math.nan, "a_stderr,none": "N/A", "b,none": "", "c,none": np.float32(0.5), "c_stderr,none": 1}
     raw: dict[str, Any] = {"higher_is_better": {}, "versions": {}, "n-samples": {}, "n-shot": {}}
-    found = tasks._task("t", {**values, "d,none": math.inf, "alias": "t"}, raw)["metrics"]
-    assert {name: (part["value"], part["stderr"]) for name, part in found.items()} == {
+    found = lmeval._task("t", {**values, "d,none": math.inf, "alias": "t"}, raw).metrics
+    assert {name: (part.value, part.stderr) for name, part in found.items()} == {
         "a": (None, None), "b": (None, None), "c": (0.5, 1.0), "d": (None, None),
     }  # fmt: skip
     entries = [{"doc_id": n, "metrics": ["acc"], "acc": value} for n, value in enumerate((1, math.nan, "x", 0.0, True))]
-    samples = tasks._samples({"samples": {"t": entries}})
+    samples = lmeval._values({"samples": {"t": entries}})
     assert samples == {("t", "acc"): {"0": 1.0, "3": 0.0, "4": 1.0}}
     delta = difference(samples, {("t", "acc"): {"0": 0.0, "1": 1.0, "3": 0.0}})
-    assert delta["t"]["acc"]["questions"] == 2 and delta["t"]["acc"]["mean"] == 0.5
-    scored = [{"tasks": {"t": {"metrics": {"acc": {"value": value}}}}} for value in (0.5, None)]
+    assert delta["t"]["acc"].questions == 2 and delta["t"]["acc"].mean == 0.5
+    scored = [ModelTasks({"t": TaskScores({"acc": TaskMetric(value)})}) for value in (0.5, None)]
     assert tasks._valued(delta, [scored[0]] * 2) == delta and tasks._valued(delta, scored) == {}
 
 
@@ -172,10 +178,10 @@ def test_a_limit_examples_and_the_chat_format(folder: Path, tmp_path: Path) -> N
     task = (folder / "choices.yaml").read_text("utf-8").replace("tiny_choices", "tiny_examples")
     (tmp_path / "examples.yaml").write_text(f"{task}num_fewshot: 1\n", "utf-8")
     choice = TaskChoice(("tiny_examples",), include=str(tmp_path), limit=2, chat=True, context=CONTEXT)
-    found, samples = score(opened("tiny-r1"), TOKENIZER, frozenset({EOS}), choice, find(choice))
-    one = found["tasks"]["tiny_examples"]
-    assert one["questions"] == 2 and one["fewshot"] == 1
-    assert set(samples[("tiny_examples", "acc")]) == {"0", "1"}
+    scored = score(opened("tiny-r1"), TOKENIZER, frozenset({EOS}), choice, find(choice))
+    one = scored.scores.tasks["tiny_examples"]
+    assert one.questions == 2 and one.fewshot == 1
+    assert set(scored.values[("tiny_examples", "acc")]) == {"0", "1"}
 
 
 def test_an_unknown_task_is_refused_before_a_model_is_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
