@@ -25,6 +25,7 @@ from r1quant.hardware.roofline import sizes
 from r1quant.planning import allocate, preflight
 from r1quant.planning.layout import Layout
 from r1quant.planning.linears import LinearPlan, PlanProblem
+from r1quant.planning.recommend import what_fits
 from r1quant.recipe import FLOAT, Recipe
 from r1quant.registry import METHODS
 
@@ -140,7 +141,13 @@ def budget_of(
     smallest = _smallest(linears, recipe, found)
     stored = sum(linear.stored(smallest[linear.name], codec) for linear in linears)
     least = stored if made.of == "linears" else layout_of(smallest).nbytes
-    return (made, []) if least <= made.nbytes else (None, [_too_small(made, recipe, least, weights)])
+    if least <= made.nbytes:
+        return made, []
+    problem = _too_small(made, recipe, least, weights)
+    if recipe.fit_gpu is not None:
+        held = what_fits(checkpoint, card(recipe.fit_gpu), recipe.context or 0)
+        problem = replace(problem, hint=f"{problem.hint}; {held}")
+    return None, [problem]
 
 
 def decide(

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
+from r1quant.checkpoint.safetensors import Checkpoint
+from r1quant.checkpoint.tensorfile import TensorSpec
 from r1quant.core.formatting import tokens_text
 from r1quant.core.json import JsonObject
 from r1quant.hardware import roofline
-from r1quant.hardware.cards import Card
-from r1quant.hardware.inventory import Inventory
+from r1quant.hardware.cards import Card, cards
+from r1quant.hardware.inventory import Inventory, of_headers
 from r1quant.hardware.roofline import USUAL, Efficiency, Modelled, Sizes
-from r1quant.planning.variants import FormatVariant, VariantWeights
+from r1quant.planning.variants import FormatVariant, VariantWeights, usual
 from r1quant.recipe import FLOAT
 
 PROMPT_TOKENS = 512  # of a load, the rest is answer
@@ -200,6 +202,15 @@ def recommend(
         alternatives = alternatives[1:]
     needed = _needed(capacities, variant or min(ranked, key=lambda v: capacities.weights[v].total), card, table)
     return Recommendation(card.name, load, chosen, holds, tuple(alternatives), needed)
+
+
+def what_fits(checkpoint: Checkpoint, card: Card, context: int) -> str:
+    """The recommendation for a checkpoint on a card, in a sentence, if texts of so many tokens are asked for."""
+    specs = [TensorSpec(info.name, info.dtype, info.shape) for info in checkpoint.tensors.values()]
+    model = of_headers(checkpoint.config, specs)
+    weights, positions = usual(model), checkpoint.config.get("max_position_embeddings")
+    capacities = Capacities(model, weights, Load(context), positions if isinstance(positions, int) else None)
+    return recommend(capacities, candidates(list(weights), False, False), card, cards().values()).text
 
 
 def _family(variant: FormatVariant) -> str:
