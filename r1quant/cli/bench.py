@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from r1quant.cli import console
-from r1quant.core.formatting import bytes_text
 
-SPREAD = ("median", "min", "max")
+if TYPE_CHECKING:
+    from r1quant.records.bench import Bench
+
 BACKENDS = "auto, torch, onnxruntime, llamacpp, openai"
 
 
@@ -59,10 +59,9 @@ def bench(
     )  # fmt: skip
     how["backend"] = how["backend"] or ("openai" if how["base_urls"] else "auto")
     with console.watching() as progress:
-        done = job(out, baseline, Setup(**how), protocol, progress, debug)
-    found = done.as_dict()
-    console.write_record(record, found)
-    console.emit(found, as_json, lambda: show(found))
+        measured = job(out, baseline, Setup(**how), protocol, progress, debug)
+    console.write_record(record, measured.as_dict())
+    console.emit(measured.as_dict(), as_json, lambda: show(measured))
     return 0
 
 
@@ -76,71 +75,10 @@ def numbers(name: str, values: tuple[str, ...]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(map(int, words)))
 
 
-def show(found: Mapping[str, Any]) -> None:
+def show(record: Bench) -> None:
     """Both models at every load, then the card of 40 GB."""
-    heading = ["load", "model", "prefill tok/s", "decode tok/s", "first token", "p99 gap", "memory"]
-    rows = [heading]
-    for row in found["rows"]:
-        load = load_of(row)
-        for side in ("quantized", "baseline"):
-            if row[side] is not None:
-                rows.append([load, side, *figures(row[side])])
-        if row["ratio"] is not None:
-            ratio = row["ratio"]
-            cells = [of(ratio[key]) for key in ("prefill_tokens_per_second", "decode_tokens_per_second")]
-            rows.append([load, "ratio", *cells, of(ratio["ttft_seconds"]), "", ""])
-    ran = found["rows"][0]["quantized"]
-    where = ", ".join(filter(None, (ran["backend"], ran["device"], ran["dtype"])))
-    console.table(rows, f"{found['out']} in {where}: median (smallest .. largest)")
-    shown = found["reference"]
-    rows = [["load", "model", "prefill tok/s", "decode tok/s", "first token", "memory", "source"]]
-    for row in shown["rows"]:
-        load = load_of(row)
-        for side, title in (("quantized", "quantized"), ("baseline", shown["dtype"])):
-            one = row[side]
-            rows.append(
-                [
-                    load,
-                    title,
-                    plain(one["prefill_tokens_per_second"]),
-                    plain(one["decode_tokens_per_second"]),
-                    seconds(one["ttft_seconds"]),
-                    bytes_text(one["total_bytes"]) + ("" if one.get("fits", True) else ", does not fit"),
-                    one["source"],
-                ]
-            )
-    console.table(rows, f"On an {shown['card']}, {shown['source']}")
+    from r1quant.records.speed_rows import HEADING, REFERENCE_HEADING, reference_rows, speed_rows
 
-
-def load_of(row: Mapping[str, Any]) -> str:
-    """Tokens in and out of a text, times texts."""
-    return f"({row['prompt_tokens']} + {row['new_tokens']}) x {row['batch']}"
-
-
-def figures(side: Mapping[str, Any]) -> list[str]:
-    """The cells of one model at one load."""
-    memory = side["peak_memory_bytes"]
-    gap = side["latency_p99_seconds"]
-    return [
-        of(side["prefill_tokens_per_second"]),
-        of(side["decode_tokens_per_second"]),
-        seconds(side["ttft_seconds"] and side["ttft_seconds"]["median"]),
-        seconds(gap and gap["median"]),
-        "unknown" if memory is None else f"{bytes_text(memory)} {side['memory']}",
-    ]
-
-
-def of(spread: Mapping[str, float] | None) -> str:
-    """A median with its range."""
-    if spread is None:
-        return "unknown"
-    median, low, high = (f"{spread[key]:.0f}" if spread[key] >= 100 else f"{spread[key]:.3g}" for key in SPREAD)
-    return f"{median} ({low} .. {high})"
-
-
-def plain(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.0f}"
-
-
-def seconds(value: float | None) -> str:
-    return "unknown" if value is None else f"{value * 1e3:.1f} ms"
+    rows = [row.cells for row in speed_rows(record.rows)]
+    console.table([HEADING, *rows], f"{record.out}: median (smallest .. largest)")
+    console.table([REFERENCE_HEADING, *reference_rows(record.reference)], "On a card of 40 GB")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from r1quant.cli import console
-from r1quant.cli.bench import load_of, numbers
+from r1quant.cli.bench import numbers
 from r1quant.cli.settings import pick_model
 from r1quant.core.formatting import bytes_text, tokens_text
+from r1quant.records.speed_rows import load_text
 
 if TYPE_CHECKING:
+    from r1quant.jobs.fit.records import MeasuredLoad
     from r1quant.jobs.fit.rows import Row
     from r1quant.jobs.fit.run import Fit
 
@@ -115,14 +117,16 @@ def _show_cards(found: Fit) -> None:
         )
 
 
-def _beside(row: Row, one: Mapping[str, Any]) -> list[str]:
-    speeds = ("prefill", "predicted_prefill", "decode", "predicted_decode")
+def _beside(row: Row, one: MeasuredLoad) -> list[str]:
     return [
         row.variant.label,
-        load_of(one),
-        " ".join(filter(None, (one["backend"], one["dtype"]))),
-        *(_speed(one[f"{name}_tokens_per_second"]) for name in speeds),
-        f"{one['decode_error']:+.0%}",
+        load_text(one.prompt_tokens, one.new_tokens, one.batch),
+        " ".join(filter(None, (one.backend, one.dtype))),
+        _speed(one.prefill_tokens_per_second),
+        _speed(one.predicted_prefill_tokens_per_second),
+        _speed(one.decode_tokens_per_second),
+        _speed(one.predicted_decode_tokens_per_second),
+        f"{one.decode_error:+.0%}",
     ]
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from r1quant.records.bench import Latencies, Speeds, Spread
+
 PERCENTILES = (50, 90, 99)
-Spread = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,9 @@ class Timed:
 
     prompt_tokens  tokens it was given
     count          tokens it made
-    moments        seconds from the begin of this text to each new token, in order; from a server, to each piece that
+    moments        seconds from the start of this text to each new token, in order; from a server, to each piece that
                    came, which may be several tokens or none; empty where unknown
-    ended          seconds from the begin of the whole batch to the end of this text
+    ended          seconds from the start of the whole batch to the end of this text
     """
 
     prompt_tokens: int
@@ -33,19 +34,19 @@ class Timed:
 
     @property
     def begun(self) -> float:
-        """Seconds from the begin of the batch; never negative, whatever the clocks' noise."""
+        """Seconds from the start of the batch; never negative, whatever the clocks' noise."""
         return max(0.0, self.ended - self.moments[-1])
 
 
 @dataclass(frozen=True)
 class Speed:
-    """One batch of texts. A figure is None where the moments that it needs are not known.
+    """One batch of texts. A figure is None if the moments that it needs are not known.
 
     ttft_seconds                     time to first token, median over texts
     prefill_tokens_per_second        prompt tokens of all texts, in the time in which any text waited for its first
     decode_tokens_per_second         tokens after the first of all texts, in the time in which any was being written
     decode_tokens_per_second_a_text  the same of one text, median over texts
-    tokens_per_second                new tokens of all texts, from the begin to the end of the batch
+    tokens_per_second                new tokens of all texts, from the start to the end of the batch
     latency_seconds                  between two moments of a text: p50, p90, p99 over all texts
     """
 
@@ -67,7 +68,7 @@ FIGURES = (
 
 
 def speed(texts: Sequence[Timed]) -> Speed:
-    """The speed of one batch. Raises ValueError where there is no text, or moments go backwards."""
+    """The speed of one batch. Raises ValueError if there is no text, or moments go backwards."""
     if not texts:
         raise ValueError("no texts were timed")
     for text in texts:
@@ -109,35 +110,38 @@ def covered(spans: Iterable[tuple[float, float]]) -> float:
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
-    """Median, smallest and largest over repeats; None where any is unknown."""
+    """Over repeats; None if any of them is not known."""
     known = list(values)
     found = [value for value in known if value is not None]
     if not found or len(found) < len(known):
         return None
-    return {"median": float(np.median(found)), "min": float(min(found)), "max": float(max(found))}
+    return Spread(float(np.median(found)), float(min(found)), float(max(found)))
 
 
-def over_repeats(runs: Sequence[Speed]) -> dict[str, Spread | None]:
-    """Every figure of the same batch measured again and again, and the latencies, each with its spread."""
-    found = {name: spread(getattr(run, name) for run in runs) for name in FIGURES}
-    for p in PERCENTILES:
-        name = f"p{p}"
-        found[f"latency_{name}_seconds"] = spread(
-            None if run.latency_seconds is None else run.latency_seconds[name] for run in runs
-        )
-    return found
+def speeds(runs: Sequence[Speed]) -> Speeds:
+    """Of the same batch measured again and again."""
+    return Speeds(**{name: spread(getattr(run, name) for run in runs) for name in FIGURES})
 
 
-def ratios(first: Sequence[Speed], second: Sequence[Speed]) -> dict[str, Spread | None]:
+def latencies(runs: Sequence[Speed]) -> Latencies:
+    """Of the same batch measured again and again."""
+    found = {}
+    for name in (f"p{p}" for p in PERCENTILES):
+        values = (None if run.latency_seconds is None else run.latency_seconds[name] for run in runs)
+        found[f"latency_{name}_seconds"] = spread(values)
+    return Latencies(**found)
+
+
+def ratios(first: Sequence[Speed], second: Sequence[Speed]) -> Speeds:
     """first over second, repeat by repeat: runs taken in turn share what else the machine was doing.
 
-    Raises ValueError where the two were not repeated equally often.
+    Raises ValueError if the two were not repeated equally often.
     """
-    found = {}
+    found: dict[str, Spread | None] = {}
     for name in FIGURES:
         pairs = [(getattr(a, name), getattr(b, name)) for a, b in zip(first, second, strict=True)]
         found[name] = spread(a / b if a is not None and b else None for a, b in pairs)
-    return found
+    return Speeds(**found)
 
 
 def _rate(tokens: int, seconds: float) -> float | None:

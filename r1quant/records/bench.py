@@ -30,7 +30,7 @@ class Speeds:
     prefill_tokens_per_second        prompt tokens of all texts, in the time in which any text waited for its first
     decode_tokens_per_second         tokens after the first of all texts, in the time in which any was being written
     decode_tokens_per_second_a_text  the same of one text, median over texts
-    tokens_per_second                new tokens of all texts, from the begin to the end of the batch
+    tokens_per_second                new tokens of all texts, from the start to the end of the batch
     """
 
     ttft_seconds: Spread | None = None

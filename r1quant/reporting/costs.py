@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from r1quant.records.bench import BenchRow, Spread, Timing
+from r1quant.records.bench import Timing
+from r1quant.records.speed_rows import HEADING, REFERENCE_HEADING, load_text, reference_rows, speed_rows
+from r1quant.reporting import untrusted
 from r1quant.reporting.document import Chart, Section, Series, Table
 from r1quant.reporting.formatting import NONE, figure, nbytes, percent, seconds, tokens
 from r1quant.reporting.hardware import CardFit, HardwareSummary, MemoryCurve, MemoryModel
 from r1quant.reporting.quality import looks
-from r1quant.reporting.summary import LoadSpeed, ModelSummary
+from r1quant.reporting.summary import ModelSummary
 
 UNITS = {"bytes": nbytes, "seconds": seconds, "nats": figure}
 LOADS = 6  # that the chart of speeds has room for
@@ -68,71 +70,38 @@ def _memory_chart(curve: MemoryCurve, model: MemoryModel, top: float, index: int
 
 
 def speed(models: Sequence[ModelSummary]) -> Section:
-    title, timed = "Tokens a second", [model for model in models if model.speed]
+    title, timed = "Tokens per second", [model for model in models if model.speed]
     if not timed:
         return Section("speed", title, ("Nothing was timed. `r1quant bench OUT --record FILE` measures speed.",))
-    head = ("load", "model", "prefill tok/s", "decode tok/s", "first token", "peak memory", "runtime")
-    loads = [(model, load) for model in timed for load in model.speed]
-    rows = [row for model, load in loads for row in _measured(model.name, load.measured)]
-    modelled = [row for model, load in loads for row in _reference(model.name, load)]
-    tables = [Table("Measured: median (smallest to largest)", head, tuple(dict.fromkeys(rows)))]
+    measured = [_plain(row.cells) for model in timed for row in speed_rows(model.speed, model.name)]
+    tables = [Table("Measured: median (smallest .. largest)", HEADING, tuple(dict.fromkeys(measured)))]
+    modelled = [_plain(row) for model in timed for one in model.reference for row in reference_rows(one, model.name)]
     if modelled:
-        names = ("load", "model", "prefill tok/s", "decode tok/s", "first token", "memory", "source")
-        tables.append(Table("On a card of 40 GB", names, tuple(dict.fromkeys(modelled))))
+        tables.append(Table("On a card of 40 GB", REFERENCE_HEADING, tuple(dict.fromkeys(modelled))))
     chart = _decode_chart(timed, looks(models))
     sentence = (
         "A load is (prompt tokens + new tokens) × the number of texts at the same time. The models took turns on one "
-        "machine."
+        "machine. A p99 gap is the 99th percentile of the time between two tokens."
     )
     return Section("speed", title, (sentence,), (chart,) if chart else (), tuple(tables))
 
 
-def load_of(row: BenchRow) -> str:
-    return f"({tokens(row.prompt_tokens)} + {tokens(row.new_tokens)}) × {tokens(row.batch)}"
-
-
-def _measured(name: str, row: BenchRow) -> list[tuple[str, ...]]:
-    sides = (("baseline", row.baseline), (name, row.quantized))
-    return [(load_of(row), label, *_timing_cells(timing)) for label, timing in sides if timing is not None]
-
-
-def _timing_cells(timing: Timing) -> tuple[str, ...]:
-    speeds, first = timing.speeds, timing.speeds.ttft_seconds
-    peak = " ".join(filter(None, (nbytes(timing.peak_memory_bytes), timing.memory)))
-    rates = (_spread(speeds.prefill_tokens_per_second), _spread(speeds.decode_tokens_per_second))
-    runtime = ", ".join(filter(None, (timing.backend, timing.device, timing.dtype)))
-    return (*rates, seconds(first.median if first else None), peak, runtime)
-
-
-def _spread(spread: Spread | None) -> str:
-    return NONE if spread is None else f"{figure(spread.median)} ({figure(spread.min)} to {figure(spread.max)})"
-
-
-def _reference(name: str, load: LoadSpeed) -> list[tuple[str, ...]]:
-    """Rows of the card of 40 GB."""
-    reference, rows = load.reference, list[tuple[str, ...]]()
-    if reference is None:
-        return []
-    for label, side in (("16-bit baseline", reference.speeds.baseline), (name, reference.speeds.quantized)):
-        if side.decode_tokens_per_second is not None:
-            rates = (figure(side.prefill_tokens_per_second), figure(side.decode_tokens_per_second))
-            cells = (*rates, seconds(side.ttft_seconds), nbytes(side.total_bytes))
-            rows.append((load_of(load.measured), label, *cells, f"{reference.source}, {reference.card}"))
-    return rows
+def _plain(cells: Sequence[str]) -> tuple[str, ...]:
+    return tuple(map(untrusted.plain, cells))
 
 
 def _decode_chart(timed: Sequence[ModelSummary], look: Mapping[str, int]) -> Chart | None:
-    ticks = tuple(dict.fromkeys(load_of(load.measured) for model in timed for load in model.speed))[:LOADS]
-    first = {load_of(load.measured): load.measured.baseline for load in timed[0].speed}
-    found = [_decode_series("baseline", first, ticks, 0)]
+    ticks = tuple(dict.fromkeys(load_text(*row.load) for model in timed for row in model.speed))[:LOADS]
+    baseline = {load_text(*row.load): row.baseline for row in timed[0].speed}
+    drawn = [_decode_series("baseline", baseline, ticks, 0)]
     for model in timed:
-        own = {load_of(load.measured): load.measured.quantized for load in model.speed}
-        found.append(_decode_series(model.name, own, ticks, look[model.name]))
-    series = tuple(one for one in found if one is not None)
+        own = {load_text(*row.load): row.quantized for row in model.speed}
+        drawn.append(_decode_series(model.name, own, ticks, look[model.name]))
+    series = tuple(one for one in drawn if one is not None)
     if not series:
         return None
-    alt = "; ".join(f"{one.label}: {figure(one.y[0])} tokens a second" for one in series)
-    return Chart("decode", "Decoding speed, measured", alt, "bars", "load", "tokens a second", series, ticks=ticks)
+    alt = "; ".join(f"{one.label}: {figure(one.y[0])} tokens per second" for one in series)
+    return Chart("decode", "Decoding speed, measured", alt, "bars", "load", "tokens per second", series, ticks=ticks)
 
 
 def _decode_series(label: str, timings: Mapping[str, Timing | None], ticks: Sequence[str], look: int) -> Series | None:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 
 from r1quant.recipe import TARGETS
 from r1quant.records.answers import ProblemResult, ProblemScores
-from r1quant.records.bench import Bench
 from r1quant.records.quantization import Quantization, QuantizeRun
 from r1quant.records.text import TextScores
 from r1quant.records.verification import GateVerdict, Verification
@@ -18,12 +17,10 @@ from r1quant.reporting.summary import (
     LengthComparison,
     LengthHistogram,
     LinearLoss,
-    LoadSpeed,
     ModelSummary,
     Prediction,
     ProblemCounts,
     ProblemSummary,
-    ReferenceLoad,
     Summary,
 )
 from r1quant.reporting.variants import VariantRecords, models_of
@@ -64,7 +61,8 @@ def _model(variant: VariantRecords, hardware: HardwareSummary | None, commands: 
         problems=problem_summary(asked.aime) if asked and asked.aime else None,
         lengths=length_comparison(asked) if asked else None,
         health=asked.health.habits if asked and asked.health else None,
-        speed=tuple(load for record in variant.benches for load in _loads(record)),
+        speed=tuple(row for record in variant.benches for row in record.rows),
+        reference=tuple(record.reference for record in variant.benches if record.reference),
         linears=_linears(made),
         remarks=tuple(map(untrusted.plain, made.fallbacks)),
         predictions=_predictions(variant, scores),
@@ -125,16 +123,6 @@ def _histogram(scores: ProblemScores | None) -> LengthHistogram | None:
     baseline = [count for one in lengths for count in one.baseline]
     quantized = [count for one in lengths for count in one.quantized]
     return paired.histogram(baseline, quantized) if baseline and quantized else None
-
-
-def _loads(record: Bench) -> list[LoadSpeed]:
-    """Every load that was timed, beside the same load on the reference card."""
-    loads, reference = [], record.reference
-    for row in record.rows:
-        beside = reference.at(row) if reference else None
-        shown = ReferenceLoad(reference.card, reference.source, beside) if reference and beside else None
-        loads.append(LoadSpeed(row, shown))
-    return loads
 
 
 def _linears(made: Quantization) -> tuple[LinearLoss, ...]:

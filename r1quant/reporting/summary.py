@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from r1quant.records.answers import AccuracyDifference, HabitComparison, LengthSummary, ModelAccuracy
-from r1quant.records.bench import BenchRow, ReferenceRow
+from r1quant.records.bench import BenchRow, Reference
 from r1quant.records.fields import stored
 from r1quant.records.interval import Interval
 from r1quant.records.record import Record
@@ -89,23 +89,6 @@ class LengthComparison:
 
 
 @dataclass(frozen=True)
-class ReferenceLoad:
-    """Both models at one load on the reference card; source: modelled or measured."""
-
-    card: str
-    source: str
-    speeds: ReferenceRow = field(metadata=stored(inline=True))
-
-
-@dataclass(frozen=True)
-class LoadSpeed:
-    """Both models at one load: here, and on the reference card."""
-
-    measured: BenchRow = field(metadata=stored(inline=True))
-    reference: ReferenceLoad | None
-
-
-@dataclass(frozen=True)
 class Prediction:
     """A number that was predicted, beside what it turned out to be; unit: bytes, seconds or nats."""
 
@@ -122,6 +105,7 @@ class ModelSummary:
     bits             of its recipe; None under a budget
     bits_per_weight  stored bits of a quantized weight, with its share of scales and zero points
     nbytes           of its files; else of its weights as the memory model has them
+    speed            both models at every load, here; reference: on a card of 40 GB
     remarks          a line for each linear with which something was not as usual
     commands         how to make and measure it again
     provenance       pairs of a name and a value: hashes, recipe, text, versions
@@ -139,7 +123,8 @@ class ModelSummary:
     problems: ProblemSummary | None
     lengths: LengthComparison | None
     health: HabitComparison | None
-    speed: tuple[LoadSpeed, ...]
+    speed: tuple[BenchRow, ...]
+    reference: tuple[Reference, ...]
     linears: tuple[LinearLoss, ...]
     remarks: tuple[str, ...]
     predictions: tuple[Prediction, ...]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from r1quant.metrics.speed import FIGURES, Speed, Timed, covered, over_repeats, ratios, speed, spread
+from r1quant.metrics.speed import FIGURES, Speed, Timed, covered, latencies, ratios, speed, speeds, spread
+from r1quant.records.bench import Spread
 
 
 def test_one_text_by_hand() -> None:
@@ -71,19 +72,20 @@ def of(ttft: float, decode: float | None) -> Speed:
 
 
 def test_over_repeats() -> None:
-    found = over_repeats([of(1.0, 4.0), of(3.0, 5.0), of(2.0, 8.0)])
-    assert found["ttft_seconds"] == {"median": 2.0, "min": 1.0, "max": 3.0}
-    assert found["latency_p99_seconds"] == {"median": 0.2, "min": 0.125, "max": 0.25}
-    assert set(FIGURES) < set(found)
-    assert over_repeats([of(1.0, 4.0), of(3.0, None)])["decode_tokens_per_second"] is None
+    runs = [of(1.0, 4.0), of(3.0, 5.0), of(2.0, 8.0)]
+    assert speeds(runs).ttft_seconds == Spread(2.0, 1.0, 3.0)
+    assert latencies(runs).latency_p99_seconds == Spread(0.2, 0.125, 0.25)
+    assert set(FIGURES) == set(vars(speeds(runs)))
+    assert speeds([of(1.0, 4.0), of(3.0, None)]).decode_tokens_per_second is None
+    assert latencies([of(1.0, 4.0), of(3.0, None)]).latency_p99_seconds is None
     assert spread([]) is None
 
 
 def test_ratios_are_paired() -> None:
     """A machine that slows both down by half between repeats leaves the ratio as it was."""
     a, b = [of(1.0, 8.0), of(2.0, 4.0)], [of(2.0, 4.0), of(4.0, 2.0)]
-    assert ratios(a, b)["decode_tokens_per_second"] == {"median": 2.0, "min": 2.0, "max": 2.0}
-    assert ratios(a, b)["ttft_seconds"] == {"median": 0.5, "min": 0.5, "max": 0.5}
-    assert ratios([of(1.0, None)], [of(1.0, 2.0)])["decode_tokens_per_second"] is None
+    assert ratios(a, b).decode_tokens_per_second == Spread(2.0, 2.0, 2.0)
+    assert ratios(a, b).ttft_seconds == Spread(0.5, 0.5, 0.5)
+    assert ratios([of(1.0, None)], [of(1.0, 2.0)]).decode_tokens_per_second is None
     with pytest.raises(ValueError):
         ratios(a, b[:1])

@@ -13,17 +13,19 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from r1quant.backends import Prompt, Runtime, Sampling
 from r1quant.checkpoint.artifact import Artifact
+from r1quant.core.json import JsonObject
 from r1quant.errors import R1QuantError
 from r1quant.jobs.artifacts import open_artifact
-from r1quant.jobs.bench.process import ProcessSettings
+from r1quant.jobs.bench.process import BenchLoad, OpenedModel, PeakMemory, ProcessSettings
 from r1quant.jobs.runtimes import SERVER, backend_of, open_runtime
+from r1quant.metrics.speed import Timed
+from r1quant.records.bench import BenchCard
 from r1quant.storage.provenance import environment, peak_rss_bytes
 
 STATUS = Path("/proc/self/status")
@@ -34,24 +36,24 @@ def main(settings: ProcessSettings) -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
-    def answer(found: Mapping[str, Any]) -> None:
-        answers.write(json.dumps(found) + "\n")
+    def answer(content: JsonObject) -> None:
+        answers.write(json.dumps(content) + "\n")
         answers.flush()
 
     try:
         runtime, opened = _open(settings)
-        answer({**opened, "environment": environment()})
+        answer(asdict(replace(opened, environment=environment())))
         for line in sys.stdin:
-            answer(_run(runtime, json.loads(line)))
+            answer(asdict(_run(runtime, json.loads(line))))
     except KeyboardInterrupt:
         return
     except Exception as error:
         if settings.debug:
             traceback.print_exc()
-        answer({"error": _told(error)})
+        answer({"error": _error_json(error)})
 
 
-def _told(error: Exception) -> dict[str, str]:
+def _error_json(error: Exception) -> dict[str, str]:
     """An error as the other end raises it again."""
     if isinstance(error, R1QuantError):
         return {"kind": error.kind, "message": error.message, "hint": error.hint}
@@ -60,39 +62,38 @@ def _told(error: Exception) -> dict[str, str]:
     return {"kind": "R1QuantError", "message": f"unexpected: {type(error).__name__}: {reason}", "hint": hint}
 
 
-def _open(settings: ProcessSettings) -> tuple[Runtime, dict[str, Any]]:
+def _open(settings: ProcessSettings) -> tuple[Runtime, OpenedModel]:
     artifact, setup = open_artifact(settings.model), replace(settings.setup, slots=settings.slots)
     if setup.backend == SERVER:
         return _served(artifact, settings)
-    opened: dict[str, Any] = {"device": None, "dtype": None, "card": None}
+    opened = OpenedModel(setup.backend)
     if backend_of(artifact, setup.backend) == "torch":
         import torch
 
         from r1quant.engine.forward import pick_device, pick_dtype
 
         device = pick_device(setup.device)
-        opened |= {"device": str(device), "dtype": str(pick_dtype(setup.dtype, device)).removeprefix("torch.")}
-        if device.type == "cuda":
-            card = torch.cuda.get_device_properties(device)
-            opened["card"] = {"name": card.name, "memory_bytes": card.total_memory}
-    empty = peak_memory()["rss"]
+        dtype = str(pick_dtype(setup.dtype, device)).removeprefix("torch.")
+        card = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+        described = None if card is None else BenchCard(card.name, card.total_memory)
+        opened = replace(opened, device=str(device), dtype=dtype, card=described)
+    empty = peak_memory().rss
     runtime = open_runtime(artifact, settings.context, setup)
     first = Prompt("", ({"role": "user", "content": ""},), (0,))
     for _ in runtime.complete([first], Sampling(temperature=0.0, max_tokens=2), frozenset()):
         pass  # some runtimes load the weights only now
     holds = getattr(runtime, "holds", None)
-    return runtime, {
-        **opened,
-        "backend": runtime.name,
-        "empty_rss_bytes": empty,
-        "elsewhere": False,
-        "resident": getattr(runtime, "resident", None),
-        "holds": None if holds is None else holds(settings.context),
-    }
+    return runtime, replace(
+        opened,
+        backend=runtime.name,
+        empty_rss_bytes=empty,
+        resident=getattr(runtime, "resident", None),
+        holds=None if holds is None else holds(settings.context),
+    )
 
 
-def _served(artifact: Artifact, settings: ProcessSettings) -> tuple[Runtime, dict[str, Any]]:
-    """A model on a server, which is sent the very tokens where it takes them. Its memory is not this process's."""
+def _served(artifact: Artifact, settings: ProcessSettings) -> tuple[Runtime, OpenedModel]:
+    """A model on a server, which is sent the very tokens if it takes them. Its memory is not this process's."""
     from r1quant.backends.openai import OpenAI
     from r1quant.checkpoint.tokenizer import Tokenizer
 
@@ -106,12 +107,11 @@ def _served(artifact: Artifact, settings: ProcessSettings) -> tuple[Runtime, dic
         text_of=tokenizer.decode,
         bos=tokenizer.bos_id,
     )
-    unknown: dict[str, Any] = dict.fromkeys(("device", "dtype", "card", "empty_rss_bytes", "resident", "holds"))
-    return runtime, {**unknown, "backend": runtime.name, "elsewhere": True}
+    return runtime, OpenedModel(runtime.name, elsewhere=True)
 
 
-def _run(runtime: Runtime, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Completes one batch. request: prompts (key, text, tokens of each), new_tokens."""
+def _run(runtime: Runtime, request: JsonObject) -> BenchLoad:
+    """Completes one batch. request: prompts, each with the keys of a BenchPrompt, and new_tokens."""
     prompts = [
         Prompt(entry["key"], ({"role": "user", "content": entry["text"]},), tuple(entry["tokens"]))
         for entry in request["prompts"]
@@ -123,14 +123,14 @@ def _run(runtime: Runtime, request: Mapping[str, Any]) -> dict[str, Any]:
     begun = time.perf_counter()
     for done in runtime.complete(prompts, sampling, frozenset()):
         ended = time.perf_counter() - begun
-        texts.append({"prompt_tokens": given[done.key], "count": done.count, "moments": done.moments, "ended": ended})
-    return {"texts": texts, "memory": peak_memory(), "at_once": getattr(runtime, "at_once", None)}
+        texts.append(Timed(given[done.key], done.count, tuple(done.moments), ended))
+    return BenchLoad(tuple(texts), peak_memory(), getattr(runtime, "at_once", None))
 
 
-def peak_memory() -> dict[str, int | None]:
+def peak_memory() -> PeakMemory:
     """Largest memory of this process so far, in bytes: rss (files mapped into it included), what torch held on a GPU,
-    and what the GPU's driver says that this process holds now. None where there is none, or nobody to ask."""
-    return {"rss": _peak_rss(), "torch": _torch_bytes(), "nvml": _nvml_bytes()}
+    and what the GPU's driver says that this process holds now. None if there is none, or nobody to ask."""
+    return PeakMemory(_peak_rss(), _torch_bytes(), _nvml_bytes())
 
 
 def _peak_rss() -> int:
@@ -151,7 +151,7 @@ def _torch_bytes() -> int | None:
 
 
 def _nvml_bytes() -> int | None:
-    """None also where the driver does not list this process, as in most containers."""
+    """None also if the driver does not list this process, as in most containers."""
     try:
         import pynvml
     except ImportError:

@@ -11,14 +11,16 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from types import TracebackType
-from typing import Any
 
 from r1quant import errors
+from r1quant.core.json import JsonObject
 from r1quant.errors import R1QuantError
 from r1quant.jobs.runtimes import Setup
 from r1quant.metrics.speed import Timed
+from r1quant.records.bench import BenchCard
+from r1quant.records.reading import read
 
 CHILD = "r1quant.jobs.bench.child"
 PATIENCE = 10  # seconds that a child may take to end once it has nothing to do
@@ -36,37 +38,70 @@ class ProcessSettings:
     debug: bool = False
 
     @staticmethod
-    def restored(values: Mapping[str, Any]) -> ProcessSettings:
+    def restored(values: JsonObject) -> ProcessSettings:
         """From what dataclasses.asdict made of them."""
         return ProcessSettings(**{**values, "setup": Setup(**values["setup"])})
 
 
 @dataclass(frozen=True)
-class BenchLoad:
-    """One batch completed.
+class BenchPrompt:
+    """A text to complete, and its tokens."""
 
-    memory   bytes by kind, see bench_child.peak_memory
-    at_once  the most texts that ran at the same time so far; None where the runtime does not tell
+    key: str
+    text: str
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """What a process says once it has the model. What a runtime does not tell is None.
+
+    empty_rss_bytes  of the process before it had the model
+    elsewhere        whether a server has the model, whose memory nobody here knows
+    resident         whether all weights are in memory
+    holds            how many texts of the context memory holds
+    environment      versions, and kind of machine
     """
 
+    backend: str
+    device: str | None = None
+    dtype: str | None = None
+    card: BenchCard | None = None
+    empty_rss_bytes: int | None = None
+    elsewhere: bool = False
+    resident: bool | None = None
+    holds: int | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """Bytes: rss of the process, torch of what torch held on a GPU, nvml of what the GPU's driver says."""
+
+    rss: int | None = None
+    torch: int | None = None
+    nvml: int | None = None
+
+
+@dataclass(frozen=True)
+class BenchLoad:
+    """One batch completed. at_once: the most texts that ran at the same time so far, None if the runtime does not
+    say."""
+
     texts: tuple[Timed, ...]
-    memory: Mapping[str, int | None]
+    memory: PeakMemory
     at_once: int | None = None
 
 
 class BenchProcess:
-    """Use it in a with block. Whatever the child raises is raised here; `opened` is what it said at first.
-
-    Of models in torch it also says whether they are `resident` (all weights in memory), and how many texts of the
-    context their memory `holds`; of others None.
-    """
+    """Use it in a with block. Whatever the child raises is raised here."""
 
     def __init__(self, settings: ProcessSettings) -> None:
         self.settings = settings
         words = [sys.executable, "-m", CHILD, json.dumps(asdict(settings))]
         self._child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         try:
-            self.opened = self._answer()
+            self.opened = read(OpenedModel, self._answer())
         except BaseException:
             self.close()
             raise
@@ -74,32 +109,31 @@ class BenchProcess:
     @property
     def crowded(self) -> bool:
         """Whether the model has less memory than it wants."""
-        resident, holds = self.opened["resident"], self.opened["holds"]
-        return resident is False or (holds is not None and holds < self.settings.slots)
+        holds = self.opened.holds
+        return self.opened.resident is False or (holds is not None and holds < self.settings.slots)
 
-    def run(self, prompts: Sequence[Mapping[str, Any]], new_tokens: int) -> BenchLoad:
-        """Completes prompts (key, text and tokens of each) by new_tokens each, all at once."""
+    def run(self, prompts: Sequence[BenchPrompt], new_tokens: int) -> BenchLoad:
+        """Completes prompts by new_tokens each, all at once."""
         assert self._child.stdin is not None
         try:
-            self._child.stdin.write(json.dumps({"prompts": list(prompts), "new_tokens": new_tokens}) + "\n")
+            request = {"prompts": [asdict(prompt) for prompt in prompts], "new_tokens": new_tokens}
+            self._child.stdin.write(json.dumps(request) + "\n")
             self._child.stdin.flush()
         except BrokenPipeError:
             raise self._ended() from None
-        found = self._answer()
-        texts = tuple(Timed(**{**text, "moments": tuple(text["moments"])}) for text in found["texts"])
-        return BenchLoad(texts, found["memory"], found["at_once"])
+        return read(BenchLoad, self._answer())
 
-    def _answer(self) -> dict[str, Any]:
+    def _answer(self) -> JsonObject:
         assert self._child.stdout is not None
         line = self._child.stdout.readline()
         if not line:
             raise self._ended()
-        found: dict[str, Any] = json.loads(line)
-        if "error" in found:
-            problem = found["error"]
+        answer: JsonObject = json.loads(line)
+        if "error" in answer:
+            problem = answer["error"]
             kind = getattr(errors, problem["kind"], R1QuantError)
             raise kind(problem["message"], problem["hint"])
-        return found
+        return answer
 
     def _ended(self) -> R1QuantError:
         code = self._child.wait()
@@ -110,7 +144,7 @@ class BenchProcess:
         )
 
     def close(self) -> None:
-        """Ends the child: its input is closed, and where that does not do it is killed."""
+        """Ends the child: its input is closed, and if that does not help it is killed."""
         assert self._child.stdin is not None and self._child.stdout is not None
         with suppress(BrokenPipeError):
             self._child.stdin.close()

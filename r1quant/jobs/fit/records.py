@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from r1quant.checkpoint.safetensors import read_json
+from r1quant.core.json import JsonObject
 from r1quant.errors import CheckpointError, RecipeError
 from r1quant.hardware.cards import Card, driven
 from r1quant.hardware.detect import Host, host, processor
@@ -18,10 +18,36 @@ from r1quant.hardware.fitting import Point, fitted
 from r1quant.hardware.inventory import Inventory
 from r1quant.hardware.roofline import USUAL, Efficiency, Sizes
 from r1quant.planning.variants import FormatVariant, VariantWeights, held, variants
+from r1quant.records.bench import Bench, BenchMachine, Timing
+from r1quant.records.table import read_record
 
-SCHEMA = "r1quant.bench/1"
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 SAME_BYTES = 0.02  # by which the weights of a variant and of a record may differ
+
+
+@dataclass(frozen=True)
+class MeasuredLoad:
+    """One model at one load: what was measured, what is predicted for the very same load, and by how much that is off.
+
+    Speeds are tokens per second of all texts together; an error of 0.1 is a prediction that is 10 % too high.
+    """
+
+    record: str
+    backend: str
+    dtype: str | None
+    prompt_tokens: int
+    new_tokens: int
+    batch: int
+    prefill_tokens_per_second: float
+    decode_tokens_per_second: float
+    peak_memory_bytes: int | None
+    predicted_prefill_tokens_per_second: float
+    predicted_decode_tokens_per_second: float
+    prefill_error: float
+    decode_error: float
+
+    def as_dict(self) -> JsonObject:
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -36,25 +62,24 @@ class Measurement:
     memory: str | None
     point: Point
 
-    def as_dict(self, efficiency: Efficiency) -> dict[str, Any]:
-        """With the prediction for the very same load, and by how much it is off."""
+    def beside(self, efficiency: Efficiency) -> MeasuredLoad:
         at, (ttft, step) = self.point, self.point.predicted(efficiency)
-        prompts, texts = at.batch * at.prompt_tokens, at.batch
-        return {
-            "record": self.record,
-            "backend": self.backend,
-            "dtype": self.dtype,
-            "prompt_tokens": at.prompt_tokens,
-            "new_tokens": at.new_tokens,
-            "batch": at.batch,
-            "prefill_tokens_per_second": prompts / at.ttft_seconds,
-            "decode_tokens_per_second": texts / at.step_seconds,
-            "peak_memory_bytes": at.memory_bytes,
-            "predicted_prefill_tokens_per_second": prompts / ttft,
-            "predicted_decode_tokens_per_second": texts / step,
-            "prefill_error": at.ttft_seconds / ttft - 1,
-            "decode_error": at.step_seconds / step - 1,
-        }
+        prompts = at.batch * at.prompt_tokens
+        return MeasuredLoad(
+            record=self.record,
+            backend=self.backend,
+            dtype=self.dtype,
+            prompt_tokens=at.prompt_tokens,
+            new_tokens=at.new_tokens,
+            batch=at.batch,
+            prefill_tokens_per_second=prompts / at.ttft_seconds,
+            decode_tokens_per_second=at.batch / at.step_seconds,
+            peak_memory_bytes=at.memory_bytes,
+            predicted_prefill_tokens_per_second=prompts / ttft,
+            predicted_decode_tokens_per_second=at.batch / step,
+            prefill_error=at.ttft_seconds / ttft - 1,
+            decode_error=at.step_seconds / step - 1,
+        )
 
 
 @dataclass(frozen=True)
@@ -70,7 +95,7 @@ class Fitted:
     error: float
     usual_error: float
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         shown = {key: value for key, value in vars(self).items() if key != "efficiency"}
         return {**shown, **vars(self.efficiency)}
 
@@ -94,24 +119,24 @@ class Records:
         own = (one.efficiency for one in self.fitted if (one.machine, one.backend) == (card.name, backend))
         return next(own, USUAL)
 
-    def beside(self, card: Card, variant: FormatVariant) -> tuple[dict[str, Any], ...]:
+    def beside(self, card: Card, variant: FormatVariant) -> tuple[MeasuredLoad, ...]:
         """What was measured of a variant on a card."""
         found = [one for one in self.measurements if one.point.card.name == card.name]
         mine = [one for one in found if _nearest(one, self.variants) == variant]
-        return tuple(one.as_dict(self.efficiency(card, one.backend)) for one in mine)
+        return tuple(one.beside(self.efficiency(card, one.backend)) for one in mine)
 
 
 def read_records(paths: Sequence[Path], model: Inventory, of: Sizes, table: Iterable[Card]) -> Records:
     """The measurements of this model in records of bench. `of`: its sizes in 16 bits.
 
-    Raises RecipeError where a path is not there, CheckpointError where a file that was named is no record.
+    Raises RecipeError if a path is not there, CheckpointError if a file that was named is no record.
     """
     table, here = list(table), host()
     found: list[Measurement] = []
     notes: list[str] = []
     for path, named in _files(paths):
-        record = read_json(path)
-        if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        record = read_record(read_json(path), lenient=True)
+        if not isinstance(record, Bench):
             if named:
                 raise CheckpointError(f"{path} is no record of bench", "write one: r1quant bench OUT --record FILE")
             continue
@@ -148,57 +173,52 @@ def _files(paths: Sequence[Path]) -> list[tuple[Path, bool]]:
 
 
 def _measurements(
-    name: str, record: Mapping[str, Any], of: Sizes, table: Sequence[Card], here: Host
+    name: str, record: Bench, of: Sizes, table: Sequence[Card], here: Host
 ) -> tuple[list[Measurement], str]:
     """Of one record; or why there are none."""
-    sizes = record.get("sizes") or {}
-    if not isinstance(sizes, dict) or "quantized" not in sizes:
+    own = record.sizes.get("quantized")
+    if own is None:
         return [], "it does not say how large the model is; measure again"
-    if any(sizes["quantized"].get(key) != getattr(of, key) for key in ("layers", "layer_weights", "head_weights")):
+    if (own.layers, own.layer_weights, own.head_weights) != (of.layers, of.layer_weights, of.head_weights):
         return [], "it is of another model"
-    found = []
-    for row in record["rows"]:
-        for side in ("quantized", "baseline"):
-            figures = row.get(side)
-            if not figures or not figures.get("decode_tokens_per_second") or not figures.get("ttft_seconds"):
+    measurements = []
+    for row in record.rows:
+        for side, timing in (("quantized", row.quantized), ("baseline", row.baseline)):
+            speeds = None if timing is None else _step(timing, row.batch)
+            if timing is None or speeds is None or side not in record.sizes:
                 continue
-            card = _card(figures, record.get("machine") or {}, table, here)
+            card = _card(timing, record.machine, table, here)
             if card is None:
                 return [], "nothing is known of the hardware that it is from"
-            stored = int(sizes[side]["weights_bytes"])
-            point = Point(
-                _as_run(of, figures, stored),
-                card,
-                row["prompt_tokens"],
-                row["new_tokens"],
-                row["batch"],
-                figures["ttft_seconds"]["median"],
-                row["batch"] / figures["decode_tokens_per_second"]["median"],
-                figures.get("peak_memory_bytes"),
-            )
-            format = record["format"] if side == "quantized" else "safetensors"
-            ran = str(figures["backend"])
-            found.append(Measurement(name, format, stored, ran, figures.get("dtype"), figures.get("memory"), point))
-    return found, "" if found else "no speed was measured"
+            stored = record.sizes[side].weights_bytes
+            point = Point(_as_run(of, timing, stored), card, *row.load, *speeds, timing.peak_memory_bytes)
+            format = (record.format or "") if side == "quantized" else "safetensors"
+            measurements.append(Measurement(name, format, stored, timing.backend, timing.dtype, timing.memory, point))
+    return measurements, "" if measurements else "no speed was measured"
 
 
-def _card(figures: Mapping[str, Any], machine: Mapping[str, Any], table: Sequence[Card], here: Host) -> Card | None:
-    """The hardware of a measurement: a known card, or the processor of this machine; None where it is neither."""
-    told = figures.get("card")
-    if told:
-        return driven(told["name"], told["memory_bytes"], table)
-    if not machine or figures.get("backend") == "openai":
+def _step(timing: Timing, batch: int) -> tuple[float, float] | None:
+    """Seconds to the first token, and of a step of all texts after it; None if they were not measured."""
+    first, decode = timing.speeds.ttft_seconds, timing.speeds.decode_tokens_per_second
+    return None if first is None or decode is None or not decode.median else (first.median, batch / decode.median)
+
+
+def _card(timing: Timing, machine: BenchMachine | None, table: Sequence[Card], here: Host) -> Card | None:
+    """The hardware of a measurement: a known card, or the processor of this machine; None if it is neither."""
+    if timing.card is not None:
+        return driven(timing.card.name, timing.card.memory_bytes, table)
+    if machine is None or timing.backend == "openai":
         return None
-    ran = Host(machine["processor"], machine["cores"], machine["memory_bytes"])
+    ran = Host(machine.processor, machine.cores, machine.memory_bytes)
     listed = next((card for card in table if card.name == ran.name), None)
     return listed or (processor(here) if ran.name == here.name else None)
 
 
-def _as_run(of: Sizes, figures: Mapping[str, Any], stored: int) -> Sizes:
+def _as_run(of: Sizes, timing: Timing, stored: int) -> Sizes:
     """torch holds all weights dequantized, in its dtype; other runtimes as they are stored."""
     unread = of.weights_bytes - of.streamed_bytes
-    item = ITEM_BYTES.get(str(figures.get("dtype")), 2)
-    if figures["backend"] == "torch":
+    item = ITEM_BYTES.get(timing.dtype or "", 2)
+    if timing.backend == "torch":
         return replace(
             of,
             weights_bytes=of.weights_bytes * item // 2,

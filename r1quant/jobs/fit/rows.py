@@ -13,7 +13,7 @@ from r1quant.planning.recommend import Capacities
 from r1quant.planning.variants import FormatVariant
 
 if TYPE_CHECKING:
-    from r1quant.jobs.fit.records import Records
+    from r1quant.jobs.fit.records import MeasuredLoad, Records
 
 BASELINE_CARD, BASELINE_FORMAT = "A100 40GB", "fp16"
 
@@ -26,7 +26,7 @@ class Row:
     card: Card
     modelled: Modelled
     max_context: int
-    measured: tuple[JsonObject, ...] = ()
+    measured: tuple[MeasuredLoad, ...] = ()
 
     @property
     def baseline(self) -> bool:
@@ -56,7 +56,7 @@ class Row:
             "decode_tokens_per_second": found.decode_tokens_per_second,
             "ttft_seconds": found.ttft_seconds,
             "source": roofline.SOURCE,
-            "measured": [dict(one) for one in self.measured],
+            "measured": [one.as_dict() for one in self.measured],
         }
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from r1quant.core.json import JsonObject
-from r1quant.errors import CheckpointError, RecipeError
+from r1quant.errors import RecipeError
 from r1quant.extras import need
 from r1quant.jobs.checkpoint_writer import RECORD
 from r1quant.jobs.report.commands import commands
@@ -25,6 +25,7 @@ from r1quant.reporting.summary import Summary
 from r1quant.reporting.untrusted import plain
 from r1quant.reporting.variants import KINDS, VariantRecords, grouped
 from r1quant.storage import atomic
+from r1quant.storage.jsonfile import read_object
 
 LARGEST, MOST = 1 << 26, 10_000  # bytes of a record, files that are looked at in a folder
 HTML, MARKDOWN, SUMMARY, PNG = "report.html", "report.md", "report.json", "report.png"
@@ -56,7 +57,7 @@ def report(named: Sequence[str | Path], out: str | Path, png: bool = False, chec
 
     check  writes nothing: what is in `out` is compared with what would be written
 
-    Raises RecipeError if there is no record, CheckpointError if a file cannot be read, MissingDependency.
+    Raises RecipeError if there is no record, or a named file is none, and MissingDependency.
     """
     need("report")
     out = Path(out)
@@ -102,16 +103,16 @@ def _modelled(variants: Sequence[VariantRecords]) -> HardwareSummary | None:
 
 
 def _records(path: Path, out: Path) -> Iterator[tuple[str, Record]]:
-    """Raises CheckpointError if a named file cannot be read, RecipeError if it is no record."""
+    """Raises RecipeError if a named file is no record."""
     if path.is_dir():
         for file in _files(path, out):
-            record = _read(_json(file))
+            record = _read(read_object(file, LARGEST))
             if record is not None:
                 yield from _with_config(file, record)
         return
     if not path.is_file():
         raise RecipeError(f"there is no file or folder {path}", "name records, or folders that hold some")
-    content = _json(path)
+    content = read_object(path, LARGEST)
     record = _read(content)
     if record is None:
         schema, kinds = schema_of(content) or "none", ", ".join(kind.SCHEMA for kind in KINDS)
@@ -135,7 +136,7 @@ def _with_config(path: Path, record: Record) -> Iterator[tuple[str, Record]]:
     if inside and isinstance(record, Quantization):
         weights = [file for file in folder.iterdir() if file.is_file() and file.name != RECORD]
         size = sum(file.stat().st_size for file in weights)
-        run: JsonObject = {"schema": QuantizeRun.SCHEMA, "config": _json(folder / "config.json")}
+        run: JsonObject = {"schema": QuantizeRun.SCHEMA, "config": read_object(folder / "config.json")}
         yield folder.name, replace(QuantizeRun.from_json(run, lenient=True), record=record, output_bytes=size)
 
 
@@ -151,22 +152,12 @@ def _files(folder: Path, out: Path) -> list[Path]:
     return sorted(found)
 
 
-def _json(path: Path) -> object:
-    """None if a file holds no JSON."""
-    if path.stat().st_size > LARGEST:
-        raise CheckpointError(f"{path} is larger than any record", "name another file")
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError):
-        return None
-
-
-def _compared(out: Path, made: Mapping[str, bytes]) -> tuple[tuple[str, ...], str | None]:
-    """The names of the files that differ; charts are left out where another matplotlib drew them, which is said."""
-    there = {name: (out / name).read_bytes() if (out / name).is_file() else None for name in made}
+def _compared(out: Path, contents: Mapping[str, bytes]) -> tuple[tuple[str, ...], str | None]:
+    """The names of the files that differ; charts are left out if another matplotlib drew them, and a note says so."""
+    there = {name: (out / name).read_bytes() if (out / name).is_file() else None for name in contents}
     note, differing = None, []
-    before, now = _generator(there[HTML]), _generator(made[HTML])
-    for name, content in made.items():
+    before, now = _generator(there[HTML]), _generator(contents[HTML])
+    for name, content in contents.items():
         old = there[name]
         if name in (HTML, PNG) and old is not None and before != now:
             note = f"written by {before}, but this is {now}: charts are not compared"

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import signal
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from r1quant.errors import CheckpointError, R1QuantError, RecipeError
 from r1quant.jobs.artifacts import open_artifact
 from r1quant.jobs.bench import child
 from r1quant.jobs.bench import run as job
-from r1quant.jobs.bench.child import _told
-from r1quant.jobs.bench.process import BenchProcess, ProcessSettings
+from r1quant.jobs.bench.child import _error_json
+from r1quant.jobs.bench.process import BenchProcess, BenchPrompt, ProcessSettings
 from r1quant.jobs.bench.record import reference, stored_sizes
 from r1quant.jobs.bench.run import Load, Protocol, _Prompts, bench
 from r1quant.jobs.fit.run import FitOptions, fit
@@ -32,6 +33,8 @@ from r1quant.jobs.identity import identity
 from r1quant.jobs.runtimes import Setup
 from r1quant.metrics.speed import FIGURES, Timed
 from r1quant.progress import Silent
+from r1quant.records.bench import BenchRow, Timing
+from r1quant.records.reading import read
 
 SMALL = Protocol((24,), (6,), (1,), repeats=2, warm_up=0)
 
@@ -102,7 +105,7 @@ def test_other_runtimes_by_the_same_protocol(
     assert one["backend"].replace(".", "") == backend and one["new_tokens_made"] == 12
     assert found["rows"][0]["baseline"] is None and found["rows"][0]["ratio"] is None
     assert found["protocol"]["order"] == "alone" and found["decode_tokens_per_second"] > 0
-    assert "(24 + 6) x 2" in printed and "On an A100 40GB, modelled" in printed
+    assert "(24 + 6) × 2" in printed and "modelled, A100 40GB" in " ".join(printed.split())
 
 
 class Crowded(BenchProcess):
@@ -113,7 +116,7 @@ class Crowded(BenchProcess):
     def __init__(self, settings: ProcessSettings) -> None:
         super().__init__(settings)
         Crowded.opened_beside.append(Crowded.running > 0)
-        self.opened["resident"] = Crowded.running == 0 and not Crowded.never
+        self.opened = replace(self.opened, resident=Crowded.running == 0 and not Crowded.never)
         Crowded.running += 1
 
     def close(self) -> None:
@@ -156,11 +159,12 @@ def test_texts_that_memory_does_not_hold_are_told_of(monkeypatch: pytest.MonkeyP
     room = 2.5 * 64 * generation.token_bytes(artifact.config, torch.float32) / generation.FOR_CACHE
     monkeypatch.setattr(generation, "free_bytes", lambda device: int(room))
     runtime, opened = child._open(settings("tiny-r1", slots=4))
-    assert opened["resident"] is False and opened["holds"] == 2
-    found = child._run(runtime, {"prompts": [prompt(str(n), *range(5, 55)) for n in range(4)], "new_tokens": 4})
-    assert found["at_once"] == 2 and len(found["texts"]) == 4
+    assert opened.resident is False and opened.holds == 2
+    prompts = [asdict(prompt(str(n), *range(5, 55))) for n in range(4)]
+    found = child._run(runtime, {"prompts": prompts, "new_tokens": 4})
+    assert found.at_once == 2 and len(found.texts) == 4
     notes = Notes()
-    job._note_memory("baseline", Load(50, 4, 4), {"resident": True, "slots": 2}, notes)
+    job._note_memory("baseline", Load(50, 4, 4), replace(timing(None, "float32"), resident=True, slots=2), notes)
     assert notes.lines == ["baseline: memory held only 2 of 4 texts at the same time"]
 
 
@@ -178,8 +182,8 @@ def settings(model: str | Path, slots: int = 2) -> ProcessSettings:
     return ProcessSettings(str(model), Setup(device="cpu", dtype="float32"), context=64, slots=slots)
 
 
-def prompt(key: str, *tokens: int) -> dict[str, Any]:
-    return {"key": key, "text": "", "tokens": list(tokens)}
+def prompt(key: str, *tokens: int) -> BenchPrompt:
+    return BenchPrompt(key, "", tokens)
 
 
 def test_a_process_completes_batch_after_batch_and_its_memory_is_its_own(four_bits: Path) -> None:
@@ -194,8 +198,9 @@ def test_a_process_completes_batch_after_batch_and_its_memory_is_its_own(four_bi
         assert all(isinstance(text, Timed) and text.ended >= text.moments[-1] > 0 for text in one.texts)
         two = process.run([prompt("c", 5, 6, 7)], 9)
         assert [text.count for text in two.texts] == [9]
-        assert one.memory["rss"] is not None and two.memory["rss"] is not None
-        assert process.opened["empty_rss_bytes"] <= one.memory["rss"] <= two.memory["rss"] < held.nbytes
+        assert one.memory.rss is not None and two.memory.rss is not None
+        assert process.opened.empty_rss_bytes is not None
+        assert process.opened.empty_rss_bytes <= one.memory.rss <= two.memory.rss < held.nbytes
         with pytest.raises(RecipeError):  # of the child: there is no such token
             process.run([prompt("d", 100_000)], 4)
         with pytest.raises(R1QuantError, match="ended with 0"):
@@ -214,7 +219,7 @@ def test_errors_of_the_process_are_raised_here(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         BenchProcess(settings(tmp_path / "absent"))
     assert "absent" in caught.value.message and caught.value.hint
-    assert _told(ValueError("of\nsome  kind"))["message"] == "unexpected: ValueError: of some kind"
+    assert _error_json(ValueError("of\nsome  kind"))["message"] == "unexpected: ValueError: of some kind"
 
 
 @pytest.mark.parametrize(
@@ -259,10 +264,10 @@ def test_prompts_are_of_the_text_and_begin_each_at_another_place() -> None:
     text = windows.evaluation_text(None, tokenizer, 16, 64).tokens.reshape(-1)
     prompts = _Prompts(text, tokenizer)
     made = [*prompts.take(Load(40, 1, 3)), *prompts.take(Load(2000, 1, 5))]
-    assert [len(entry["tokens"]) for entry in made] == [40] * 3 + [2000] * 5
-    assert len({entry["key"] for entry in made}) == len({tuple(entry["tokens"][:32]) for entry in made}) == 8
-    assert made[0]["tokens"] == text[:40].tolist()
-    assert tokenizer.encode(made[0]["text"])[1:-1] == made[0]["tokens"][1:-1]
+    assert [len(one.tokens) for one in made] == [40] * 3 + [2000] * 5
+    assert len({one.key for one in made}) == len({one.tokens[:32] for one in made}) == 8
+    assert made[0].tokens == tuple(text[:40].tolist())
+    assert tuple(tokenizer.encode(made[0].text)[1:-1]) == made[0].tokens[1:-1]
 
 
 def test_a_gguf_file_is_modelled_at_its_own_size() -> None:
@@ -287,11 +292,11 @@ def test_a_gguf_file_of_any_name_has_a_size(name: str, in_tmp: Path) -> None:
     assert stored_sizes(open_artifact(name)).weights_bytes == gguf().stat().st_size
 
 
-def side(memory: float | None, dtype: str) -> dict[str, Any]:
+def timing(memory: float | None, dtype: str) -> Timing:
     spread = {"median": 5.0, "min": 4.0, "max": 6.0}
     figures = dict.fromkeys(("prefill_tokens_per_second", "decode_tokens_per_second", "ttft_seconds"), spread)
     card = None if memory is None else {"name": "A100", "memory_bytes": memory}
-    return {**figures, "peak_memory_bytes": 7, "card": card, "dtype": dtype}
+    return read(Timing, {**figures, "peak_memory_bytes": 7, "card": card, "dtype": dtype, "backend": "torch"})
 
 
 @pytest.mark.parametrize(
@@ -305,10 +310,9 @@ def side(memory: float | None, dtype: str) -> dict[str, Any]:
     ],
 )
 def test_a_card_of_40_gb_is_measured_where_it_is_there(memory: float | None, dtype: str, source: str) -> None:
-    both = {name: side(memory, dtype) for name in ("quantized", "baseline")}
-    row = {"prompt_tokens": 16, "new_tokens": 8, "batch": 1, **both}
+    row = BenchRow(16, 8, 1, timing(memory, dtype), timing(memory, dtype))
     found = reference(open_artifact("tiny-r1"), [row])
-    assert found["source"] == source
-    assert {found["rows"][0][name]["source"] for name in both} == {source}
-    assert (found["rows"][0]["baseline"]["decode_tokens_per_second"] == 5.0) == (source == "measured")
-    assert reference(open_artifact("tiny-r1"), [{**row, "baseline": None}])["source"] == "modelled"
+    assert {found.source, found.rows[0].baseline.source, found.rows[0].quantized.source} == {source}
+    assert found.rows[0].load == row.load
+    assert (found.rows[0].baseline.decode_tokens_per_second == 5.0) == (source == "measured")
+    assert reference(open_artifact("tiny-r1"), [replace(row, baseline=None)]).source == "modelled"

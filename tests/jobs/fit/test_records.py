@@ -20,6 +20,7 @@ from tests.conftest import Run
 from tests.jobs.fit.test_fit import written
 
 TRUE = Efficiency(bandwidth_share=0.5, compute_share=0.3, layer_seconds=30e-6, runtime_bytes=900_000_000)
+OTHER = {"weights_bytes": 1, "layers": 4, "layer_weights": 1, "head_weights": 1}
 MODEL = of_config(R1_QWEN3_8B)
 BYTES = {v.label: weigh(v, MODEL).total for v in variants() if v.label in ("fp16", "gguf-q4_k_m", "gguf-q8_0")}
 
@@ -95,7 +96,7 @@ def test_measured_stands_beside_predicted_and_the_shares_are_found_again(r1: Pat
     ("changed", "why"),
     [
         ({"sizes": {}}, "how large the model is"),
-        ({"sizes": {"quantized": {"layers": 4}}}, "another model"),
+        ({"sizes": {"quantized": OTHER}}, "another model"),
         ({"rows": []}, "no speed was measured"),
         ({"rows": [{"prompt_tokens": 8, "new_tokens": 8, "batch": 1, "baseline": None,
                     "quantized": side("gguf-q8_0", 8, 8, 1, "NVIDIA TITAN V")}]}, "hardware"),
