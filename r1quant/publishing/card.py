@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from r1quant.core.formatting import bytes_text
 from r1quant.publishing import quality
-from r1quant.publishing.evidence import BENCH, VERIFICATION, Evidence, PublishedModel
+from r1quant.publishing.evidence import Evidence, PublishedModel
 from r1quant.publishing.licence import Licence
 from r1quant.publishing.metadata import metadata
 from r1quant.publishing.usage import Model, advice, sections
+from r1quant.records.fields import Setting
+from r1quant.records.quantization import Quantization
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,9 @@ class ModelCard:
     """All that the card tells.
 
     model       what is published, and how it is run
-    base_model  the model that it was made from, and base_link: where that is, where it is known
-    forced      why it would have been refused; empty where nothing spoke against it
-    made        of the r1quant.json that says most: recipe, calibration, versions
+    base_model  the model that it was made from, and base_link: where that is, if it is known
+    forced      why it would have been refused; empty if nothing spoke against it
+    made        recipe, calibration and versions, as far as they are known
     """
 
     model: Model
@@ -32,7 +33,7 @@ class ModelCard:
     base_link: str | None = None
     architecture: str = ""
     forced: Sequence[str] = ()
-    made: Mapping[str, Any] = field(default_factory=dict)
+    made: Quantization = field(default_factory=Quantization)
     version: str = ""
 
     def text(self) -> str:
@@ -59,74 +60,73 @@ class ModelCard:
     def _warning(self) -> list[str]:
         if not self.forced:
             return []
-        lines = ["> [!WARNING]", "> Published with `--force`, although:", *(f"> * {reason}" for reason in self.forced)]
+        lead = "> Published with `--force`, in spite of this:"
+        lines = ["> [!WARNING]", lead, *(f"> * {reason}" for reason in self.forced)]
         return ["\n".join(lines)]
 
     def _verdict(self) -> list[str]:
-        found = [
-            quality.verdict(record.content) for part in self.parts for record in self.evidence.of(part, VERIFICATION)
-        ]
-        return ["\n".join(f"**{line}**" if i == 0 else line for i, line in enumerate(dict.fromkeys(found)))]
+        records = [record for part in self.parts for record in self.evidence.verifications(part)]
+        lines = dict.fromkeys(map(quality.verdict, records))
+        return ["\n".join(f"**{line}**" if i == 0 else line for i, line in enumerate(lines))]
 
     def _files(self) -> str:
-        rows = [["part", "format", "weights", "size", "measured"]]
+        rows = []
         for part in self.parts:
-            own = bool(self.evidence.of(part, VERIFICATION))
+            own = bool(self.evidence.verifications(part))
             same = "as " + (part.same_as or "the folder") if part.same_as is not None else "no"
             equal = "" if part.same_as is None else ", bit for bit those of " + (part.same_as or "the folder itself")
             rows.append(
                 [part.name or ".", part.format, part.grid + equal, bytes_text(part.nbytes), "yes" if own else same]
             )
-        return quality.table(rows)
+        return quality.table(("part", "format", "weights", "size", "measured"), rows)
 
     def _quality(self) -> list[str]:
         blocks = []
         for part in self.parts:
-            for record in self.evidence.of(part, VERIFICATION):
-                blocks += [f"### {part.name or self.model.name}, by {record.content['backend']}"]
-                blocks += [quality.table(quality.quality(record.content)), quality.about(record.content)]
-                judged = quality.gates(record.content)
-                blocks += [quality.table(judged)] if len(judged) > 1 else []
+            for record in self.evidence.verifications(part):
+                blocks.append(f"### {part.name or self.model.name}, by {record.backend}")
+                blocks += [quality.comparison(record), quality.about(record), *quality.gates(record)]
         return ["## Quality", *(blocks or ["It was not measured."])]
 
     def _speed(self) -> list[str]:
         blocks = []
         for part in self.parts:
-            for record in self.evidence.of(part, BENCH):
-                blocks += [f"### {part.name or self.model.name}, {quality.machine(record.content)}"]
-                blocks += [quality.table(quality.speeds(record.content))]
+            for record in self.evidence.benches(part):
+                blocks += [f"### {part.name or self.model.name}, {quality.machine(record)}", quality.speeds(record)]
         return ["## Speed and memory", *blocks] if blocks else []
 
     def _usage(self) -> list[str]:
-        found = sections(self.parts, self.model)
-        blocks = [block for title, text in found for block in (f"### {title}", text)]
-        return ["## How to run it", advice(self.model), *blocks] if found else []
+        blocks = [block for title, text in sections(self.parts, self.model) for block in (f"### {title}", text)]
+        return ["## How to run it", advice(self.model), *blocks] if blocks else []
 
     def _origin(self) -> str:
-        text = self.made.get("calibration")
-        idle = {"device", "dtype", *(() if isinstance(text, Mapping) else CALIBRATED)}
-        stated = (self.made.get("recipe") or {}).items()
-        recipe = {key: value for key, value in stated if value not in (None, [], "") and key not in idle}
-        rows = [["setting", "value"], *([key, str(value)] for key, value in recipe.items())]
-        if isinstance(text, Mapping):
-            used = f"{text.get('source')}, {text.get('samples')} × {text.get('seq_len')} tokens"
-            rows.append(["calibration text", f"{used}, sha256 {str(text.get('sha256'))[:12]}"])
-        versions = self.made.get("environment")
-        if isinstance(versions, Mapping):
-            rows.append(["versions", ", ".join(f"{key} {value}" for key, value in versions.items())])
-        told = quality.table(rows) if len(rows) > 1 else "Its recipe is not known."
-        return f"{told}\n\n`provenance.json` has all of it, with the hashes of the weights it was made from."
+        text, versions = self.made.calibration, self.made.environment
+        idle = IDLE if text else IDLE | CALIBRATED
+        recipe = {key: value for key, value in self.made.recipe.items() if value not in (None, (), "")}
+        rows = [(key, _setting(value)) for key, value in recipe.items() if key not in idle]
+        if text is not None:
+            size = f"{text.samples} × {text.seq_len} tokens"
+            rows.append(("calibration text", f"{text.source}, {size}, sha256 {text.sha256[:12]}"))
+        if versions:
+            rows.append(("versions", ", ".join(f"{key} {value}" for key, value in versions.items())))
+        shown = quality.table(("setting", "value"), rows) if rows else "Its recipe is not known."
+        return f"{shown}\n\n`provenance.json` has all of it, with the hashes of the weights it was made from."
 
     def _licence(self) -> str:
         if self.licence is None:
             return "Not known. Ask the authors of the model it was made from."
-        where = f" ([text]({self.licence.where}))" if self.licence.where else ""
+        link = f" ([text]({self.licence.where}))" if self.licence.where else ""
         return (
-            f"{self.licence.label}{where}, that of {self._base()}, as stated by {self.licence.origin}; it holds for "
-            "this copy too. See `LICENSE`."
+            f"{self.licence.label}{link}, the licence of {self._base()}, as stated by {self.licence.origin}. It holds "
+            "for this copy too: see `LICENSE`."
         )
 
 
+def _setting(value: Setting) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+IDLE = {"device", "dtype"}  # options that say nothing of the result
 CALIBRATED = {
     *("samples", "seq_len", "seed", "continued", "act_order", "damping"),
     *("guided", "guided_share", "draws", "corrected", "corrected_share"),

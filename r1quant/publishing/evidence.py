@@ -6,11 +6,15 @@ A record belongs to a model by the hash of its files. It does not know how hashe
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any
 
-VERIFICATION, BENCH = "r1quant.verification/2", "r1quant.bench/1"
+from r1quant.core.json import JsonObject
+from r1quant.errors import CheckpointError, RecordError
+from r1quant.records.bench import Bench
+from r1quant.records.export import Export
+from r1quant.records.quantization import Quantization
+from r1quant.records.verification import Verification
 
 
 @dataclass(frozen=True)
@@ -23,10 +27,10 @@ class PublishedModel:
     grid      its bits and group sizes, or GGUF type, in words
     identity  the hash of its files, as records have it
     nbytes    of its weights
-    record    its r1quant.json; empty where it has none
-    same_as   the part whose weights it holds bit for bit, as was checked; None where it holds others
+    record    its r1quant.json; None if it has none
+    same_as   the part whose weights it holds bit for bit, as was checked; None if it holds others
     runtimes  those that load it
-    modelfile the file beside it by which Ollama makes a model of it; empty where there is none
+    modelfile the file beside it by which Ollama makes a model of it; empty if there is none
     """
 
     name: str
@@ -35,7 +39,7 @@ class PublishedModel:
     grid: str
     identity: str
     nbytes: int
-    record: Mapping[str, Any] = field(default_factory=dict)
+    record: Quantization | Export | None = None
     same_as: str | None = None
     runtimes: tuple[str, ...] = ()
     modelfile: str = ""
@@ -44,84 +48,108 @@ class PublishedModel:
     def label(self) -> str:
         return self.name or "the model"
 
+    @property
+    def quantization(self) -> Quantization | None:
+        """How it was made: what quantize recorded, else what an export kept of that; None if nothing says so."""
+        if isinstance(self.record, Export):
+            by = self.record.quantization
+            return None if by is None else Quantization(by.model, recipe=by.recipe or {}, calibration=by.calibration)
+        return self.record
+
 
 @dataclass(frozen=True)
-class Record:
-    """A record that was found, or named by the user (`given`)."""
+class RecordFile:
+    """A record of verify or bench as a file: its name, its JSON, what is read of it; given: if the user named it.
+
+    The record is read leniently, so that a damaged one can still be told from those of other models; see `strict`.
+    """
 
     name: str
-    content: Mapping[str, Any]
+    content: JsonObject
+    record: Verification | Bench
     given: bool = False
-
-    def of_kind(self, kind: str) -> bool:
-        return self.content.get("schema") == kind
 
     @property
     def identity(self) -> str | None:
         """The hash of the model that was measured."""
-        hashes = self.content.get("hashes")
-        found = hashes.get("quantized") if isinstance(hashes, Mapping) else None
-        return found if isinstance(found, str) else None
+        hashes = self.record.hashes
+        return (hashes.get("quantized") if isinstance(hashes, Mapping) else hashes.quantized) or None
 
     @property
     def measured(self) -> str:
         """The last part of what it calls the model."""
-        return PurePath(str(self.content.get("out", ""))).name
+        return PurePath(self.record.out).name
 
     @property
     def mock(self) -> bool:
-        return any(str(self.content.get(key, "")).startswith("mock") for key in ("backend", "baseline_backend"))
+        record = self.record
+        backends = (record.backend, record.baseline_backend) if isinstance(record, Verification) else ()
+        return any(backend.startswith("mock") for backend in backends)
 
     @property
     def failed(self) -> list[str]:
         """The gates that do not hold."""
-        gates = self.content.get("gates") or []
-        return [str(gate["gate"]) for gate in gates if isinstance(gate, Mapping) and not gate.get("passed")]
+        gates = self.record.gates if isinstance(self.record, Verification) else ()
+        return [verdict.gate for verdict in gates if not verdict.passed]
+
+    def strict(self) -> Verification | Bench:
+        """The record as it was written. Raises CheckpointError if it is damaged."""
+        try:
+            return type(self.record).from_json(self.content)
+        except RecordError as error:
+            raise CheckpointError(f"the record {self.name} is damaged: {error.message}", "measure again") from None
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """The records of each part, by its name, and what is wrong with them."""
+    """The records of each part, by its name, and what speaks against publishing them."""
 
-    records: Mapping[str, tuple[Record, ...]]
+    records: Mapping[str, tuple[RecordFile, ...]]
     reasons: tuple[str, ...]
 
-    def of(self, part: PublishedModel, kind: str) -> list[Record]:
-        return [record for record in self.records[part.name] if record.of_kind(kind)]
+    def verifications(self, part: PublishedModel) -> list[Verification]:
+        return [file.record for file in self.records[part.name] if isinstance(file.record, Verification)]
+
+    def benches(self, part: PublishedModel) -> list[Bench]:
+        return [file.record for file in self.records[part.name] if isinstance(file.record, Bench)]
 
     @property
-    def used(self) -> list[Record]:
-        return list({record.name: record for found in self.records.values() for record in found}.values())
+    def used(self) -> list[RecordFile]:
+        return list({file.name: file for files in self.records.values() for file in files}.values())
 
 
-def match_records(parts: Sequence[PublishedModel], found: Iterable[Record]) -> Evidence:
+def match_records(parts: Sequence[PublishedModel], files: Iterable[RecordFile]) -> Evidence:
     """Takes the records that belong to the parts. Records of other models are left aside unless the user named them."""
-    known = [record for record in found if record.of_kind(VERIFICATION) or record.of_kind(BENCH)]
-    records = {part.name: tuple(record for record in known if record.identity == part.identity) for part in parts}
-    fresh = {record.name for kept in records.values() for record in kept}
-    reasons = []
-    for part in parts:
-        verified = [record for record in records[part.name] if record.of_kind(VERIFICATION)]
-        stale = [record for record in known if record.name not in fresh and record.measured in part.called]
-        if not verified and part.same_as is None:
-            old = next((record for record in stale if record.of_kind(VERIFICATION)), None)
-            missing = "nothing says how good it is: measure it with r1quant verify --record"
-            reasons.append(
-                f"{part.label}: the record {old.name} was made of other files than those that are here now"
-                if old
-                else f"{part.label}: {missing}"
-            )
-    for record in known:
-        if record.given and record.name not in fresh:
-            which = "does not say which files were measured" if record.identity is None else "is of other files"
-            reason = f"the record {record.name} {which}: measure again"
-            if not any(record.name in other for other in reasons):
-                reasons.append(reason)
-    for record in known:
-        if record.name in fresh:
-            if record.mock:
-                reasons.append(f"the record {record.name} is of the mock backend, which invents its answers")
-            reasons += [f"the gate {gate} does not hold in {record.name}" for gate in record.failed]
+    files = list(files)
+    records = {part.name: tuple(file for file in files if file.identity == part.identity) for part in parts}
+    fresh = {file.name for own in records.values() for file in own}
+    reasons = [reason for part in parts if (reason := _unmeasured(part, records[part.name], files, fresh))]
+    for file in files:
+        if file.given and file.name not in fresh and not any(file.name in reason for reason in reasons):
+            which = "does not say which files were measured" if file.identity is None else "is of other files"
+            reasons.append(f"the record {file.name} {which}: measure again")
+    for file in files:
+        if file.name in fresh:
+            if file.mock:
+                reasons.append(f"the record {file.name} is of the mock backend, which invents its answers")
+            reasons += [f"the gate {gate} does not hold in {file.name}" for gate in file.failed]
     if not any(part.record for part in parts):
         reasons.append("nothing says how it was made: there is no r1quant.json beside the weights")
     return Evidence(records, tuple(reasons))
+
+
+def _unmeasured(
+    part: PublishedModel, own: Sequence[RecordFile], files: Sequence[RecordFile], fresh: set[str]
+) -> str | None:
+    """Why nothing says how good a part is; None if something does. fresh: records that belong to some part."""
+    if part.same_as is not None or any(isinstance(file.record, Verification) for file in own):
+        return None
+    old = (
+        file.name
+        for file in files
+        if isinstance(file.record, Verification) and file.name not in fresh and file.measured in part.called
+    )
+    name = next(old, None)
+    if name is not None:
+        return f"{part.label}: the record {name} was made of other files than those that are here now"
+    return f"{part.label}: nothing says how good it is: measure it with r1quant verify --record"

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import re
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, TypeVar
 
+from r1quant.records.record import Record
+
+R = TypeVar("R", bound=Record)
 ELSEWHERE = re.compile(r"(?:/|~/|\.\./|[A-Za-z]:[\\/])\S*")
+
+
+def public_record(record: R) -> R:
+    """The same record; what it does not hold any more without its paths is missing."""
+    return type(record).from_json(public(record.as_dict()), lenient=True)
 
 
 def public(value: Any) -> Any:

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from r1quant.checkpoint import hub
 from r1quant.checkpoint.resolve import EMBEDDED, HUB_ID, is_embedded
 from r1quant.publishing import licence as licences
 from r1quant.publishing.licence import Licence
 from r1quant.publishing.metadata import read
+from r1quant.records.export import Export
+from r1quant.records.quantization import Quantization
 
 SNAPSHOT = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/([0-9a-f]{40})")
 LICENCE_FILES = ("LICENSE*", "LICENCE*", "COPYING*")
@@ -21,8 +22,8 @@ LICENCE_FILES = ("LICENSE*", "LICENCE*", "COPYING*")
 
 @dataclass(frozen=True)
 class Origin:
-    """name: for the card; repo and revision: on the Hub, None where not known; text: of its licence, where it has one;
-    clash: where the user names another licence than the model does."""
+    """name: for the card; repo and revision: on the Hub, None if they are not known; text: of its licence, if it has
+    one; clash: what to say if the user names another licence than the model does."""
 
     name: str
     repo: str | None
@@ -32,18 +33,20 @@ class Origin:
     clash: str | None = None
 
 
-def origin(out: Path, part: Path, record: Mapping[str, Any], base_model: str | None, stated: str | None) -> Origin:
+def origin(
+    out: Path, part: Path, record: Quantization | Export | None, base_model: str | None, stated: str | None
+) -> Origin:
     """What the model in the folder `part` of `out` was made from, by its record.
 
     base_model, stated   the Hub id and the licence that the user names, which count for more than what is found
     """
-    source = record.get("source")
-    local = _local(part, source) if isinstance(source, str) else None
-    repo, revision = _on_hub(source if local is None else None, local, record)
+    source, weights = (record.source if record else None), (record.weights if isinstance(record, Quantization) else {})
+    local = _local(part, source) if source else None
+    repo, revision = _on_hub(source if local is None else None, local, weights)
     if base_model is not None:
         repo, revision = base_model, revision if base_model == repo else None
-    given = record.get("model") or (record.get("quantization") or {}).get("model")
-    name = repo or str(given or (local.name if local else source) or out.resolve().name)
+    made = record.quantization if isinstance(record, Export) else record
+    name = repo or (made.model if made else None) or (local.name if local else source) or out.resolve().name
     folders = [out, part, *([local] if local is not None else [])]
     files = [path for folder in folders for pattern in LICENCE_FILES for path in sorted(folder.glob(pattern))]
     text = next((path.read_bytes() for path in files if path.is_file()), None)
@@ -64,14 +67,14 @@ def _local(part: Path, source: str) -> Path | None:
     return path if path.exists() else None
 
 
-def _on_hub(source: str | None, local: Path | None, record: Mapping[str, Any]) -> tuple[str | None, str | None]:
+def _on_hub(source: str | None, local: Path | None, weights: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """The repository, and the revision whose files have these hashes; None if they are not known."""
     if local is not None:
         snapshot = SNAPSHOT.search(local.as_posix())
         return (f"{snapshot[1]}/{snapshot[2]}", snapshot[3]) if snapshot else (None, None)
     if source is None or not HUB_ID.fullmatch(source):
         return None, None
-    weights = record.get("weights")
-    return source, hub.cached(source, weights) if isinstance(weights, Mapping) else None
+    return source, hub.cached(source, weights) if weights else None
 
 
 def _found(local: Path | None, repo: str | None, text: bytes | None) -> Licence | None:

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from r1quant.arch.tables import architecture_of, layer_count
 from r1quant.checkpoint.artifact import Artifact, generation_config
@@ -23,8 +22,13 @@ from r1quant.jobs.checkpoint_writer import own_record
 from r1quant.jobs.identity import combined, identity_files, weight_files
 from r1quant.planning import preflight
 from r1quant.progress import Progress
-from r1quant.publishing.evidence import VERIFICATION, PublishedModel, Record
+from r1quant.publishing.evidence import PublishedModel, RecordFile
 from r1quant.publishing.usage import Model
+from r1quant.records.export import Export
+from r1quant.records.quantization import Quantization
+from r1quant.records.record import Record
+from r1quant.records.table import read_record
+from r1quant.records.verification import Verification
 
 FLOATS = "safetensors"
 LATER = ("onnx", "gguf")  # after what transformers loads, which names the library of a card
@@ -61,7 +65,7 @@ def files_of(out: Path) -> dict[str, Path]:
 def parts_of(out: Path, hashes: Mapping[str, str]) -> list[Opened]:
     """The models in the folder and in the folders in it, safetensors first. hashes: of every file, by path.
 
-    Raises CheckpointError where there is none, or one is damaged.
+    Raises CheckpointError if there is none, or one is damaged.
     """
     folders = [out, *sorted(path for path in out.iterdir() if path.is_dir() and not path.name.startswith("."))]
     found = [opened for folder in folders for opened in _in_folder(out, folder, hashes)]
@@ -70,9 +74,9 @@ def parts_of(out: Path, hashes: Mapping[str, str]) -> list[Opened]:
     return sorted(found, key=lambda opened: opened.part.format in LATER)
 
 
-def with_equals(parts: list[Opened], records: list[Record], progress: Progress) -> list[Opened]:
+def with_equals(parts: list[Opened], records: list[RecordFile], progress: Progress) -> list[Opened]:
     """The parts, each that was not measured itself with the measured one whose weights it holds bit for bit."""
-    measured = {record.identity for record in records if record.of_kind(VERIFICATION)}
+    measured = {file.identity for file in records if isinstance(file.record, Verification)}
     known = [opened for opened in parts if opened.part.identity in measured]
     return [opened if opened in known else _equal(opened, known, progress) for opened in parts]
 
@@ -97,7 +101,7 @@ def _number(value: object) -> bool:
 
 
 def _in_folder(out: Path, folder: Path, hashes: Mapping[str, str]) -> Iterator[Opened]:
-    record = own_record(folder)
+    record = read_record(own_record(folder), lenient=True)
     if (folder / ONNX_FILE).is_file():
         yield _opened(out, folder, open_artifact(folder), record, hashes)
     if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
@@ -112,29 +116,31 @@ def _in_folder(out: Path, folder: Path, hashes: Mapping[str, str]) -> Iterator[O
             yield _opened(out, path, open_artifact(path), record, hashes)
 
 
-def _opened(out: Path, path: Path, artifact: Artifact, record: Mapping[str, Any], hashes: Mapping[str, str]) -> Opened:
+def _opened(out: Path, path: Path, artifact: Artifact, record: Record | None, hashes: Mapping[str, str]) -> Opened:
+    """record: that of the folder; it counts if it is of this format."""
     files = identity_files(artifact)
-    own = record.get("format", (record.get("recipe") or {}).get("format"))
-    mine = isinstance(own, str) and own.removesuffix("-int") == artifact.format.removesuffix("-int")
+    own = record if isinstance(record, Quantization | Export) else None
+    stated = own.format if isinstance(own, Export) else own.recipe.get("format") if own else None
+    mine = isinstance(stated, str) and stated.removesuffix("-int") == artifact.format.removesuffix("-int")
     name = "" if path == out else path.relative_to(out).as_posix()
     part = PublishedModel(
         name,
         frozenset({path.resolve().name, *([path.parent.resolve().name] if path.is_file() else [])}),
         artifact.format,
-        _grid(artifact, record if mine else {}),
+        _grid(artifact, own if mine else None),
         combined(artifact, {file.name: hashes[file.relative_to(out).as_posix()] for file in files}),
         sum(file.stat().st_size for file in weight_files(artifact)),
-        dict(record) if mine else {},
+        own if mine else None,
         runtimes=_runtimes(artifact, path),
         modelfile=_modelfile(path),
     )
     return Opened(part, artifact, path)
 
 
-def _grid(artifact: Artifact, record: Mapping[str, Any]) -> str:
-    """Bits and group sizes in words; of a GGUF file its type where that is known."""
-    if isinstance(record.get("type"), str):
-        return str(record["type"])
+def _grid(artifact: Artifact, record: Quantization | Export | None) -> str:
+    """Bits and group sizes in words; of a GGUF file its type if that is known."""
+    if isinstance(record, Export) and record.details.gguf is not None:
+        return record.details.gguf.type
     bits = sorted({form.bits for form in artifact.linear_specs.values()})
     groups = Counter(form.group_size for form in artifact.linear_specs.values()).most_common(1)
     if not bits:
@@ -160,7 +166,7 @@ def _modelfile(path: Path) -> str:
 
 
 def _equal(opened: Opened, known: list[Opened], progress: Progress) -> Opened:
-    if opened.part.record.get("exact") is False:
+    if isinstance(opened.part.record, Export) and not opened.part.record.exact:
         return opened
     for other in known:
         progress.note(f"comparing the weights of {opened.path.name} with those of {other.path.name}")

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from r1quant.core.json import JsonObject
 from r1quant.errors import RecipeError
 from r1quant.jobs.checkpoint_writer import record_bytes
-from r1quant.publishing.evidence import BENCH, VERIFICATION, Record
+from r1quant.publishing.evidence import RecordFile
+from r1quant.records.bench import Bench
+from r1quant.records.table import read_record
+from r1quant.records.verification import Verification
 from r1quant.storage.jsonfile import read_object
 from r1quant.storage.provenance import sha256
 
@@ -16,35 +18,30 @@ RECORDS = "records"
 SMALL = 1 << 24  # bytes of a file that may be a record
 
 
-def found_records(out: Path, inside: Iterable[Path], named: Iterable[Path]) -> list[Record]:
+def found_records(out: Path, inside: Iterable[Path], named: Iterable[Path]) -> list[RecordFile]:
     """Each record once, under a name of its own. named: files, or folders of them.
 
-    Raises RecipeError where one of them is not there, or is a file that is no record.
+    Raises RecipeError if one of them is not there, or is a file that is no record.
     """
     given = [path for name in named for path in _listed(name)]
     nearby = [place for base in (out.absolute().parent, Path.cwd()) for place in (base, base / RECORDS)]
     beside = [path for place in nearby for path in sorted(place.glob("*.json"))]
-    found: dict[str, Record] = {}
+    found: dict[str, RecordFile] = {}
     for path in (*given, *(path for path in inside if path.suffix == ".json"), *beside):
-        content = _record(path)
-        if content is not None:
+        content = read_object(path, SMALL)
+        record = read_record(content, lenient=True)
+        if content is not None and isinstance(record, Verification | Bench):
             digest = sha256(record_bytes(content))
-            taken = {record.name for key, record in found.items() if key != digest}
+            taken = {file.name for key, file in found.items() if key != digest}
             name = f"{digest[:8]}-{path.name}" if path.name in taken else path.name
-            found.setdefault(digest, Record(name, content, path in given))
+            found.setdefault(digest, RecordFile(name, content, record, path in given))
     return list(found.values())
 
 
 def _listed(named: Path) -> list[Path]:
     if named.is_dir():
         return sorted(named.glob("*.json"))
-    if _record(named) is None:
+    if not isinstance(read_record(read_object(named, SMALL), lenient=True), Verification | Bench):
         what = "is no record of verify or bench" if named.exists() else "is not there"
         raise RecipeError(f"the record {named} {what}", "name a file that r1quant verify or bench --record has written")
     return [named]
-
-
-def _record(path: Path) -> JsonObject | None:
-    content = read_object(path, SMALL)
-    known = content is not None and content.get("schema") in (VERIFICATION, BENCH)
-    return content if known else None

@@ -28,20 +28,21 @@ from r1quant.progress import Progress, Silent
 from r1quant.publishing import licence as licences
 from r1quant.publishing.card import ModelCard
 from r1quant.publishing.checksums import STATEMENT, SUMS, statement, sums
-from r1quant.publishing.evidence import Evidence, Record, match_records
-from r1quant.publishing.paths import public
-from r1quant.publishing.quality import readable
+from r1quant.publishing.evidence import Evidence, RecordFile, match_records
+from r1quant.publishing.paths import public, public_record
+from r1quant.records.quantization import Quantization
+from r1quant.records.verification import Verification
 from r1quant.storage import atomic, provenance
 from r1quant.storage.jsonfile import read_object
 
 CARD, LICENCE = "README.md", "LICENSE"
-MADE = {CARD, SUMS, STATEMENT}  # what is written anew, whatever OUT has under these names
+REWRITTEN = {CARD, SUMS, STATEMENT}  # what is written anew, whatever OUT has under these names
 
 
 @dataclass(frozen=True)
 class PublishOptions:
     """to: a folder, or owner/name on the Hub; records: files or folders, beside those that are found; base_model and
-    licence: what cannot be found out; revision: a branch; force: although something speaks against it."""
+    licence: what cannot be found out; revision: a branch; force: publish even if something speaks against it."""
 
     to: str
     records: tuple[Path, ...] = ()
@@ -55,7 +56,7 @@ class PublishOptions:
 
     @property
     def repo(self) -> str | None:
-        """Where it is one on the Hub: what lies on the local disk, or begins with a dot or slash, is a folder."""
+        """If it is one on the Hub: what lies on the local disk, or begins with a dot or slash, is a folder."""
         path = Path(self.to)
         named = HUB_ID.fullmatch(self.to) and not (path.exists() or path.parent.exists())
         return self.to if named else None
@@ -97,7 +98,7 @@ class Published:
 def publish(out: str | Path | None, options: PublishOptions, progress: Progress | None = None) -> Published:
     """Puts everything together and writes or uploads it, unless something speaks against it.
 
-    Raises RecipeError or ResumeError where the place is not free, CheckpointError where OUT is no quantized model,
+    Raises RecipeError or ResumeError if the place is not free, CheckpointError if OUT is no quantized model,
     UploadError, OutOfSpaceError.
     """
     progress = progress or Silent()
@@ -108,17 +109,16 @@ def publish(out: str | Path | None, options: PublishOptions, progress: Progress 
     records = found_records(folder, files.values(), options.records)
     parts = with_equals(parts_of(folder, hashes), records, progress)
     evidence = match_records([opened.part for opened in parts], records)
-    for record in evidence.used:
-        if not readable(record.content):
-            raise CheckpointError(f"the record {record.name} is damaged", "measure again")
+    for file in evidence.used:
+        file.strict()
     source = _origin(folder, parts, options)
     payload = _payload(files, hashes, records, source)
     found = [source.clash] if source.clash else []
     found += [_unlicensed(source)] if _unlicensed(source) else []
-    reasons = tuple(dict.fromkeys([*evidence.reasons, *found, *scan([*payload, *_kept(evidence)])]))
+    reasons = tuple(dict.fromkeys([*evidence.reasons, *found, *scan([*payload, *_record_files(evidence)])]))
     if reasons and not options.force:
         return Published(options, reasons)
-    whole = _whole(folder, parts, evidence, source, payload, reasons, options)
+    whole = _assembled(folder, parts, evidence, source, payload, reasons, options)
     if place is not None:
         _write(place, whole, progress)
         return Published(options, reasons, whole, place)
@@ -129,7 +129,7 @@ def publish(out: str | Path | None, options: PublishOptions, progress: Progress 
 
 
 def _place(out: Path, options: PublishOptions) -> Path | None:
-    """The folder to write; None for an upload. Raises where it cannot be that."""
+    """The folder to write; None for an upload. Raises if it cannot be that."""
     if options.repo is not None and not options.dry_run:
         return None
     if options.repo is None and (options.private or options.revision or options.message):
@@ -153,46 +153,46 @@ def _hashes(files: Mapping[str, Path], progress: Progress) -> dict[str, str]:
 
 def _origin(out: Path, parts: Sequence[Opened], options: PublishOptions) -> Origin:
     """By the record that says most: of quantize, else of an export."""
-    opened = max(parts, key=lambda one: ("recipe" in one.part.record, bool(one.part.record)))
+    opened = max(parts, key=lambda one: (isinstance(one.part.record, Quantization), one.part.record is not None))
     folder = opened.path if opened.path.is_dir() else opened.path.parent
     return origin(out, folder, opened.part.record, options.base_model, options.licence)
 
 
 def _unlicensed(source: Origin) -> str:
-    """Why its licence stands against it; empty where it does not."""
+    """Why its licence speaks against publishing it; empty if it does not."""
     if source.licence is None:
         return f"the licence of {source.name} is not known: state it with --license if you know it"
     return source.licence.refused or ""
 
 
-def _made(path: str, content: bytes) -> Outgoing:
+def _outgoing(path: str, content: bytes) -> Outgoing:
     return Outgoing(path, content, provenance.sha256(content), len(content))
 
 
 def _payload(
-    files: Mapping[str, Path], hashes: Mapping[str, str], records: Sequence[Record], source: Origin
+    files: Mapping[str, Path], hashes: Mapping[str, str], records: Sequence[RecordFile], source: Origin
 ) -> list[Outgoing]:
     """The files of OUT, but for records, which get a place of their own, and what is written anew."""
     measured = {provenance.sha256(record_bytes(record.content)) for record in records}
     payload = []
     for name, path in files.items():
         content = read_object(path, SMALL) if name.endswith(".json") else None
-        if name in MADE or (content is not None and provenance.sha256(record_bytes(content)) in measured):
+        if name in REWRITTEN or (content is not None and provenance.sha256(record_bytes(content)) in measured):
             continue
         if content is not None and path.name == RECORD:
             shown = public(content)
             local = isinstance(content.get("source"), str) and (path.parent / content["source"]).exists()
-            payload.append(_made(name, record_bytes({**shown, "source": source.name} if local else shown)))
+            payload.append(_outgoing(name, record_bytes({**shown, "source": source.name} if local else shown)))
         else:
             payload.append(Outgoing(name, path, hashes[name], path.stat().st_size))
     return payload
 
 
-def _kept(evidence: Evidence) -> list[Outgoing]:
-    return [_made(f"{RECORDS}/{record.name}", record_bytes(public(record.content))) for record in evidence.used]
+def _record_files(evidence: Evidence) -> list[Outgoing]:
+    return [_outgoing(f"{RECORDS}/{record.name}", record_bytes(public(record.content))) for record in evidence.used]
 
 
-def _whole(
+def _assembled(
     out: Path,
     parts: Sequence[Opened],
     evidence: Evidence,
@@ -202,58 +202,59 @@ def _whole(
     options: PublishOptions,
 ) -> tuple[Outgoing, ...]:
     """All that is published."""
-    files = [*payload, *_kept(evidence)]
+    files = [*payload, *_record_files(evidence)]
     if not any(file.path == LICENCE for file in files) and source.licence is not None:
-        files.append(_made(LICENCE, source.text or licences.reference(source.licence).encode()))
+        files.append(_outgoing(LICENCE, source.text or licences.reference(source.licence).encode()))
     name = short_name(options.repo or str(out), out)
     described = [opened.part for opened in parts]
-    shown = Evidence(
-        {n: tuple(replace(r, content=public(r.content)) for r in rs) for n, rs in evidence.records.items()}, ()
-    )
+    shown = {name: tuple(map(_public, files)) for name, files in evidence.records.items()}
     card = ModelCard(
         model_of(list(parts), name, options.repo),
         described,
-        shown,
+        Evidence(shown, ()),
         source.licence,
         source.name,
         f"https://huggingface.co/{source.repo}" if source.repo else None,
         architecture_of(parts[0].artifact.config).model_type,
         forced,
-        public(_saying_most(parts)),
+        public_record(_how_made(parts)),
         provenance.VERSION,
     )
-    files.append(_made(CARD, card.text().encode()))
+    files.append(_outgoing(CARD, card.text().encode()))
     files.sort(key=lambda file: file.path)
     body = {
-        **_told(parts, evidence, source, forced),
+        **_statement_body(parts, evidence, source, forced),
         "files": {file.path: {"sha256": file.sha256, "bytes": file.nbytes} for file in files},
     }
-    stated = _made(STATEMENT, statement(body))
-    return (*files, stated, _made(SUMS, sums({file.path: file.sha256 for file in files}, stated.source)))  # type: ignore[arg-type]
+    stated = _outgoing(STATEMENT, statement(body))
+    return (*files, stated, _outgoing(SUMS, sums({file.path: file.sha256 for file in files}, stated.source)))  # type: ignore[arg-type]
 
 
-def _saying_most(parts: Sequence[Opened]) -> Mapping[str, Any]:
-    """How it was made: what quantize recorded, else what an export kept of that."""
-    for opened in parts:
-        if "recipe" in opened.part.record:
-            return opened.part.record
-    return next((opened.part.record.get("quantization") or {} for opened in parts if opened.part.record), {})
+def _public(file: RecordFile) -> RecordFile:
+    return replace(file, record=public_record(file.record))
 
 
-def _told(parts: Sequence[Opened], evidence: Evidence, source: Origin, forced: Sequence[str]) -> dict[str, Any]:
+def _how_made(parts: Sequence[Opened]) -> Quantization:
+    """What quantize recorded, else what an export kept of that; empty if nothing says so."""
+    own = [opened.part.record for opened in parts if isinstance(opened.part.record, Quantization)]
+    known = (*own, *(opened.part.quantization for opened in parts))
+    return next((one for one in known if one is not None), Quantization())
+
+
+def _statement_body(
+    parts: Sequence[Opened], evidence: Evidence, source: Origin, forced: Sequence[str]
+) -> dict[str, Any]:
     """The body of provenance.json without the files."""
-    made = public(_saying_most(parts))
+    made = public(_how_made(parts).as_dict())
     return {
         "r1quant": provenance.VERSION,
         "source": {
             "name": source.name,
             "repo": source.repo,
             "revision": source.revision,
-            **{key: made.get(key) for key in ("weights", "config", "tokenizer")},
+            **{key: made[key] or None for key in ("weights", "config", "tokenizer")},
         },
-        "recipe": made.get("recipe"),
-        "calibration": made.get("calibration"),
-        "environment": made.get("environment"),
+        **{key: made[key] or None for key in ("recipe", "calibration", "environment")},
         "licence": None
         if source.licence is None
         else {
@@ -275,16 +276,17 @@ def _told(parts: Sequence[Opened], evidence: Evidence, source: Origin, forced: S
             for opened in parts
         ],
         "gates": [
-            {"record": f"{RECORDS}/{record.name}", **gate}
-            for record in evidence.used
-            for gate in record.content.get("gates") or []
+            {"record": f"{RECORDS}/{file.name}", "gate": gate.gate, "value": gate.value, "passed": gate.passed}
+            for file in evidence.used
+            if isinstance(file.record, Verification)
+            for gate in file.record.gates
         ],
         "forced": list(forced),
     }
 
 
 def _write(place: Path, files: Sequence[Outgoing], progress: Progress) -> None:
-    """The folder, whole or not at all. Raises CheckpointError where a file changes meanwhile."""
+    """The folder, whole or not at all. Raises CheckpointError if a file changes meanwhile."""
     progress.begin(f"writing {place.name}", sum(file.nbytes for file in files))
     try:
         with atomic.whole_folder(place) as folder:

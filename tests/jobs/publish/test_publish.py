@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import r1quant
 from r1quant.jobs.publish.pull_check import pull_check
 from r1quant.jobs.publish.run import PublishOptions, publish
+from r1quant.records.speed_rows import rate
 from tests.conftest import Run
 from tests.jobs.publish.conftest import Made
 
@@ -88,7 +89,7 @@ def test_the_card_says_what_it_is_and_how_to_run_what_is_there(published: Path) 
     record = json.loads((published / "records" / "verified.json").read_text("utf-8"))
     assert f"{record['kl']['mean']:.6f}" in text and f"{record['perplexity']['quantized']:.4f}" in text
     timed = json.loads((published / "records" / "timed.json").read_text("utf-8"))
-    assert f"{timed['decode_tokens_per_second']:.1f}" in text and "8 + 4 × 1" in text
+    assert rate(timed["decode_tokens_per_second"]) in text and "(8 + 4) × 1" in text
     assert (published / "LICENSE").read_text("utf-8").startswith("MIT License")
 
 
@@ -206,7 +207,7 @@ def test_refused_with_the_reason_and_forced_with_it_on_the_card(
 def test_damaged_records_are_named(run: Run, own: Made) -> None:
     edited(own.record, lambda record: record["perplexity"].pop("ratio"))
     ran = run("publish", own.out, "--to", "place")
-    assert ran.code == 3 and "verified.json is damaged" in ran.error[0]
+    assert ran.code == 3 and "verified.json is damaged: perplexity.ratio is missing" in ran.error[0]
     edited(own.record, lambda record: record.update(schema="r1quant.verification/1"))
     assert "measure it with" in run("publish", own.out, "--to", "place").err
 
@@ -243,7 +244,7 @@ def test_answers_are_on_the_card_with_their_intervals(run: Run, own: Made) -> No
     card = Path("place/README.md").read_text("utf-8")
     assert ran.code == 0, ran.json["refused"]
     low, high = found["aime"]["delta_ci95"]
-    assert f"{100 * low:+.1f} … {100 * high:+.1f} %" in card and "valid JSON" in card
+    assert f"{100 * low:+.1f} .. {100 * high:+.1f} %" in card and "valid JSON" in card
     assert f"{100 * found['aime']['delta']:+.1f} %" in card and "KL divergence, mean" not in card
 
 
