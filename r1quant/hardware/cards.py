@@ -22,6 +22,7 @@ KINDS = ("consumer", "workstation", "data-centre", "laptop", "apple", "jetson", 
 PCIE = 25e9  # bytes a second that PCIe 4.0 x16 carries one way
 REQUIRED = ("name", "kind", "memory_gib", "bandwidth_gbs", "fp16_tflops", "bf16", "source")
 OPTIONAL = ("link_gbs",)
+LIKE = 0.4  # of a name, to be proposed for another
 # Words of a driver's name for a card that do not tell which it is.
 NOISE = re.compile(
     r"nvidia|geforce|tesla|amd|radeon|intel|apple|gpu|generation|graphics|workstation|edition|sxm\d?|pcie|hbm\w*|\d+gb|r|tm"
@@ -33,7 +34,7 @@ class Card:
     """name         what users call it
     memory_bytes  of the card, or of a machine whose processors share it
     bandwidth     of that memory, bytes a second
-    fp16_flops, bf16_flops  dense floating-point operations a second; 0 where the card has no such arithmetic
+    fp16_flops, bf16_flops  dense floating-point operations a second; 0 if the card has no such arithmetic
     kind          one of KINDS
     link          bytes a second to another such card, one way
     source        where the figures are from
@@ -66,37 +67,36 @@ def with_own(path: Path) -> Mapping[str, Card]:
 
 
 def card(name: str) -> Card:
-    """The card of that name, whatever its case and spaces. Raises RecipeError naming those that are like it."""
-    wanted = _plain(name)
-    found = next((known for title, known in cards().items() if _plain(title) == wanted), None)
-    if found is None:
+    """The card of that name, whatever its case and spaces. Raises RecipeError that names those that are like it."""
+    match = next((known for title, known in cards().items() if _plain(title) == _plain(name)), None)
+    if match is None:
         raise _unknown(name, cards())
-    return found
+    return match
 
 
 def matching(name: str, table: Mapping[str, Card]) -> list[Card]:
     """The cards that a user means: the one of that name, else all of a kind, else all whose name contains it.
 
-    Raises RecipeError naming those that are like it.
+    Raises RecipeError that names those that are like it.
     """
-    wanted = _plain(name)
-    exact = [known for title, known in table.items() if _plain(title) == wanted]
-    found = exact or [known for known in table.values() if _plain(known.kind) == wanted]
-    found = found or [known for title, known in table.items() if wanted and wanted in _plain(title)]
-    if not found:
+    plain = _plain(name)
+    matches = [known for title, known in table.items() if _plain(title) == plain]
+    matches = matches or [known for known in table.values() if _plain(known.kind) == plain]
+    matches = matches or [known for title, known in table.items() if plain and plain in _plain(title)]
+    if not matches:
         raise _unknown(name, table)
-    return found
+    return matches
 
 
 def driven(name: str, memory_bytes: int, table: Iterable[Card]) -> Card | None:
-    """The card that a driver calls by a name such as "NVIDIA A100-SXM4-40GB", told by the words of its name and its
-    memory; None where none of the table is it.
+    """The card that a driver calls by a name such as "NVIDIA A100-SXM4-40GB", by the words of that name and the
+    memory; None if none of the table is it.
     """
     words = _words(name)
 
     def alike(known: Card) -> bool:
         near = 0.85 <= memory_bytes / known.memory_bytes <= 1.1
-        return near and _told(_words(known.name)) == _told(words)
+        return near and _telling_words(_words(known.name)) == _telling_words(words)
 
     def rank(known: Card) -> tuple[int, bool]:
         return len(_words(known.name) & words), known.name.endswith("SXM")
@@ -104,34 +104,34 @@ def driven(name: str, memory_bytes: int, table: Iterable[Card]) -> Card | None:
     return max(filter(alike, table), key=rank, default=None)
 
 
-def parse(text: str, where: str) -> dict[str, Card]:
+def parse(text: str, file: str) -> dict[str, Card]:
     """A table of cards. Raises ValueError on a missing, unknown, repeated or impossible entry."""
     raw = tomllib.loads(text)
     if set(raw) != {"card"} or not isinstance(raw["card"], list):
-        raise ValueError(f"{where}: the only table is [[card]]")
-    found: dict[str, Card] = {}
+        raise ValueError(f"{file}: the only table is [[card]]")
+    table: dict[str, Card] = {}
     for entry in raw["card"]:
-        made = _card(entry, where)
-        if made.name in found:
-            raise ValueError(f"{where}: {made.name} is there twice")
-        found[made.name] = made
-    return found
+        entry_card = _card(entry, file)
+        if entry_card.name in table:
+            raise ValueError(f"{file}: {entry_card.name} is there twice")
+        table[entry_card.name] = entry_card
+    return table
 
 
-def _card(entry: Any, where: str) -> Card:
+def _card(entry: Any, file: str) -> Card:
     if not isinstance(entry, dict) or not set(REQUIRED) <= set(entry) <= {*REQUIRED, *OPTIONAL}:
-        raise ValueError(f"{where}: the keys must be {', '.join(REQUIRED)}, and may be {', '.join(OPTIONAL)}")
+        raise ValueError(f"{file}: the keys must be {', '.join(REQUIRED)}, and may be {', '.join(OPTIONAL)}")
     name = entry["name"]
     if not isinstance(name, str) or not name:
-        raise ValueError(f"{where}: a card's name is {name!r}")
+        raise ValueError(f"{file}: a card's name is {name!r}")
     for key in ("memory_gib", "bandwidth_gbs", "fp16_tflops", *(key for key in OPTIONAL if key in entry)):
         value = entry[key]
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
-            raise ValueError(f"{where}: {key} of {name} is {value!r}")
+            raise ValueError(f"{file}: {key} of {name} is {value!r}")
     if entry["kind"] not in KINDS:
-        raise ValueError(f"{where}: kind of {name} is {entry['kind']!r}, not one of {', '.join(KINDS)}")
+        raise ValueError(f"{file}: kind of {name} is {entry['kind']!r}, not one of {', '.join(KINDS)}")
     if not isinstance(entry["bf16"], bool) or not isinstance(entry["source"], str):
-        raise ValueError(f"{where}: bf16 of {name} must be true or false, and source a text")
+        raise ValueError(f"{file}: bf16 of {name} must be true or false, and source a text")
     flops = entry["fp16_tflops"] * 1e12
     return Card(
         name,
@@ -146,16 +146,23 @@ def _card(entry: Any, where: str) -> Card:
 
 
 def _unknown(name: str, table: Mapping[str, Card]) -> RecipeError:
-    titles = {_plain(title): title for title in table}
-    near = [titles[plain] for plain in difflib.get_close_matches(_plain(name), titles, 3)]
-    return RecipeError(f"the card {name!r} is not known", f"choose from {', '.join(near or table)}")
+    """Names the three most alike. A part of a name, such as 4061, is compared with the parts of names too."""
+    plain = _plain(name)
+
+    def likeness(title: str) -> float:
+        parts = (_plain(title), *_words(title))
+        return max(difflib.SequenceMatcher(None, plain, part).ratio() for part in parts)
+
+    near = [title for title in sorted(table, key=likeness, reverse=True)[:3] if likeness(title) >= LIKE]
+    meant = f"did you mean {' or '.join(near)}? " if near else ""
+    return RecipeError(f"the card {name!r} is not known", f"{meant}r1quant fit --json lists all cards")
 
 
 def _words(name: str) -> set[str]:
     return set(re.split(r"[^a-z0-9+]+", name.lower())) - {""}
 
 
-def _told(words: set[str]) -> set[str]:
+def _telling_words(words: set[str]) -> set[str]:
     return {word for word in words if not NOISE.fullmatch(word)}
 
 

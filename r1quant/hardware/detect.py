@@ -51,7 +51,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """notes: what was found that no card is known for."""
+    """notes: on GPUs of which no card is known."""
 
     cards: tuple[Card, ...]
     notes: tuple[str, ...]
@@ -62,13 +62,13 @@ def host() -> Host:
 
 
 def gpus() -> list[Gpu]:
-    """Those that NVIDIA's driver lists; none where there is no driver."""
-    found = []
-    for line in _said("nvidia-smi", *QUERY).splitlines():
+    """Those that NVIDIA's driver lists; none if there is no driver."""
+    listed = []
+    for line in _output_of("nvidia-smi", *QUERY).splitlines():
         name, _, mebibytes = line.rpartition(",")
         if mebibytes.strip().isdigit():
-            found.append(Gpu(name.strip(), int(mebibytes) << 20))
-    return found
+            listed.append(Gpu(name.strip(), int(mebibytes) << 20))
+    return listed
 
 
 def machine(table: Iterable[Card]) -> Machine:
@@ -124,7 +124,7 @@ def _flops() -> float:
 
 def _processor() -> str:
     if platform.system() == "Darwin":
-        return _said("sysctl", "-n", "machdep.cpu.brand_string").strip() or platform.machine()
+        return _output_of("sysctl", "-n", "machdep.cpu.brand_string").strip() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
     except OSError:
@@ -135,18 +135,18 @@ def _processor() -> str:
 
 def _memory() -> int:
     """Of the machine, or what a container is allowed of it."""
-    found = int(psutil.virtual_memory().total)
+    total = int(psutil.virtual_memory().total)
     for path in map(Path, LIMITS):
         try:
-            stated = path.read_text("ascii").strip()
+            limit = path.read_text("ascii").strip()
         except OSError:
             continue
-        found = min(found, int(stated)) if stated.isdigit() else found
-    return found
+        total = min(total, int(limit)) if limit.isdigit() else total
+    return total
 
 
-def _said(*words: str) -> str:
-    """What a program prints; nothing where there is no such program or it fails."""
+def _output_of(*words: str) -> str:
+    """What a program prints; nothing if there is no such program or it fails."""
     program = shutil.which(words[0])
     if program is None:
         return ""

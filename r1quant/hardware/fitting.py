@@ -10,7 +10,7 @@ from r1quant.hardware import roofline
 from r1quant.hardware.cards import Card
 from r1quant.hardware.roofline import USUAL, Efficiency, Sizes
 
-LIMITS = (1e-4, 10.0)  # of a share; above 1 where caches hold the weights
+LIMITS = (1e-4, 10.0)  # of a share; above 1 if caches hold the weights
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Point:
 
     of            its sizes as the runtime holds it
     ttft_seconds  until the first token; step_seconds: of a step of all texts after that
-    memory_bytes  at the most; None where it was not measured
+    memory_bytes  at the most; None if it was not measured
     """
 
     of: Sizes
@@ -48,9 +48,9 @@ def fitted(points: Sequence[Point]) -> Efficiency:
     shares = []
     for point in points:
         (work, read), _ = _demands(point)
-        left = point.ttft_seconds - point.of.layers * layer
-        if left > 1.2 * read / (point.card.bandwidth * bandwidth):  # else reading bounds it, and says nothing of this
-            shares.append(work / (point.card.fp16_flops * left))
+        computing = point.ttft_seconds - point.of.layers * layer
+        if computing > 1.2 * read / (point.card.bandwidth * bandwidth):  # else reading bounds it
+            shares.append(work / (point.card.fp16_flops * computing))
     compute = _within(statistics.median(shares)) if shares else USUAL.compute_share
     beside = [max(0, _unexplained(p)) for p in points if p.memory_bytes is not None]
     return Efficiency(bandwidth, compute, layer, round(statistics.median(beside)) if beside else None)

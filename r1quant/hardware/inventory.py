@@ -1,6 +1,6 @@
 """Inventory: the tensors of a model counted by kind, from headers or from config.json alone.
 
-Families that can be quantized are known by their tables. Of others the headers are counted; where there is only a
+Families that can be quantized are known by their tables. Of others the headers are counted; if there is only a
 config.json, their sizes follow from its numbers, and `note` says what was taken for granted. No weight is read.
 """
 
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from r1quant.arch.tables import Architecture, architectures, head_dim, is_tied, size
 from r1quant.checkpoint.tensorfile import TensorSpec
 from r1quant.core.floats import FLOAT_DTYPES
+from r1quant.core.json import Config
 from r1quant.errors import CheckpointError
 
 STORED = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
@@ -64,7 +64,7 @@ class InventoryPart:
 class Inventory:
     """config: that of the language model; note: what was taken for granted, in one line, or nothing."""
 
-    config: Mapping[str, Any]
+    config: Config
     parts: tuple[InventoryPart, ...]
     note: str = ""
 
@@ -83,30 +83,30 @@ class Inventory:
 
     @property
     def experts(self) -> tuple[int, int]:
-        """Routed experts of a layer, and how many of them a token passes; (1, 1) where there are none."""
+        """Routed experts of a layer, and how many of them a token passes; (1, 1) if there are none."""
         return _experts(self.config)
 
 
-def of_headers(config: Mapping[str, Any], tensors: Iterable[TensorSpec]) -> Inventory:
-    """The tensors that there are. What is quantized already is taken as of config.json instead, and so said."""
+def of_headers(config: Config, tensors: Iterable[TensorSpec]) -> Inventory:
+    """Counts the tensors. If they are quantized already, sizes follow from config.json, and `note` says so."""
     config = text_config(config)
     arch = architectures().get(str(config.get("model_type")))
     tied = is_tied(config)
-    kinds: dict[tuple[str, str, tuple[int, ...]], list[Any]] = {}
+    kinds: dict[tuple[str, str, tuple[int, ...]], list[TensorSpec]] = {}
     for spec in tensors:
         if spec.dtype not in FLOAT_DTYPES:
             return of_config(config, "the checkpoint is quantized already: sizes are those of the model before that")
         if arch is not None and (spec.name.endswith(arch.tensors.ignored) or (tied and spec.name == arch.tensors.head)):
             continue
         key = DIGITS.sub("#", spec.name), spec.dtype, tuple(spec.shape)
-        kinds.setdefault(key, [spec, 0])[1] += 1
-    parts = [_part(spec, count, _role(spec, arch)) for spec, count in kinds.values()]
+        kinds.setdefault(key, []).append(spec)
+    parts = [_part(alike[0], len(alike), _role(alike[0], arch)) for alike in kinds.values()]
     known = "" if arch else f"{config.get('model_type')!r} cannot be quantized yet: sizes follow from the headers alone"
     return Inventory(config, tuple(parts), known)
 
 
-def of_config(config: Mapping[str, Any], note: str = "") -> Inventory:
-    """The tensors that config.json implies. Raises CheckpointError where it lacks a size."""
+def of_config(config: Config, note: str = "") -> Inventory:
+    """The tensors that config.json implies. Raises CheckpointError if it lacks a size."""
     config = text_config(config)
     dtype = STORED.get(str(config.get("torch_dtype") or config.get("dtype")), "BF16")
     arch = architectures().get(str(config.get("model_type")))
@@ -124,17 +124,16 @@ def of_config(config: Mapping[str, Any], note: str = "") -> Inventory:
         if not (tied and name == arch.tensors.head)
         and not (maybe and name.endswith(".bias") and not _biased(name, config))
     ]
-    found = of_headers(config, specs)
-    return Inventory(found.config, found.parts, note)
+    return replace(of_headers(config, specs), note=note)
 
 
-def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def text_config(config: Config) -> Config:
     """The language model's part of the config of a model that also sees or hears."""
     inner = config.get("text_config")
     return {**config, **inner} if isinstance(inner, dict) else config
 
 
-def _biased(name: str, config: Mapping[str, Any]) -> bool:
+def _biased(name: str, config: Config) -> bool:
     """Whether config.json says that there is this bias."""
     return bool(config.get("mlp_bias" if ".mlp." in name else "attention_bias"))
 
@@ -160,22 +159,22 @@ def _role(spec: TensorSpec, arch: Architecture | None) -> str:
     return ROLES.get(last.rpartition(".")[2], "linear")
 
 
-def _like_llama(config: Mapping[str, Any], dtype: str) -> list[InventoryPart]:
+def _like_llama(config: Config, dtype: str) -> list[InventoryPart]:
     """Attention (grouped or latent), an MLP or routed experts in each layer, norms."""
     layers, hidden = size(config, "num_hidden_layers"), size(config, "hidden_size")
     family, vocabulary = str(config.get("model_type")), size(config, "vocab_size")
-    found = [InventoryPart("model.embed_tokens.weight", (vocabulary, hidden), 1, "embedding", dtype)]
+    parts = [InventoryPart("model.embed_tokens.weight", (vocabulary, hidden), 1, "embedding", dtype)]
     if not config.get("tie_word_embeddings", family in TIED_BY_DEFAULT):
-        found.append(InventoryPart("lm_head.weight", (vocabulary, hidden), 1, "head", dtype))
-    found.append(InventoryPart("model.norm.weight", (hidden,), 1, "plain", dtype))
+        parts.append(InventoryPart("lm_head.weight", (vocabulary, hidden), 1, "head", dtype))
+    parts.append(InventoryPart("model.norm.weight", (hidden,), 1, "plain", dtype))
     norms = LIKE_LLAMA.get(family, 2) * layers
-    found.append(InventoryPart("model.layers.0.norm.weight", (hidden,), norms, "plain", dtype))
+    parts.append(InventoryPart("model.layers.0.norm.weight", (hidden,), norms, "plain", dtype))
     linears: list[tuple[str, tuple[int, int], int, bool]] = []
     for name, shape in _attention(config, hidden).items():
         if len(shape) == 2:
             linears.append((f"self_attn.{name}", (shape[0], shape[1]), layers, False))
         else:
-            found.append(InventoryPart(f"model.layers.0.self_attn.{name}", shape, layers, "plain", dtype))
+            parts.append(InventoryPart(f"model.layers.0.self_attn.{name}", shape, layers, "plain", dtype))
     experts, _ = _experts(config)
     sparse = _sparse_layers(config, layers) if experts > 1 else 0
     if sparse < layers:
@@ -183,9 +182,9 @@ def _like_llama(config: Mapping[str, Any], dtype: str) -> list[InventoryPart]:
     if sparse:
         inner = size(config, "moe_intermediate_size", size(config, "intermediate_size"))
         linears += _mlp("mlp.experts.0", hidden, inner, sparse * experts, True)
-        found.append(InventoryPart("model.layers.0.mlp.gate.weight", (experts, hidden), sparse, "plain", dtype))
+        parts.append(InventoryPart("model.layers.0.mlp.gate.weight", (experts, hidden), sparse, "plain", dtype))
         if config.get("topk_method") == "noaux_tc":
-            found.append(
+            parts.append(
                 InventoryPart("model.layers.0.mlp.gate.e_score_correction_bias", (experts,), sparse, "plain", "F32")
             )
         shared = config.get("n_shared_experts")
@@ -193,38 +192,38 @@ def _like_llama(config: Mapping[str, Any], dtype: str) -> list[InventoryPart]:
         if wide:
             linears += _mlp("mlp.shared_experts", hidden, int(wide), sparse, False)
         if config.get("shared_expert_intermediate_size"):
-            found.append(
+            parts.append(
                 InventoryPart("model.layers.0.mlp.shared_expert_gate.weight", (1, hidden), sparse, "plain", dtype)
             )
     for name, shape, count, expert in linears:
         role = ROLES.get(name.rpartition(".")[2], "linear")
-        found.append(InventoryPart(f"model.layers.0.{name}", shape, count, role, dtype, expert))
-    return found
+        parts.append(InventoryPart(f"model.layers.0.{name}", shape, count, role, dtype, expert))
+    return parts
 
 
-def _attention(config: Mapping[str, Any], hidden: int) -> dict[str, tuple[int, ...]]:
+def _attention(config: Config, hidden: int) -> dict[str, tuple[int, ...]]:
     """Shapes of the linears and vectors of the attention of one layer."""
     heads = size(config, "num_attention_heads")
     if config.get("kv_lora_rank"):
         latent, rotary = size(config, "kv_lora_rank"), size(config, "qk_rope_head_dim")
         plain, values = size(config, "qk_nope_head_dim"), size(config, "v_head_dim")
         query = heads * (plain + rotary)
-        found: dict[str, tuple[int, ...]] = {"kv_a_proj_with_mqa": (latent + rotary, hidden)}
-        found |= {"kv_b_proj": (heads * (plain + values), latent), "o_proj": (hidden, heads * values)}
-        found["kv_a_layernorm.weight"] = (latent,)
+        shapes: dict[str, tuple[int, ...]] = {"kv_a_proj_with_mqa": (latent + rotary, hidden)}
+        shapes |= {"kv_b_proj": (heads * (plain + values), latent), "o_proj": (hidden, heads * values)}
+        shapes["kv_a_layernorm.weight"] = (latent,)
         if config.get("q_lora_rank"):
             rank = size(config, "q_lora_rank")
-            return found | {"q_a_proj": (rank, hidden), "q_b_proj": (query, rank), "q_a_layernorm.weight": (rank,)}
-        return found | {"q_proj": (query, hidden)}
+            return shapes | {"q_a_proj": (rank, hidden), "q_b_proj": (query, rank), "q_a_layernorm.weight": (rank,)}
+        return shapes | {"q_proj": (query, hidden)}
     kv_heads, head = size(config, "num_key_value_heads", heads), head_dim(config)
-    found = {"q_proj": (heads * head, hidden), "o_proj": (hidden, heads * head)}
-    found |= dict.fromkeys(("k_proj", "v_proj"), (kv_heads * head, hidden))
+    shapes = {"q_proj": (heads * head, hidden), "o_proj": (hidden, heads * head)}
+    shapes |= dict.fromkeys(("k_proj", "v_proj"), (kv_heads * head, hidden))
     family = config.get("model_type")
     if family in HEAD_NORMS:
-        found |= {f"{name}.weight": (head,) for name in ("q_norm", "k_norm")}
+        shapes |= {f"{name}.weight": (head,) for name in ("q_norm", "k_norm")}
     if family in QKV_BIASES or config.get("attention_bias"):
-        found |= {f"{name}.bias": found[name][:1] for name in ("q_proj", "k_proj", "v_proj")}
-    return found
+        shapes |= {f"{name}.bias": shapes[name][:1] for name in ("q_proj", "k_proj", "v_proj")}
+    return shapes
 
 
 def _mlp(name: str, hidden: int, inner: int, count: int, expert: bool) -> list[tuple[str, tuple[int, int], int, bool]]:
@@ -232,14 +231,14 @@ def _mlp(name: str, hidden: int, inner: int, count: int, expert: bool) -> list[t
     return [(f"{name}.{last}", shape, count, expert) for last, shape in shapes.items()]
 
 
-def _experts(config: Mapping[str, Any]) -> tuple[int, int]:
+def _experts(config: Config) -> tuple[int, int]:
     for key in ("n_routed_experts", "num_experts", "num_local_experts"):
         if config.get(key):
             return size(config, key), size(config, "num_experts_per_tok", 1)
     return 1, 1
 
 
-def _sparse_layers(config: Mapping[str, Any], layers: int) -> int:
+def _sparse_layers(config: Config, layers: int) -> int:
     """Layers that have experts instead of one MLP."""
     first, dense = config.get("first_k_dense_replace") or 0, config.get("mlp_only_layers") or []
     every = size(config, "moe_layer_freq" if "first_k_dense_replace" in config else "decoder_sparse_step", 1)

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from r1quant.arch.tables import size
+from r1quant.core.json import Config
 from r1quant.errors import RecipeError
 from r1quant.hardware.cards import Card
 
@@ -20,7 +20,7 @@ MEMORY_SHARE = 0.92
 RUNTIME_BYTES = 700_000_000
 RUNTIME_OF = {"apple": 400_000_000, "cpu": 300_000_000}
 CHUNK = 2048  # tokens of prompts that a runtime puts through the layers at the same time
-KV_BITS: Mapping[int, float] = {16: 16.0, 8: 8.0, 4: 4.5}  # with a 16-bit scale for 32 numbers where there are 4
+KV_BITS: Mapping[int, float] = {16: 16.0, 8: 8.0, 4: 4.5}  # with a 16-bit scale for 32 numbers if there are 4
 
 
 def usable(card: Card) -> int:
@@ -55,7 +55,7 @@ class Activations:
 NO_ACTIVATIONS = Activations()
 
 
-def activations_of(config: Mapping[str, Any]) -> Activations:
+def activations_of(config: Config) -> Activations:
     """The widest tensors of a layer in 16 bits, and logits in 32 with a 16-bit copy."""
     hidden = size(config, "hidden_size")
     if config.get("moe_intermediate_size"):

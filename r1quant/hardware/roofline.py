@@ -12,11 +12,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from r1quant.arch.kvcache import Cache, cache_of
 from r1quant.arch.tables import Architecture, head_dim, size
 from r1quant.checkpoint.artifact import LinearSpec
+from r1quant.core.json import Config, JsonObject
 from r1quant.errors import RecipeError
 from r1quant.hardware import memory
 from r1quant.hardware.cards import Card
@@ -103,7 +103,7 @@ class Modelled:
     decode_tokens_per_second   of all texts together, after that, on average
     ttft_seconds               when each text has its first token
     total_bytes                weights, cache at its fullest, activations, runtime; on all cards together
-    max_context                the most tokens that each text may have; 0 where not even the weights fit
+    max_context                the most tokens that each text may have; 0 if not even the weights fit
     max_batch                  the most texts of this length at the same time
     """
 
@@ -123,18 +123,18 @@ class Modelled:
     prefill_tokens_per_second: float
     decode_tokens_per_second: float
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         return {"source": SOURCE, **vars(self)}
 
 
 def stored_bits(form: LinearSpec) -> float:
-    """Bits that a quantized weight takes, with its share of a 16-bit scale and of a zero point where there is one."""
+    """Bits that a quantized weight takes, with its share of a 16-bit scale and of a zero point if there is one."""
     zero = 0 if form.symmetric else form.bits
     return form.bits + (FLOAT_BITS + zero) * form.groups / form.shape[1]
 
 
 def sizes(
-    config: Mapping[str, Any],
+    config: Config,
     arch: Architecture,
     linear_specs: Mapping[str, LinearSpec] | None = None,
     kv_bits: int = FLOAT_BITS,
@@ -144,7 +144,7 @@ def sizes(
     forms    the quantized linears, by name without `.weight`; every other number takes FLOAT_BITS
     kv_bits  of a number in the cache
 
-    Raises CheckpointError where the config lacks a size.
+    Raises CheckpointError if the config lacks a size.
     """
     model, saved = of_config(config), 0.0
     unread = 0.0 if model.tied else float(sum(p.numbers for p in model.parts if p.role == "embedding"))
@@ -160,7 +160,7 @@ def sizes(
 def sized(
     model: Inventory, weights_bytes: int, streamed_bytes: int, kv_bits: int = FLOAT_BITS, expert_bytes: int = 0
 ) -> Sizes:
-    """The sizes of a model whose weights take so many bytes. Raises CheckpointError where the config lacks a size."""
+    """The sizes of a model whose weights take so many bytes. Raises CheckpointError if the config lacks a size."""
     config = model.config
     layers, heads = size(config, "num_hidden_layers"), size(config, "num_attention_heads")
     count, taken = model.experts
@@ -308,7 +308,7 @@ def _exchange(of: Sizes, card: Card, tokens: int, gpus: int) -> float:
 def _flops(card: Card, dtype: str) -> float:
     if dtype not in DTYPES:
         raise RecipeError(f"dtype {dtype!r} is not supported", f"choose from {', '.join(DTYPES)}")
-    found = card.fp16_flops if dtype == "float16" else card.bf16_flops
-    if not found:
+    flops = card.fp16_flops if dtype == "float16" else card.bf16_flops
+    if not flops:
         raise RecipeError(f"the {card.name} has no bfloat16", "use float16")
-    return found
+    return flops

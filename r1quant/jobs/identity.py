@@ -51,10 +51,10 @@ def identity_files(model: Artifact) -> list[Path]:
     alone = Path(model.source)
     if alone.is_file() and alone.suffix.lower() == ".gguf":
         return sorted(path for path in alone.parent.iterdir() if _whole(path.name) == _whole(alone.name))
-    found = sorted(path for path in model.folder.iterdir() if path.suffix.lower() in WEIGHTS or path.name in STATING)
-    if not any(path.suffix.lower() in WEIGHTS for path in found):
+    files = sorted(path for path in model.folder.iterdir() if path.suffix.lower() in WEIGHTS or path.name in STATING)
+    if not any(path.suffix.lower() in WEIGHTS for path in files):
         raise CheckpointError(f"{model.source} has no weight files", "download the model again")
-    return found
+    return files
 
 
 def _whole(name: str) -> str:

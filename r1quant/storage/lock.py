@@ -11,7 +11,7 @@ from typing import IO, Any
 
 
 class HeldElsewhere(Exception):
-    """Another process has the lock: `pid`, if it has said so."""
+    """Another process has the lock; `pid` is None if its file does not tell."""
 
     def __init__(self, pid: int | None) -> None:
         super().__init__(pid)

@@ -43,7 +43,7 @@ def sha256_of_files(files: Mapping[str, bytes]) -> str:
 
 
 def version(package: str) -> str:
-    """Empty where it is not installed."""
+    """Of an installed package; empty if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -51,13 +51,13 @@ def version(package: str) -> str:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Of those that are installed."""
-    return {package: found for package in packages if (found := version(package))}
+    """Of the packages that are installed."""
+    return {package: installed for package in packages if (installed := version(package))}
 
 
 def environment() -> dict[str, str]:
     """What decides the bits of a result beside the inputs: versions, machine kind, threads."""
-    found = {
+    facts = {
         "r1quant": VERSION,
         "python": platform.python_version(),
         "numpy": metadata.version("numpy"),
@@ -67,16 +67,16 @@ def environment() -> dict[str, str]:
     if "torch" in sys.modules:
         import torch
 
-        found["torch"] = torch.__version__
-        found["cpu"] = torch.backends.cpu.get_cpu_capability()
-        found["threads"] = str(torch.get_num_threads())
+        facts["torch"] = torch.__version__
+        facts["cpu"] = torch.backends.cpu.get_cpu_capability()
+        facts["threads"] = str(torch.get_num_threads())
         if torch.cuda.is_available():
-            found["gpu"] = torch.cuda.get_device_name(0)
-    return found
+            facts["gpu"] = torch.cuda.get_device_name(0)
+    return facts
 
 
 def processors() -> int:
-    """How many this process may use, where the system says so."""
+    """How many this process may use, if the system says so."""
     allowed = getattr(os, "sched_getaffinity", None)
     return len(allowed(0)) if allowed else os.cpu_count() or 1
 

@@ -114,8 +114,13 @@ def test_an_unknown_card_is_refused_with_those_that_are_like_it() -> None:
     with pytest.raises(RecipeError, match="RTX 4090") as caught:
         card("RTX 4091")
     assert caught.value.message == "the card 'RTX 4091' is not known"
-    with pytest.raises(RecipeError, match="A100 40GB, A100 80GB"):
-        card("?")
+    for name, hint in (
+        ("4061", "did you mean RTX 4060 or RTX 4060 Ti 16GB or RTX 4060 Laptop? r1quant fit --json lists all cards"),
+        ("?", "r1quant fit --json lists all cards"),
+    ):
+        with pytest.raises(RecipeError) as caught:
+            card(name)
+        assert caught.value.hint == hint
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def test_all_that_is_asked_for(run: Run, in_tmp: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("HF_ENDPOINT", "https://me:hf_secret@mirror")
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     driver = "NVIDIA H200, 143771\n"
-    monkeypatch.setattr(detect, "_said", lambda *words: driver if words[0] == "nvidia-smi" else "")
+    monkeypatch.setattr(detect, "_output_of", lambda *words: driver if words[0] == "nvidia-smi" else "")
     ran = run("doctor", "--json")
     found = ran.json
     assert ran.code == 0 and found["broken"] == [] and "hf_secret" not in ran.out

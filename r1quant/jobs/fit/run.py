@@ -1,6 +1,6 @@
 """fit: what a model needs of hardware in every format, from its config and headers alone, and which hardware that is.
 
-Bytes are those of the formats' own layouts; speeds are modelled, and measured ones stand beside them where there are
+Bytes are those of the formats' own layouts; speeds are modelled, and measured ones stand beside them if there are
 records of bench. No weight is read, nor downloaded.
 """
 
@@ -26,7 +26,7 @@ from r1quant.recipe import FLOAT
 
 TYPICAL = ("RTX 4060", "RTX 3060 12GB", "RTX 4090", "A100 80GB")  # for which something is recommended if none is named
 DEFAULT_CONTEXT = 32768  # what reasoning takes
-TOGETHER = (1, 2, 4, 8)  # cards, where one does not hold it
+TOGETHER = (1, 2, 4, 8)  # cards, if one does not hold it
 ALONE = ("laptop", "apple", "jetson", "cpu")  # kinds of which one does not buy several
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 class FitOptions:
     """What is asked.
 
-    gpus      names of cards, or of kinds of them; all where it is empty
-    formats   names of formats or of variants, bits: of weights; the usual ones where both are empty
+    gpus      names of cards, or of kinds of them; all if it is empty
+    formats   names of formats or of variants, bits: of weights; the usual ones if both are empty
     context   tokens of each text, prompt and answer; None takes what reasoning needs, or the model's longest
     batch     texts at the same time
     kv_bits   of a number in the cache
@@ -116,32 +116,32 @@ class Fit:
         }
 
 
-def fit(model: str | Path, wanted: FitOptions | None = None) -> Fit:
+def fit(model: str | Path, options: FitOptions | None = None) -> Fit:
     """Every variant that is asked for on every card that is asked for, and what to take on them.
 
     Raises RecipeError for what is not known or cannot be asked, CheckpointError if the model is not found or its config
     lacks a size.
     """
-    wanted = wanted or FitOptions()
+    options = options or FitOptions()
     outlined = outline(model)
     inventory, config = outlined.inventory, outlined.inventory.config
     positions = config.get("max_position_embeddings")
     positions = positions if isinstance(positions, int) else None
-    load = Load(_context(wanted, positions), wanted.batch, wanted.kv_bits, wanted.count)
-    table, chosen, notes = _cards(wanted)
-    _check_split(inventory, wanted.count)
-    weights = _weights(inventory, wanted)
-    records = _records(inventory, wanted, table)
+    load = Load(_context(options, positions), options.batch, options.kv_bits, options.count)
+    table, chosen, notes = _cards(options)
+    _check_split(inventory, options.count)
+    weights = _weights(inventory, options)
+    records = _records(inventory, options, table)
     if records is not None:
-        weights |= {} if wanted.narrowed else {v: w for v, w in records.variants.items() if v not in weights}
+        weights |= {} if options.narrowed else {v: w for v, w in records.variants.items() if v not in weights}
         notes += records.notes
         here = [card for card in records.cards if card not in chosen]
-        chosen = [*chosen, *here] if wanted.named else records.cards or chosen
+        chosen = [*chosen, *here] if options.named else records.cards or chosen
     capacities = Capacities(inventory, weights, load, positions, records.efficiency if records else usual_efficiency)
     rows = Rows(capacities, records)
-    shown = [variant for variant in weights if _asked(variant, wanted)]
-    advised = chosen if wanted.named or records is not None else [table[name] for name in TYPICAL]
-    among = candidates(shown, bool(wanted.formats), bool(wanted.bits))
+    shown = [variant for variant in weights if _asked(variant, options)]
+    advised = chosen if options.named or records is not None else [table[name] for name in TYPICAL]
+    among = candidates(shown, bool(options.formats), bool(options.bits))
     about = {
         "name": outlined.name,
         "architecture": config.get("model_type"),
@@ -176,23 +176,23 @@ def _all_rows(
         yield from sorted(own, key=lambda row: not row.modelled.fits)
 
 
-def _context(wanted: FitOptions, longest: int | None) -> int:
-    if wanted.context is None:
+def _context(options: FitOptions, longest: int | None) -> int:
+    if options.context is None:
         return min(DEFAULT_CONTEXT, longest or DEFAULT_CONTEXT)
-    if longest is not None and wanted.context > longest:
+    if longest is not None and options.context > longest:
         raise RecipeError(
-            f"context {wanted.context} is longer than the model's {longest} positions", f"use --context {longest}"
+            f"context {options.context} is longer than the model's {longest} positions", f"use --context {longest}"
         )
-    return wanted.context
+    return options.context
 
 
-def _cards(wanted: FitOptions) -> tuple[Mapping[str, Card], list[Card], list[str]]:
-    """The table, the cards of it that are wanted, and what is to be said of them."""
-    table = cards() if wanted.hardware is None else with_own(wanted.hardware)
-    chosen, notes = [card for name in wanted.gpus for card in matching(name, table)], list[str]()
-    if wanted.hardware is not None and not wanted.gpus:
+def _cards(options: FitOptions) -> tuple[Mapping[str, Card], list[Card], list[str]]:
+    """The table, the cards of it that are asked for, and notes on them."""
+    table = cards() if options.hardware is None else with_own(options.hardware)
+    chosen, notes = [card for name in options.gpus for card in matching(name, table)], list[str]()
+    if options.hardware is not None and not options.gpus:
         chosen += [card for card in table.values() if cards().get(card.name) != card]
-    if wanted.detect:
+    if options.detect:
         from r1quant.hardware.detect import machine
 
         here = machine(table.values())
@@ -208,39 +208,39 @@ def _check_split(model: Inventory, count: int) -> None:
         raise RecipeError(f"{heads} attention heads cannot be split over {count} cards", f"use --gpus {able}")
 
 
-def _weights(model: Inventory, wanted: FitOptions) -> dict[FormatVariant, VariantWeights]:
-    """Of the wanted variants, the floats first. Raises RecipeError where none is known or can hold the model."""
+def _weights(model: Inventory, options: FitOptions) -> dict[FormatVariant, VariantWeights]:
+    """The variants that are asked for, floats first. Raises RecipeError if none is known or can hold the model."""
     floats = [variant for variant in variants() if variant.label == BASELINE_FORMAT]
-    if not wanted.narrowed:
+    if not options.narrowed:
         return held(model, floats) | usual(model)
     known = {name for v in variants() for name in (v.label, v.format)}
-    absent = [name for name in wanted.formats if name.lower() not in known]
+    absent = [name for name in options.formats if name.lower() not in known]
     if absent:
         raise RecipeError(f"there is no format {absent[0]!r}", f"choose from {', '.join(sorted({*_formats()}))}")
-    named = [variant for variant in variants() if _asked(variant, wanted)]
-    found = held(model, named)
-    if not found:
-        said = "no variant has these formats and bits" if not named else "no such variant can hold this model"
-        raise RecipeError(said, "ask for other --format or --bits")
-    return held(model, floats) | found
+    named = [variant for variant in variants() if _asked(variant, options)]
+    holding = held(model, named)
+    if not holding:
+        reason = "no variant has these formats and bits" if not named else "no such variant can hold this model"
+        raise RecipeError(reason, "ask for other --format or --bits")
+    return held(model, floats) | holding
 
 
 def _formats() -> list[str]:
     return [variant.format for variant in variants()] + [BASELINE_FORMAT]
 
 
-def _asked(variant: FormatVariant, wanted: FitOptions) -> bool:
-    named = not wanted.formats or any(name.lower() in (variant.label, variant.format) for name in wanted.formats)
-    return named and (not wanted.bits or variant.bits in wanted.bits)
+def _asked(variant: FormatVariant, options: FitOptions) -> bool:
+    named = not options.formats or any(name.lower() in (variant.label, variant.format) for name in options.formats)
+    return named and (not options.bits or variant.bits in options.bits)
 
 
-def _records(model: Inventory, wanted: FitOptions, table: Mapping[str, Card]) -> Records | None:
-    if not wanted.records:
+def _records(model: Inventory, options: FitOptions, table: Mapping[str, Card]) -> Records | None:
+    if not options.records:
         return None
     from r1quant.jobs.fit.records import read_records
 
     halves = roofline.sized(model, 2 * model.parameters, 2 * (model.parameters - _unread(model)))
-    return read_records(wanted.records, model, halves, table.values())
+    return read_records(options.records, model, halves, table.values())
 
 
 def _unread(model: Inventory) -> int:
@@ -249,7 +249,7 @@ def _unread(model: Inventory) -> int:
 
 
 def _buy(rows: Rows, shown: Sequence[FormatVariant], table: Mapping[str, Card]) -> list[Row]:
-    """For each variant and each kind of hardware the smallest that holds it, several cards where one does not."""
+    """For each variant and each kind of hardware the smallest that holds it, several cards if one does not."""
     heads, count = size(rows.capacities.model.config, "num_attention_heads"), rows.capacities.load.count
     smallest = []
     ordered = sorted(table.values(), key=lambda card: (card.memory_bytes, card.bandwidth))

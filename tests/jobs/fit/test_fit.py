@@ -178,7 +178,7 @@ def test_nothing_heavy_is_loaded(r1: Path) -> None:
 
 def test_this_machine(monkeypatch: pytest.MonkeyPatch, run: Run, r1: Path) -> None:
     driver = "NVIDIA A100-SXM4-40GB, 40960\nNVIDIA A100-SXM4-40GB, 40960\nNVIDIA TITAN V, 12288\n"
-    monkeypatch.setattr(detect, "_said", lambda *words: driver if words[0] == "nvidia-smi" else "")
+    monkeypatch.setattr(detect, "_output_of", lambda *words: driver if words[0] == "nvidia-smi" else "")
     assert detect.gpus()[0] == Gpu("NVIDIA A100-SXM4-40GB", 40 << 30)
     monkeypatch.setattr(detect, "READ_BYTES", 1 << 22)
     here = detect.machine(cards().values())
