@@ -17,6 +17,7 @@ CLASSES = {
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
 }
 MODEL_TYPES = tuple(CLASSES)
 BOS, EOS, USER, ASSISTANT = "<|begin|>", "<|end|>", "<|user|>", "<|assistant|>"
@@ -82,7 +83,23 @@ def config(model_type: str, **overrides: Any) -> dict[str, Any]:
                 "attn_factor": 0.8782488562869419,
             },
         }
+    if model_type == "gemma3_text":  # as in gemma-3-1b-it, whose config.json leaves out that the head is tied
+        values |= {
+            "hidden_act": None,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "head_dim": 32,
+            "query_pre_attn_scalar": 32,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "rope_theta": 1000000.0,
+            "rope_local_base_freq": 10000.0,
+            "rope_scaling": None,
+            "sliding_window": 8,
+            "sliding_window_pattern": 6,
+        }
     values |= overrides
+    if model_type == "gemma3_text" and values["tie_word_embeddings"]:
+        values["tie_word_embeddings"] = None
     kept_null = {"sliding_window"} - set(overrides)
     return {key: value for key, value in values.items() if value is not None or key in kept_null}
 
@@ -108,10 +125,12 @@ def shapes(values: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         }
         if values["model_type"] == "qwen2":
             found |= {f"{prefix}self_attn.{n}_proj.bias": (rows,) for n, rows in (("q", q), ("k", kv), ("v", kv))}
-        if values["model_type"] == "qwen3":
+        if values["model_type"] == "gemma3_text":
+            found |= {f"{prefix}{n}_feedforward_layernorm.weight": (hidden,) for n in ("pre", "post")}
+        if values["model_type"] in ("qwen3", "gemma3_text"):
             found |= {f"{prefix}self_attn.{n}_norm.weight": (head,) for n in "qk"}
     found["model.norm.weight"] = (hidden,)
-    if not values["tie_word_embeddings"]:
+    if not values.get("tie_word_embeddings", True):
         found["lm_head.weight"] = (vocabulary, hidden)
     return found
 
@@ -125,9 +144,11 @@ def state(values: dict[str, Any], seed: int = 0) -> dict[str, Any]:
     for name, shape in shapes(values).items():
         noise = torch.randn(shape, generator=generator)
         if len(shape) == 2:
-            tensors[name] = noise if "embed" in name else noise * shape[1] ** -0.5
+            scaled_later = values["model_type"] == "gemma3_text"
+            tensors[name] = noise if "embed" in name and not scaled_later else noise * shape[1] ** -0.5
         else:
-            tensors[name] = noise * 0.1 if name.endswith("bias") else 1 + 0.5 * noise
+            norm = 0.3 * noise if values["model_type"] == "gemma3_text" else 1 + 0.5 * noise  # the former adds one
+            tensors[name] = noise * 0.1 if name.endswith("bias") else norm
     return tensors
 
 

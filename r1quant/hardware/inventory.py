@@ -27,11 +27,11 @@ ROLES = {
 NOT_QUANTIZED = re.compile(r"norm|router|\.gate$|\.conv|bias")
 LIKE_LLAMA = {  # families whose config.json says all that a Llama's does, with the norms of a layer
     "mixtral": 2, "qwen2_moe": 2, "qwen3_moe": 2, "deepseek_v2": 2, "deepseek_v3": 2, "kimi_k2": 2, "gemma": 2,
-    "gemma2": 4, "gemma3_text": 4, "phi3": 2, "smollm3": 2, "granite": 2,
+    "gemma2": 4, "phi3": 2, "smollm3": 2, "granite": 2,
 }  # fmt: skip
-HEAD_NORMS = ("qwen3", "qwen3_moe", "gemma3_text")
+HEAD_NORMS = ("qwen3", "qwen3_moe")
 QKV_BIASES = ("qwen2", "qwen2_moe")
-TIED_BY_DEFAULT = ("gemma", "gemma2", "gemma3_text")
+TIED_BY_DEFAULT = ("gemma", "gemma2")
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,31 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3 float32": ("qwen3", {"dtype": "float32"}),
     "llama float16": ("llama", {"dtype": "float16"}),
     "llama sharded": ("llama", {"shards": 3}),
+    "gemma3 tied": ("gemma3_text", {"tied": True, "sliding_window_pattern": 2}),
+    "gemma3 linear": (
+        "gemma3_text",
+        {
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            "num_hidden_layers": 2,
+            "sliding_window_pattern": 2,
+            "query_pre_attn_scalar": 24,
+        },
+    ),
+    "gemma3 of transformers 5": (
+        "gemma3_text",
+        {
+            "rope_theta": None,
+            "rope_local_base_freq": None,
+            "rope_scaling": None,
+            "sliding_window_pattern": None,
+            "num_hidden_layers": 2,
+            "layer_types": ["full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 50000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 2000.0},
+            },
+        },
+    ),
 }
 
 
@@ -73,7 +98,7 @@ def test_quantize_and_verify(model: Path, tmp_path: Path, text_file: Path) -> No
     done = r1quant.quantize(
         model, out, bits=4, group_size=32, calib=str(text_file), samples=8, seq_len=64, dtype="float32"
     )
-    assert len(done.record["linears"]) == 14
+    assert len(done.record["linears"]) == 7 * source.config["num_hidden_layers"]
     assert all(linear["loss"] > 0 for linear in done.record["linears"])
     written = open_folder(out)
     weights = table.artifact(written)

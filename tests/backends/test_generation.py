@@ -34,6 +34,7 @@ CASES: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": WINDOW},
     "qwen2": {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
     "qwen3": {},
+    "gemma3_text": {"sliding_window": WINDOW, "sliding_window_pattern": 2},
 }
 
 

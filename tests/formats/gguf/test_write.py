@@ -33,6 +33,10 @@ NAMES = {
     "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
     "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
 }  # fmt: skip
+GEMMA3_NORMS = {
+    "input_layernorm": "attn_norm", "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm", "post_feedforward_layernorm": "post_ffw_norm",
+}  # fmt: skip
 
 
 def export(artifact: Held, path: Path, **options: Any) -> GgufFile:
@@ -47,7 +51,7 @@ def types_of(path: Path) -> dict[str, str]:
     return {t.name: t.tensor_type.name for t in gguf.GGUFReader(path).tensors}
 
 
-def stored_name(name: str) -> str:
+def stored_name(name: str, names: dict[str, str] = NAMES) -> str:
     """GGUF's name, written down a second time."""
     fixed = {
         "model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight",
@@ -57,7 +61,7 @@ def stored_name(name: str) -> str:
         return fixed[name]
     _, _, layer, rest = name.split(".", 3)
     module, _, part = rest.rpartition(".")
-    return f"blk.{layer}.{NAMES[module]}.{part}"
+    return f"blk.{layer}.{names[module]}.{part}"
 
 
 def paired(rows: np.ndarray, heads: int) -> np.ndarray:
@@ -74,7 +78,13 @@ def expected(artifact: Held, name: str) -> np.ndarray:
             return paired(values, artifact.config["num_attention_heads"])
         if ".k_proj." in name:
             return paired(values, artifact.config["num_key_value_heads"])
+    if artifact.config["model_type"] == "gemma3_text" and name.endswith("norm.weight"):
+        return values + np.float32(1)
     return values
+
+
+def names_of(model_type: str) -> dict[str, str]:
+    return NAMES | (GEMMA3_NORMS if model_type == "gemma3_text" else {})
 
 
 # What convert_hf_to_gguf.py of llama.cpp (in llama-cpp-python 0.3.36) writes for these models with --outtype bf16,
@@ -108,6 +118,13 @@ CONVERTED: dict[str, dict[str, Any]] = {
         "qwen3.rope.freq_base": 1000000.0, "qwen3.attention.layer_norm_rms_epsilon": 1e-06,
         "qwen3.attention.key_length": 32, "qwen3.attention.value_length": 32, "general.size_label": "152K",
     },
+    "gemma3_text": {
+        "gemma3.block_count": 2, "gemma3.context_length": 2048, "gemma3.embedding_length": 64,
+        "gemma3.feed_forward_length": 96, "gemma3.attention.head_count": 4, "gemma3.attention.head_count_kv": 2,
+        "gemma3.rope.freq_base": 1000000.0, "gemma3.attention.layer_norm_rms_epsilon": 1e-06,
+        "gemma3.attention.key_length": 32, "gemma3.attention.value_length": 32, "gemma3.attention.sliding_window": 8,
+        "general.size_label": "152K",
+    },
 }  # fmt: skip
 ALWAYS = {
     "general.type": "model", "general.sampling.temp": 0.6, "general.file_type": 32,
@@ -118,7 +135,7 @@ ALWAYS = {
 ADDED: dict[str, dict[str, Any]] = {
     "llama": {}, "mistral": {},
     "qwen2": {"qwen2.attention.key_length": 16, "qwen2.attention.value_length": 16},
-    "qwen3": {"qwen3.rope.scaling.attn_factor": 0.8782488562869419},
+    "qwen3": {"qwen3.rope.scaling.attn_factor": 0.8782488562869419}, "gemma3_text": {},
 }  # fmt: skip
 LISTS = ("tokens", "token_type", "merges")
 
@@ -128,7 +145,7 @@ def test_metadata_are_those_of_llama_cpps_converter(tmp_path: Path, model_type: 
     artifact = floats(write_model(tmp_path / "a", model_type))
     export(artifact, tmp_path / "m.gguf", name="some name")
     found = keys_of(tmp_path / "m.gguf")
-    architecture = {"mistral": "llama"}.get(model_type, model_type)
+    architecture = {"mistral": "llama", "gemma3_text": "gemma3"}.get(model_type, model_type)
     wanted = {
         **CONVERTED[model_type], **ALWAYS, **ADDED[model_type],
         "general.architecture": architecture, "general.name": "some name", "tokenizer.ggml.pre": "gpt-2",
@@ -156,9 +173,10 @@ def test_float_tensors_are_what_they_were(tmp_path: Path, model_type: str, dtype
     wanted = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}[dtype]
     reader = gguf.GGUFReader(tmp_path / "m.gguf")
     tensors = {tensor.name: tensor for tensor in reader.tensors}
-    assert set(tensors) == {stored_name(name) for name in artifact.tensors}
+    names = names_of(model_type)
+    assert set(tensors) == {stored_name(name, names) for name in artifact.tensors}
     for name, spec in artifact.tensors.items():
-        tensor = tensors[stored_name(name)]
+        tensor = tensors[stored_name(name, names)]
         assert tensor.data_offset % 32 == 0
         assert tensor.shape.tolist() == list(reversed(spec.shape))  # the fastest dimension comes first
         assert tensor.tensor_type.name == (wanted if len(spec.shape) == 2 else "F32")
