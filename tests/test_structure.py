@@ -179,6 +179,8 @@ def test_a_method_grid_or_transform_is_one_file_and_a_format_one_file_or_folder_
         "engine.methods.feedback",
         "engine.grids.rounding",
         "engine.grids.uniform_kernels",
+        "engine.grids.level_kernels",
+        "engine.grids.levels",
         "formats.codec",
         "formats.names",
         "engine.transforms.folds",

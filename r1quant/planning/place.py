@@ -8,6 +8,7 @@ from pathlib import Path
 
 from r1quant.checkpoint.safetensors import Checkpoint
 from r1quant.core.formatting import bytes_text
+from r1quant.core.grid import UNIFORM
 from r1quant.core.json import JsonObject
 from r1quant.errors import OutOfSpaceError, R1QuantError, ResumeError
 from r1quant.planning.estimates import Estimate
@@ -24,9 +25,10 @@ def default_out(checkpoint: Checkpoint, recipe: Recipe, folder: Path) -> Path:
     """Where the result goes if nobody says: into `folder`, named after what it is."""
     group = "" if recipe.group_size == -1 else f"g{recipe.group_size}"
     kind = "" if recipe.symmetric else "-asym"
+    grid = "" if recipe.grid == UNIFORM else f"-{recipe.grid}"
     method = "" if METHODS[recipe.method].usual else f"-{recipe.method}"
     stem = checkpoint.name.removesuffix(".gguf")
-    return folder / f"{stem}-{recipe.format}-{_width(recipe)}{group}{kind}{method}"
+    return folder / f"{stem}-{recipe.format}-{_width(recipe)}{group}{kind}{grid}{method}"
 
 
 def finished_record(out: Path) -> JsonObject | None:

@@ -13,7 +13,7 @@ import pytest
 
 from r1quant.cli import cli
 from r1quant.cli.options import HEADINGS
-from r1quant.core.options import options_of
+from r1quant.core.options import OneOf, options_of
 from r1quant.jobs.verify.options import VerifyOptions
 from r1quant.recipe import Recipe
 from r1quant.registry import PRESETS
@@ -54,8 +54,9 @@ def test_help(run: Run, path: tuple[str, ...]) -> None:
     for flag in ("--help", "-h"):
         ran = run(*path, flag)
         assert ran.code == 0 and ran.err == "" and ran.out.startswith(f"Usage: {' '.join(('r1quant', *path))} ")
-        shown = [o for p in command.params if isinstance(p, click.Option) for o in (*p.opts, *p.secondary_opts)]
-        assert all(option in ran.out for option in shown)
+        options = [option for option in command.params if isinstance(option, click.Option)]
+        shown = [flag for option in options if not option.hidden for flag in (*option.opts, *option.secondary_opts)]
+        assert all(flag in ran.out for flag in shown)
 
 
 @pytest.mark.parametrize("path", [p for p, c in COMMANDS.items() if not isinstance(c, click.Group)])
@@ -110,8 +111,9 @@ def test_each_field_is_an_option_with_its_default(command: str, kind: type) -> N
         assert isinstance(option, click.Option) and option.help == declared.declaration.help
         assert option.default == declared.default or (option.default is None and declared.default == ())
         assert option.multiple is declared.many and option.is_flag is (declared.kind is bool)
-        shown = declared.declaration.shown
-        if shown is None and declared.default not in (None, (), False):
+        shown, values = declared.declaration.shown, declared.declaration.values
+        assert option.hidden is (isinstance(values, OneOf) and len(values.values) == 1), "only if there is no choice"
+        if shown is None and not option.hidden and declared.default not in (None, (), False):
             text = " ".join((option.get_help_record(context) or ("", ""))[1].split())
             value = declared.flags[0].removeprefix("--") if declared.default is True else str(declared.default)
             assert f"[default: {value}" in text, (declared.name, text)
