@@ -34,7 +34,7 @@ FLOORS: tuple[set[str], ...] = (
 JOBS: tuple[set[str], ...] = (
     {"identity", "checkpoint_writer"},
     {"artifacts", "runtimes"},
-    {"inspect", "doctor", "check", "generate", "fit"},
+    {"inspect", "doctor", "check", "generate", "fit", "serving"},
     {"bench", "quantize"},
     {"verify", "export"},
     {"report", "publish"},

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from r1quant.cli import console
+from r1quant.cli.next_steps import show as show_next
 from r1quant.core.formatting import bytes_text, seconds_text
 from r1quant.registry import FORMATS
 
@@ -49,13 +50,15 @@ def export(source: str | None, to: str, out: Path | None, kind: str, as_json: bo
     """
     from r1quant.jobs.artifacts import newest_output
     from r1quant.jobs.export.run import export as job
+    from r1quant.jobs.serving import as_dict, next_steps
     from r1quant.planning.targets import ExportOptions
 
     name = source if source is not None else newest_output(Path())
     formats = [word.strip() for word in to.split(",") if word.strip()]
     with console.watching() as progress:
         done = job(name, formats, out, ExportOptions(type=kind, **rest), progress)
-    found = done.as_dict()
+    steps = [next_steps(written.path) for written in done.written]
+    content = {**done.as_dict(), "next": [as_dict(step) for artifact in steps for step in artifact]}
 
     def show() -> None:
         rows = [["format", "written", "size", "weights"]]
@@ -64,5 +67,7 @@ def export(source: str | None, to: str, out: Path | None, kind: str, as_json: bo
             rows.append([written.format, str(written.path), bytes_text(written.nbytes), rounded])
         console.table(rows)
         console.note(f"{seconds_text(done.seconds)}, peak memory {bytes_text(done.peak_rss_bytes)}")
+        for artifact in steps:
+            show_next(artifact)
 
-    console.emit(found, as_json, show)
+    console.emit(content, as_json, show)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from r1quant.cli import console
+from r1quant.cli.next_steps import show as show_next
 from r1quant.cli.options import Given, Grouped
 from r1quant.cli.plan import answer, show_headline, takes_recipe
 from r1quant.cli.settings import pick_model, pick_out, pick_recipe
@@ -16,6 +17,11 @@ from r1quant.core.formatting import bytes_text, seconds_text
 @click.command(cls=Grouped)
 @takes_recipe
 @click.option("--dry-run", is_flag=True, help="Stop after the plan, as `r1quant plan` does.")
+@click.option(
+    "--resume-anyway",
+    is_flag=True,
+    help="Go on with an unfinished run though versions or the number of threads have changed; its record will say so.",
+)
 @console.recorded
 @console.common
 def quantize(
@@ -24,6 +30,7 @@ def quantize(
     preset: str | None,
     given: Given,
     dry_run: bool,
+    resume_anyway: bool,
     record: Path | None,
     as_json: bool,
     debug: bool,
@@ -33,15 +40,16 @@ def quantize(
     Interrupted, the same command goes on after the last finished layer and ends in the same bytes.
     """
     from r1quant.jobs.quantize.run import make_plan, run
+    from r1quant.jobs.serving import as_dict, next_steps
 
     plan = make_plan(pick_model(model), pick_recipe(preset, given), pick_out(out))
     if dry_run:
         return answer(plan, as_json)
     show_headline(plan)
     with console.watching() as progress:
-        done = run(plan, progress)
-    found = done.as_dict()
-    console.write_record(record, found)
+        done = run(plan, progress, resume_anyway)
+    content, steps = done.as_dict(), next_steps(done.out)
+    console.write_record(record, content)
 
     def show() -> None:
         result = done.record
@@ -55,10 +63,10 @@ def quantize(
                 ["not as usual", "\n".join(result["fallbacks"]) or "nothing"],
                 ["time", seconds_text(done.seconds)],
                 ["peak memory", bytes_text(done.peak_rss_bytes)],
-                ["next", f"r1quant verify {done.out.name}"],
             ],
             heading=False,
         )
+        show_next(steps)
 
-    console.emit(found, as_json, show)
+    console.emit({**content, "next": [as_dict(step) for step in steps]}, as_json, show)
     return 0

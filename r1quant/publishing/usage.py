@@ -1,12 +1,12 @@
-"""How to run what is published: lines to copy, for each runtime that loads one of the parts."""
+"""How to run a model that is there: lines to copy, for each runtime that loads it. On cards and in the terminal."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-
-from r1quant.publishing.evidence import PublishedModel
+from typing import Protocol
 
 INSTRUCTION = r"Please reason step by step, and put your final answer within \boxed{}."
 QUESTION = "What is 17 * 23?"
@@ -63,29 +63,75 @@ def advice(model: Model) -> str:
     )
 
 
-def sections(parts: Sequence[PublishedModel], model: Model) -> list[tuple[str, str]]:
+@dataclass(frozen=True)
+class Block:
+    """Lines of one language, sh or python, to copy."""
+
+    language: str
+    lines: tuple[str, ...]
+
+    @property
+    def markdown(self) -> str:
+        return "\n".join((f"```{self.language}", *self.lines, "```"))
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How one runtime runs a model: the commands, and the code where the runtime is a library."""
+
+    runtime: str
+    blocks: tuple[Block, ...]
+
+    @property
+    def is_library(self) -> bool:
+        return any(block.language == "python" for block in self.blocks)
+
+
+class Loadable(Protocol):
+    """A model that is there: its path from where the commands are run (or inside the repository), empty for the folder
+    itself; its format; the runtimes that load it; the Modelfile beside it, empty if there is none."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def format(self) -> str: ...
+    @property
+    def runtimes(self) -> tuple[str, ...]: ...
+    @property
+    def modelfile(self) -> str: ...
+
+
+def usages(part: Loadable, model: Model) -> list[Usage]:
+    """For each runtime that loads a model, how it runs it."""
+    return [Usage(name, tuple(write(part, model))) for name, write in WRITERS.items() if name in part.runtimes]
+
+
+def sections(parts: Sequence[Loadable], model: Model) -> list[tuple[str, str]]:
     """Title and Markdown of each runtime for each part that it loads, in the order of parts."""
-    found = []
-    for part in parts:
-        for runtime, write in WRITERS.items():
-            if runtime in part.runtimes:
-                title = f"{runtime}, {part.name}" if len(parts) > 1 and part.name else runtime
-                found.append((title, write(part, model)))
-    return found
+    return [
+        (
+            f"{usage.runtime}, {part.name}" if len(parts) > 1 and part.name else usage.runtime,
+            "\n\n".join(block.markdown for block in usage.blocks),
+        )
+        for part in parts
+        for usage in usages(part, model)
+    ]
 
 
-def _block(language: str, *lines: str) -> str:
-    return "\n".join((f"```{language}", *lines, "```"))
+def _sh(*lines: str) -> Block:
+    return Block("sh", lines)
 
 
-def _got(part: PublishedModel, model: Model) -> tuple[list[str], str]:
+def _got(part: Loadable, model: Model) -> tuple[list[str], str]:
     """Lines that download a part which must lie on the disk, and its path then."""
     if model.repo is None:
         return [], part.name or "."
-    return [f"hf download {model.repo} --local-dir {model.name}"], "/".join(filter(None, (model.name, part.name)))
+    return [f"hf download {model.repo} --local-dir {shlex.quote(model.name)}"], "/".join(
+        filter(None, (model.name, part.name))
+    )
 
 
-def _loaded(part: PublishedModel, model: Model) -> tuple[list[str], str]:
+def _loaded(part: Loadable, model: Model) -> tuple[list[str], str]:
     """As `_got`, for runtimes that download a repository themselves."""
     return ([], model.repo) if model.repo and not part.name else _got(part, model)
 
@@ -101,21 +147,23 @@ def _request(model: Model, port: int) -> str:
     return f"curl http://localhost:{port}/v1/chat/completions -H 'Content-Type: application/json' -d '{text}'"
 
 
-def _vllm(part: PublishedModel, model: Model) -> str:
+def _vllm(part: Loadable, model: Model) -> Iterator[Block]:
     lines, path = _loaded(part, model)
     parser = f" --reasoning-parser {PARSERS['vLLM']}" if model.r1 else ""
-    serve = f"vllm serve {path} --served-model-name {model.name} --max-model-len {model.context}{parser}"
-    return _block("sh", *lines, serve, _request(model, 8000))
+    served = f"{shlex.quote(path)} --served-model-name {shlex.quote(model.name)}"
+    serve = f"vllm serve {served} --max-model-len {model.context}{parser}"
+    yield _sh(*lines, serve, _request(model, 8000))
 
 
-def _sglang(part: PublishedModel, model: Model) -> str:
+def _sglang(part: Loadable, model: Model) -> Iterator[Block]:
     lines, path = _loaded(part, model)
     parser = f" --reasoning-parser {PARSERS['SGLang']}" if model.r1 else ""
-    serve = f"python -m sglang.launch_server --model-path {path} --served-model-name {model.name}"
-    return _block("sh", *lines, f"{serve} --context-length {model.context}{parser}", _request(model, 30000))
+    served = f"{shlex.quote(path)} --served-model-name {shlex.quote(model.name)}"
+    serve = f"python -m sglang.launch_server --model-path {served} --context-length {model.context}{parser}"
+    yield _sh(*lines, serve, _request(model, 30000))
 
 
-def _transformers(part: PublishedModel, model: Model) -> str:
+def _transformers(part: Loadable, model: Model) -> Iterator[Block]:
     lines, path = _loaded(part, model)
     package = NEEDS.get(part.format, "compressed-tensors")
     drawn = "".join(f", {key}={value:g}" for key, value in model.drawn.items())
@@ -123,7 +171,7 @@ def _transformers(part: PublishedModel, model: Model) -> str:
     code = (
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
-        f'path = "{path}"',
+        f"path = {json.dumps(path)}",
         "tokenizer = AutoTokenizer.from_pretrained(path)",
         'model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", device_map="auto")',
         f'messages = [{{"role": "user", "content": r"{model.question}"}}]',
@@ -133,9 +181,8 @@ def _transformers(part: PublishedModel, model: Model) -> str:
         f"output = model.generate(**inputs, max_new_tokens={model.tokens}{sampled})",
         'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :]))',
     )
-    return "\n\n".join(
-        (_block("sh", f"pip install transformers accelerate {package}", *lines), _block("python", *code))
-    )
+    yield _sh(f"pip install transformers accelerate {package}", *lines)
+    yield Block("python", code)
 
 
 def _flags(model: Model) -> str:
@@ -143,22 +190,22 @@ def _flags(model: Model) -> str:
     return "".join(f" --{names[key]} {value:g}" for key, value in model.drawn.items())
 
 
-def _llamacpp(part: PublishedModel, model: Model) -> str:
+def _llamacpp(part: Loadable, model: Model) -> Iterator[Block]:
     lines, path = _got(part, model)
     context = f"--jinja -c {model.context}{_flags(model)}"
     asked = json.dumps(model.question).replace("\\\\", "\\")
-    return _block("sh", *lines, f"llama-cli -m {path} {context} -p {asked}", f"llama-server -m {path} {context}")
+    file = shlex.quote(path)
+    yield _sh(*lines, f"llama-cli -m {file} {context} -p {asked}", f"llama-server -m {file} {context}")
 
 
-def _ollama(part: PublishedModel, model: Model) -> str:
+def _ollama(part: Loadable, model: Model) -> Iterator[Block]:
     lines, path = _got(part, model)
-    folder = path.rpartition("/")[0] or "."
-    return _block(
-        "sh", *lines, f"cd {folder} && ollama create {model.name} -f {part.modelfile}", f"ollama run {model.name}"
-    )
+    folder, name = shlex.quote(path.rpartition("/")[0] or "."), shlex.quote(model.name)
+    create = f"ollama create {name} -f {shlex.quote(part.modelfile)}"
+    yield _sh(*lines, f"cd {folder} && {create}", f"ollama run {name}")
 
 
-def _genai(part: PublishedModel, model: Model) -> str:
+def _genai(part: Loadable, model: Model) -> Iterator[Block]:
     lines, path = _got(part, model)
     drawn = "".join(f", {key}={value:g}" for key, value in model.drawn.items())
     sampled = f"do_sample=True{drawn}, " if drawn else ""
@@ -166,7 +213,7 @@ def _genai(part: PublishedModel, model: Model) -> str:
         "import json",
         "import onnxruntime_genai as og",
         "",
-        f'model = og.Model("{path}")',
+        f"model = og.Model({json.dumps(path)})",
         "tokenizer = og.Tokenizer(model)",
         f'messages = json.dumps([{{"role": "user", "content": r"{model.question}"}}])',
         "prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)",
@@ -178,18 +225,20 @@ def _genai(part: PublishedModel, model: Model) -> str:
         "    generator.generate_next_token()",
         '    print(stream.decode(generator.get_next_tokens()[0]), end="", flush=True)',
     )
-    return "\n\n".join((_block("sh", "pip install onnxruntime-genai", *lines), _block("python", *code)))
+    yield _sh("pip install onnxruntime-genai", *lines)
+    yield Block("python", code)
 
 
-def _onnxruntime(part: PublishedModel, model: Model) -> str:
+def _onnxruntime(part: Loadable, model: Model) -> Iterator[Block]:
     lines, path = _got(part, model)
     code = (
         "import onnxruntime as ort",
         "",
-        f'session = ort.InferenceSession("{path}/model.onnx")',
+        f"session = ort.InferenceSession({json.dumps(f'{path}/model.onnx')})",
         "print([(given.name, given.shape, given.type) for given in session.get_inputs()])",
     )
-    return "\n\n".join((_block("sh", "pip install onnxruntime", *lines), _block("python", *code)))
+    yield _sh("pip install onnxruntime", *lines)
+    yield Block("python", code)
 
 
 WRITERS = {

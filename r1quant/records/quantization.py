@@ -83,8 +83,18 @@ class LinearReport:
 
 
 @dataclass(frozen=True)
+class Changed:
+    """A version, a number of threads or the like that was another when an interrupted run went on."""
+
+    name: str
+    before: str | None = None
+    after: str | None = None
+
+
+@dataclass(frozen=True)
 class Quantization(Record):
-    """The record of a quantized model. Nothing in it depends on when, or in how many starts, it was made.
+    """The record of a quantized model. Nothing in it depends on when, or in how many starts, it was made, but for
+    `changed_on_resume`.
 
     source        a Hub id, or the path of the float model as seen from the output
     weights       sha256 of each weight file of the float model; config and tokenizer: of these
@@ -92,6 +102,7 @@ class Quantization(Record):
     compute       None if no float model ran
     predicted_kl  in nats per token; None if nothing predicted it
     fallbacks     a line for each linear with which something was not as usual
+    changed_on_resume  what the user let change while the run was interrupted; None if nothing did
     """
 
     SCHEMA: ClassVar[str] = "r1quant.quantization/1"
@@ -111,6 +122,7 @@ class Quantization(Record):
     quantized_parameters: int | None = None
     predicted_kl: float | None = None
     fallbacks: tuple[str, ...] = ()
+    changed_on_resume: tuple[Changed, ...] | None = field(default=None, metadata=stored(omit=True))
     linears: tuple[LinearReport, ...] = ()
 
 

@@ -28,6 +28,8 @@ def _quantization(made: Quantization) -> Iterator[Pair]:
         yield name, getattr(made, name)
     for name in ("weights", "recipe", "compute", "calibration", "environment"):
         yield from _parts(name, getattr(made, name))
+    for change in made.changed_on_resume or ():
+        yield f"changed on resume: {change.name}", f"{change.before} -> {change.after}"
 
 
 def _verification(record: Verification) -> Iterator[Pair]:

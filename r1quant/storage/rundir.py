@@ -22,6 +22,7 @@ from r1quant.storage.lock import HeldElsewhere, take_named
 
 FINGERPRINT, CHANGES, LOCK = "fingerprint.json", "changes.json", "lock"
 MayChange = Callable[[str], bool]  # of the name of an entry of a fingerprint
+Changes = Mapping[str, list[str | None]]  # by the name of an entry, what it was and what it is
 
 
 def folder_for(out: Path) -> Path:
@@ -70,7 +71,7 @@ class RunDir:
             return
         before = json.loads(path.read_text("utf-8"))
         changed = {
-            name: (before.get(name), fingerprint.get(name))
+            name: [before.get(name), fingerprint.get(name)]
             for name in {**before, **fingerprint}
             if before.get(name) != fingerprint.get(name)
         }
@@ -78,10 +79,11 @@ class RunDir:
         if changed and not (anyway and harmless):
             raise self._changed(changed, harmless)
         if changed:
-            atomic.write_bytes(self.folder / CHANGES, json.dumps([*self.changes, changed], indent=1).encode())
+            if (noted := self.changes)[-1:] != [changed]:  # a crash may have come between this and the next line
+                atomic.write_bytes(self.folder / CHANGES, json.dumps([*noted, changed], indent=1).encode())
             atomic.write_bytes(path, json.dumps(dict(fingerprint), indent=1).encode())
 
-    def _changed(self, changed: Mapping[str, tuple[str | None, str | None]], harmless: bool) -> ResumeError:
+    def _changed(self, changed: Changes, harmless: bool) -> ResumeError:
         details = ", ".join(f"{name} ({before} -> {after})" for name, (before, after) in changed.items())
         anyway = ", go on all the same with --resume-anyway" if harmless else ""
         return ResumeError(
@@ -90,11 +92,10 @@ class RunDir:
         )
 
     @property
-    def changes(self) -> list[dict[str, list[str | None]]]:
-        """What changed between the starts of this run and was let pass, a mapping from names to before and after for
-        each such start."""
+    def changes(self) -> list[Changes]:
+        """What changed between the starts of this run and was let pass, for each such start."""
         path = self.folder / CHANGES
-        changes: list[dict[str, list[str | None]]] = json.loads(path.read_text("utf-8")) if path.exists() else []
+        changes: list[Changes] = json.loads(path.read_text("utf-8")) if path.exists() else []
         return changes
 
     def layer_file(self, layer: int) -> Path:

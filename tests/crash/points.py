@@ -23,6 +23,7 @@ class Point:
 
 # The model has three layers of four stages; inputs and layers are written in the order i1 l0 i2 l1 l2.
 POINTS = {
+    "the text is not read yet": Point("r1quant.jobs.quantize.run:calibration_of"),
     "half of the weights are hashed": Point("r1quant.checkpoint.safetensors:finite", 15),
     "the run directory is not claimed yet": Point("r1quant.storage.rundir:RunDir.claim"),
     "the run directory is claimed": Point("r1quant.storage.rundir:RunDir.claim", after=True),
@@ -74,7 +75,14 @@ def occupy() -> None:
     Path("out", "notes.txt").write_text("mine")
 
 
-ACTIONS: dict[str, Callable[[], None]] = {a.__name__: a for a in (kill, interrupt, full, fill, occupy)}
+def another_thread() -> None:
+    """One more for torch than the command was begun with."""
+    import torch
+
+    torch.set_num_threads(torch.get_num_threads() + 1)
+
+
+ACTIONS: dict[str, Callable[[], None]] = {a.__name__: a for a in (kill, interrupt, full, fill, occupy, another_thread)}
 
 
 def arm(point: Point, action: Callable[[], None]) -> None:

@@ -108,6 +108,51 @@ def test_another_recipe_is_refused_by_name(place: Place, option: str, value: str
     assert place.run_folder.exists() and not place.out.exists()
 
 
+def test_another_number_of_threads_goes_on_only_if_the_user_says_so(place: Place, straight: Bytes) -> None:
+    """And the record of what comes out says so, however often it is interrupted after that."""
+    early = POINTS["the text is not read yet"]
+    assert place.quantize(at=MIDDLE).code == -9
+    (finished,) = (path.read_bytes() for path in place.run_folder.glob("layer-*"))
+    refused = place.quantize(at=early, do="another_thread")
+    assert refused.code == 2 and "different environment.threads (1 -> 2)" in refused.error[0]
+    assert "--resume-anyway" in refused.error[1]
+    ran = place.quantize("--resume-anyway", "--bits", "8", at=early, do="another_thread")
+    assert ran.code == 2 and "recipe.bits (4 -> 8)" in ran.error[0] and "--resume-anyway" not in ran.error[1]
+    assert [path.read_bytes() for path in place.run_folder.glob("layer-*")] == [finished]
+    ran = place.quantize("--resume-anyway", "--json", at=early, do="another_thread")
+    assert ran.code == 0 and ran.json["resumed_layers"] == 1, ran.err
+    change = {"name": "environment.threads", "before": "1", "after": "2"}
+    record = ran.json["record"]
+    assert record["changed_on_resume"] == [change] and record["environment"]["threads"] == "2"
+    assert {*record} - {*json.loads(straight["r1quant.json"])} == {"changed_on_resume"}
+    assert record["weights"] == json.loads(straight["r1quant.json"])["weights"]
+
+
+def test_what_was_let_change_is_still_known_after_the_next_crash(place: Place) -> None:
+    early = POINTS["the text is not read yet"]
+    assert place.quantize(at=MIDDLE).code == -9
+    fingerprint = place.run_folder / "fingerprint.json"
+    rewrite(fingerprint, '"environment.numpy": "', '"environment.numpy": "0.')
+    assert place.quantize("--resume-anyway", at=POINTS["all layers are done"]).code == -9
+    ran = place.quantize("--json", at=early)
+    assert ran.code == -9, "killed before anything is asked"
+    ran = place.quantize("--json")
+    assert ran.code == 0, ran.err
+    (change,) = ran.json["record"]["changed_on_resume"]
+    assert change["name"] == "environment.numpy" and change["before"] == f"0.{change['after']}"
+
+
+@pytest.mark.parametrize("what", ["weights", "calibration"])
+def test_changed_inputs_are_refused_even_so(begun: Place, what: str) -> None:
+    if what == "weights":
+        flip(begun.folder / "model" / "model-00002-of-00002.safetensors")
+    else:
+        rewrite(begun.folder / "text.txt", "step 0", "step 9")
+    ran = begun.quantize("--resume-anyway", model="model", text="text.txt")
+    assert ran.code == 2 and f"holds an unfinished run with a different {what}." in ran.error[0]
+    assert "--resume-anyway" not in ran.error[1] and not begun.out.exists()
+
+
 def test_a_second_process_is_refused(place: Place, straight: Bytes) -> None:
     with RunDir(place.run_folder) as held:
         held.claim({"a": "b"})

@@ -37,6 +37,26 @@ def test_what_changed_is_named(tmp_path: Path) -> None:
     assert caught.value.exit_code == 2
 
 
+def test_what_may_change_is_let_pass_and_noted_if_the_user_says_so(tmp_path: Path) -> None:
+    def threads(name: str) -> bool:
+        return name == "threads"
+
+    with RunDir(tmp_path / "x.run") as run:
+        run.claim({"weights": "a", "threads": "1"}, threads, anyway=True)
+        assert run.changes == []
+        with pytest.raises(ResumeError) as refused:
+            run.claim({"weights": "a", "threads": "2"}, threads)
+        assert "threads (1 -> 2)" in refused.value.message and "--resume-anyway" in refused.value.hint
+        for fingerprint in ({"weights": "b", "threads": "1"}, {"weights": "b", "threads": "2"}):
+            with pytest.raises(ResumeError) as refused:
+                run.claim(fingerprint, threads, anyway=True)
+            assert "weights (a -> b)" in refused.value.message and "--resume-anyway" not in refused.value.hint
+        for now in ("2", "2", "3"):
+            run.claim({"weights": "a", "threads": now}, threads, anyway=True)
+        assert run.changes == [{"threads": ["1", "2"]}, {"threads": ["2", "3"]}]
+        run.claim({"weights": "a", "threads": "3"})
+
+
 def test_unclaimed_it_goes_again(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), RunDir(tmp_path / "x.run") as run:
         (run.folder / "weights.json").write_text("{}")

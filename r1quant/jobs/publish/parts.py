@@ -8,22 +8,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from r1quant.arch.tables import architecture_of, layer_count
-from r1quant.checkpoint.artifact import Artifact, generation_config
+from r1quant.arch.tables import layer_count
+from r1quant.checkpoint.artifact import Artifact
 from r1quant.checkpoint.resolve import open_model, pickle_refused
 from r1quant.checkpoint.safetensors import PICKLES
-from r1quant.checkpoint.tokenizer import Tokenizer
-from r1quant.core.thinking import OPENING
 from r1quant.errors import CheckpointError
 from r1quant.formats import table
 from r1quant.jobs.artifacts import ONNX_FILE, open_artifact
 from r1quant.jobs.check.run import check
 from r1quant.jobs.checkpoint_writer import own_record
 from r1quant.jobs.identity import combined, identity_files, weight_files
-from r1quant.planning import preflight
+from r1quant.jobs.serving import modelfile_of, runtimes_of
 from r1quant.progress import Progress
 from r1quant.publishing.evidence import PublishedModel, RecordFile
-from r1quant.publishing.usage import Model
 from r1quant.records.export import Export
 from r1quant.records.quantization import Quantization
 from r1quant.records.record import Record
@@ -32,8 +29,6 @@ from r1quant.records.verification import Verification
 
 FLOATS = "safetensors"
 LATER = ("onnx", "gguf")  # after what transformers loads, which names the library of a card
-R1_TURN = "<｜Assistant｜>"
-SAMPLING = ("temperature", "top_p", "top_k")
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,25 +76,6 @@ def with_equals(parts: list[Opened], records: list[RecordFile], progress: Progre
     return [opened if opened in known else _equal(opened, known, progress) for opened in parts]
 
 
-def model_of(parts: list[Opened], name: str, repo: str | None) -> Model:
-    """How they are run, by the files of the first part that has a tokenizer."""
-    side_files, config = parts[0].artifact.side_files, parts[0].artifact.config
-    tokenizer = Tokenizer.from_files(side_files, parts[0].artifact.source)
-    stated = generation_config(side_files)
-    return Model(
-        repo,
-        name,
-        reasons=tokenizer.backend.token_to_id(OPENING) is not None,
-        r1=R1_TURN in (tokenizer.template or ""),
-        context=int(config.get("max_position_embeddings") or 4096),
-        sampling={key: stated[key] for key in SAMPLING if _number(stated.get(key))},
-    )
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _in_folder(out: Path, folder: Path, hashes: Mapping[str, str]) -> Iterator[Opened]:
     record = read_record(own_record(folder), lenient=True)
     if (folder / ONNX_FILE).is_file():
@@ -131,8 +107,8 @@ def _opened(out: Path, path: Path, artifact: Artifact, record: Record | None, ha
         combined(artifact, {file.name: hashes[file.relative_to(out).as_posix()] for file in files}),
         sum(file.stat().st_size for file in weight_files(artifact)),
         own if mine else None,
-        runtimes=_runtimes(artifact, path),
-        modelfile=_modelfile(path),
+        runtimes=runtimes_of(artifact, path),
+        modelfile=modelfile_of(path),
     )
     return Opened(part, artifact, path)
 
@@ -149,20 +125,6 @@ def _grid(artifact: Artifact, record: Quantization | Export | None) -> str:
     size = groups[0][0]
     grouped = "a scale for each row" if size == -1 else f"groups of {size}" if size else "groups as of act-order"
     return f"{widths}, {grouped}"
-
-
-def _runtimes(artifact: Artifact, path: Path) -> tuple[str, ...]:
-    """Those that load it. Some need a file beside the weights."""
-    verdicts = preflight.runtimes(architecture_of(artifact.config), artifact.config, artifact.linear_specs)
-    lacks = {"Ollama": not _modelfile(path), "onnxruntime-genai": not (path / "genai_config.json").is_file()}
-    able = (verdict.runtime for verdict in verdicts if artifact.format in verdict.loads)
-    return tuple(name for name in able if not lacks.get(name, False))
-
-
-def _modelfile(path: Path) -> str:
-    """The name of the Modelfile of a GGUF file."""
-    beside = (path.with_name(name) for name in ("Modelfile", f"{path.stem}.Modelfile"))
-    return next((file.name for file in beside if file.is_file() and path.name in file.read_text("utf-8")), "")
 
 
 def _equal(opened: Opened, known: list[Opened], progress: Progress) -> Opened:

@@ -20,10 +20,11 @@ from r1quant.errors import CheckpointError, OutOfSpaceError, RecipeError, Resume
 from r1quant.jobs.artifacts import newest_output
 from r1quant.jobs.checkpoint_writer import RECORD, record_bytes
 from r1quant.jobs.publish.origin import Origin, origin
-from r1quant.jobs.publish.parts import Opened, files_of, model_of, parts_of, with_equals
+from r1quant.jobs.publish.parts import Opened, files_of, parts_of, with_equals
 from r1quant.jobs.publish.records import RECORDS, SMALL, found_records
 from r1quant.jobs.publish.scan import scan
 from r1quant.jobs.publish.upload import Outgoing, Sent, upload
+from r1quant.jobs.serving import model_of
 from r1quant.progress import Progress, Silent
 from r1quant.publishing import licence as licences
 from r1quant.publishing.card import ModelCard
@@ -209,7 +210,7 @@ def _assembled(
     described = [opened.part for opened in parts]
     shown = {name: tuple(map(_public, files)) for name, files in evidence.records.items()}
     card = ModelCard(
-        model_of(list(parts), name, options.repo),
+        model_of(parts[0].artifact, name, options.repo),
         described,
         Evidence(shown, ()),
         source.licence,

@@ -66,9 +66,18 @@ def _record(folder: RunDir, plan: Plan, origin: JsonObject) -> JsonObject:
         "quantized_parameters": plan.quantized_parameters,
         "predicted_kl": sum(predicted) if predicted else _predicted_kl(plan),
         "fallbacks": [report.remark for report in reports if report.remark],
-        **({"changed_on_resume": folder.changes} if folder.changes else {}),
+        **({"changed_on_resume": changes} if (changes := _changes(folder)) else {}),
         "linears": [report.as_dict() for report in reports],
     }
+
+
+def _changes(folder: RunDir) -> list[JsonObject]:
+    """What changed between the starts of the run, as `records.quantization.Changed` has it."""
+    return [
+        {"name": name, "before": before, "after": after}
+        for changed in folder.changes
+        for name, (before, after) in changed.items()
+    ]
 
 
 def _predicted_kl(plan: Plan) -> float | None:
