@@ -109,7 +109,7 @@ def delta_interval(baseline: Right, quantized: Right) -> Interval | None:
     The bootstrap's t over problems (`stats.interval`) with two problems added: one that the quantized model does
     better by one sample, one that it does worse by one. Without them, models that differ on no problem would have an
     interval without width, and those that differ on one or two a far too narrow one. So Bonett and Price do for
-    shares of pairs, J. Educ. Behav. Stat. 37 (2012). Errs on the wide side where fewer than about six problems differ.
+    shares of pairs, J. Educ. Behav. Stat. 37 (2012). Errs on the wide side if fewer than about six problems differ.
     """
     changes = quantized.mean(1) - baseline.mean(1)
     if len(changes) < 2:
@@ -142,7 +142,7 @@ def smallest_detectable(baseline: Right, quantized: Right) -> float | None:
     The d at which d = (t_0.975 + t_0.8) * sqrt((s**2 + d * (1 - d) / samples) / problems): s is the standard deviation
     of the differences over problems, the other term what a drop of d itself adds to it; t has problems - 1 degrees of
     freedom. But no less than a drop that changes `CHANGED` problems, 1 - (1 - CHANGED / problems)**(1 / samples), which
-    decides where the two models differ on few or none. A drop that falls on few problems alone is harder to find.
+    decides if the two models differ on few or none. A drop that falls on few problems alone is harder to find.
     """
     problems, samples = len(baseline), min(baseline.shape[1], quantized.shape[1])
     if problems < 2:

@@ -26,7 +26,7 @@ BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(\d+))")
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # or a character that is escaped, and so is none
 LONGEST = 200  # characters of an answer that is worth comparing; a box around a whole page is no answer
 SECONDS, START_SECONDS = 10.0, 120.0  # for one comparison, and for math-verify to load
-MEMORY = 4 << 30  # bytes that the comparing process may use, where the system can limit that
+MEMORY = 4 << 30  # bytes that the comparing process may use, if the system can limit that
 
 GROUPED = re.compile(r"(?<![\d.])(\d{1,3})((?:(?:\{,\}|,|\\,|\\ |\\!| )+\d{3})+)(?![\d{])")
 WORDS = re.compile(r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mathsf|mbox|rm|operatorname)\b")
@@ -64,14 +64,14 @@ QUOTIENT = re.compile(
 
 @dataclass(frozen=True)
 class Grade:
-    """answer is what was given, a number in its shortest form, other expressions as written; None where none was."""
+    """answer is what was given, a number in its shortest form, other expressions as written; None if there was none."""
 
     answer: str | None
     right: bool
 
 
 def after_think(text: str, thinking: bool = False) -> str | None:
-    """What stands after the reasoning; None where the reasoning did not end.
+    """What stands after the reasoning; None if the reasoning did not end.
 
     thinking  whether the prompt has opened `<think>` already, so that a text without tags is all reasoning
     """
@@ -82,7 +82,7 @@ def after_think(text: str, thinking: bool = False) -> str | None:
 
 
 def final_answer(text: str, thinking: bool = False) -> str | None:
-    """The content of the last box after the reasoning that is closed and not empty; None where there is none."""
+    """The content of the last box after the reasoning that is closed and not empty; None if there is none."""
     answer = after_think(text, thinking) or ""
     closed = _closed(answer)
     for box in reversed(list(BOX.finditer(answer))):
@@ -151,7 +151,7 @@ def _unlike_a_number(content: str) -> bool:
 
 
 def _numbers(content: str) -> tuple[Fraction, ...]:
-    """What number a person reads, the likeliest reading first; empty where it is not one number."""
+    """What number a person reads, the likeliest reading first; empty if it is not one number."""
     text = _spelled(content)
     if len(text) > LONGEST:
         return ()
@@ -175,7 +175,7 @@ def _numbers(content: str) -> tuple[Fraction, ...]:
 
 
 def _wordless(text: str) -> str:
-    """Without the words and units around a number; unchanged where they say something of its value."""
+    """Without the words and units around a number; unchanged if they say something of its value."""
     words = re.sub(r"[{}]", " ", WORDS.sub(" ", SINGLE.sub(" unit ", text)))
     label = re.sub(r"^\s*\(\s*[A-Z]\s*\)\s*", "", words)  # of a choice: (C) 42
     found = AMONG_WORDS.fullmatch(label.strip())
@@ -238,7 +238,7 @@ class _Process:
         return process
 
     def _line(self, process: subprocess.Popen[str], seconds: float) -> str:
-        """A line of its answer; empty where it has died, which it does after so many seconds."""
+        """A line of its answer; empty if it has died, which it does after so many seconds."""
         assert process.stdout is not None
         timer = threading.Timer(seconds, process.kill)
         timer.start()

@@ -23,7 +23,7 @@ class Timed:
     prompt_tokens  tokens it was given
     count          tokens it made
     moments        seconds from the start of this text to each new token, in order; from a server, to each piece that
-                   came, which may be several tokens or none; empty where unknown
+                   came, which may be several tokens or none; empty if unknown
     ended          seconds from the start of the whole batch to the end of this text
     """
 

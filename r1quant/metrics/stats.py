@@ -10,7 +10,7 @@ import numpy.typing as npt
 from r1quant.records.interval import Interval
 
 RESAMPLES, FEWEST = 4000, 500
-NUMBERS = 10**7  # block numbers drawn in all: where there are many blocks, fewer resamples serve as well
+NUMBERS = 10**7  # block numbers drawn in all: if there are many blocks, fewer resamples serve as well
 LEVEL = 0.95
 SPREAD = 1e-6  # of the estimate's own standard error: the least that a resample's is taken for
 
@@ -23,9 +23,9 @@ def interval(
     """The 95 % interval of a statistic of means, from a block bootstrap: blocks are drawn anew with replacement.
 
     blocks     [n, k]: k means of each of n equal blocks (tokens of one window depend on each other, windows do not)
-    statistic  from means [..., k] to [...]; the first mean itself where it is left out
+    statistic  from means [..., k] to [...]; the first mean itself if it is left out
 
-    The bounds are the bootstrap's t quantiles where the spread is known (n > 1): with few blocks, plain percentiles
+    The bounds are the bootstrap's t quantiles if the spread is known (n > 1): with few blocks, plain percentiles
     are too narrow. None for a single block. Efron and Tibshirani, An Introduction to the Bootstrap, chapter 12.
     """
     n = len(blocks)

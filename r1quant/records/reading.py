@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import Any, NoReturn, TypeVar, get_origin
 
+from r1quant.core.json import JsonObject
 from r1quant.errors import RecordError
 from r1quant.records.fields import MISSING, Member, element, is_record, is_setting, members, optional
 from r1quant.records.interval import Interval
@@ -68,23 +69,23 @@ class _Reader:
             _refuse(path, "an object", value)
         return kind(**{member.name: self.member(member, value, path) for member in members(kind)})
 
-    def member(self, member: Member, found: Mapping[str, Any], path: str) -> Any:
+    def member(self, member: Member, content: JsonObject, path: str) -> Any:
         inner = optional(member.kind)
         if member.stored.inline:
-            absent = inner is not None and not any(key in found for key in _keys(inner))
-            return None if absent else self.value(member.kind, found, path)
+            absent = inner is not None and not any(key in content for key in _keys(inner))
+            return None if absent else self.value(member.kind, content, path)
         place = f"{path}.{member.key}".lstrip(".")
-        missing = member.key not in found
+        missing = member.key not in content
         try:
             if not missing:
-                return self.value(member.kind, found[member.key], place)
+                return self.value(member.kind, content[member.key], place)
         except RecordError:
             if not self.lenient or member.default is MISSING:
                 raise
         if member.default is not MISSING:
             return member.default
         if inner is None:
-            raise RecordError(f"{place} is missing", HINT)
+            raise RecordError(f"{_shown(place)} is missing", HINT)
         return None
 
     def entries(self, kind: Any, value: object, path: str) -> Any:
@@ -126,9 +127,9 @@ class _Reader:
         if self.lenient:
             return clean(value)
         if len(value) > LONGEST:
-            raise RecordError(f"{path} has {len(value)} characters, more than any text of a record", HINT)
+            raise RecordError(f"{_shown(path)} has {len(value)} characters, more than any text of a record", HINT)
         if UNPRINTABLE.search(value):
-            raise RecordError(f"{path} has control characters", HINT)
+            raise RecordError(f"{_shown(path)} has control characters", HINT)
         return value
 
     def interval(self, value: object, path: str) -> Interval:

@@ -70,7 +70,8 @@ def measured_on(record: Verification) -> list[str]:
         phrases.append(f"{record.scores.tokens} tokens of {record.scores.text.source}")
     if record.aime is not None:
         aime = record.aime
-        phrases.append(f"{aime.problems} problems of {aime.asked.set}, {aime.samples} answers each")
+        answers = "1 answer" if aime.samples == 1 else f"{aime.samples} answers"
+        phrases.append(f"{aime.problems} problems of {aime.asked.set}, {answers} each")
     return phrases
 
 

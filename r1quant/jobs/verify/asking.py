@@ -149,8 +149,8 @@ def _ask(
             stored = store.have
         if changed := getattr(runtime, "retemplated", 0):
             progress.note(f"the server's chat template or tokenizer makes other tokens of {changed} prompts")
-    found = [stored[prompt.key] for prompt in prompts]
-    return [found[start : start + samples] for start in range(0, len(found), samples)]
+    answers_of_all = [stored[prompt.key] for prompt in prompts]
+    return [answers_of_all[start : start + samples] for start in range(0, len(prompts), samples)]
 
 
 def _prompt(pair: Pair, question: Problem | HealthPrompt, number: int) -> Prompt:

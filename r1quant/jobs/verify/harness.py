@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from r1quant.backends import Prompt, Runtime, Sampling
 from r1quant.checkpoint.tokenizer import Message, Tokenizer
+from r1quant.core.json import JsonObject
 from r1quant.errors import CheckpointError, RecipeError
+from r1quant.jobs.runtimes import SERVER
 
 Logits = npt.NDArray[np.float32]
 TOKENS_PER_BATCH = 16384  # scored at a time
@@ -24,7 +25,6 @@ PIECE = 64  # tokens of the first piece; each further one is twice as long
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # lm-eval's names, first one first
 DEFAULT_LENGTH = 256  # lm-eval's own
 KNOWN = {*LENGTHS, "until", "do_sample", "temperature", "top_p"}
-SERVER = "openai"  # gives text, which cannot be gone on with token by token
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,15 @@ class HarnessRequest:
 
 @dataclass
 class _Answer:
-    """A text under way: what it was given, what was made of it so far, and whether that is all."""
+    """An answer under way: the request, the tokens that were written so far, and whether that is all."""
 
-    wanted: HarnessRequest
+    request: HarnessRequest
     key: str
     seed: int
     prompt: list[int]
     stop: frozenset[int]
     room: int
-    made: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
     text: str = ""
     done: bool = False
     pieces: int = 0
@@ -78,35 +78,35 @@ class Harness:
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
         """Of each (context, continuation): log-probability in nats, and whether every token of it is the likeliest."""
         encoded = [self._pair(context, continuation) for context, continuation in pairs]
-        found: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
+        scores: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
         self.asked += len(pairs)
-        asking: dict[tuple[int, ...], list[int]] = {}
+        by_text: dict[tuple[int, ...], list[int]] = {}
         for index, (tokens, count) in enumerate(encoded):
             if count:
-                asking.setdefault(tuple(tokens[:-1]), []).append(index)
-        wanted = {text: max(encoded[index][1] for index in indices) for text, indices in asking.items()}
-        for text, logits in self._logits(wanted):
-            for index in asking[text]:
+                by_text.setdefault(tuple(tokens[:-1]), []).append(index)
+        counts = {text: max(encoded[index][1] for index in indices) for text, indices in by_text.items()}
+        for text, logits in self._logits(counts):
+            for index in by_text[text]:
                 tokens, count = encoded[index]
-                found[index] = _score(logits[-count:], tokens[-count:])
-        return found
+                scores[index] = _score(logits[-count:], tokens[-count:])
+        return scores
 
     def loglikelihood_rolling(self, texts: Sequence[str]) -> list[float]:
         """The log-probability in nats of each whole text, in windows of the context; every token is predicted once."""
         self.asked += len(texts)
         return [self._rolling([self._prefix(), *self._tokenizer.encode(text)]) for text in texts]
 
-    def generate(self, requests: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    def generate(self, requests: Sequence[tuple[str, JsonObject]]) -> list[str]:
         """What follows each context, up to the first of its stop strings. The settings are those of lm-eval's tasks."""
         self.asked += len(requests)
-        answers = [self._begun(self.wanted(*request), index) for index, request in enumerate(requests)]
+        answers = [self._begun(self.request(*request), index) for index, request in enumerate(requests)]
         piece = PIECE
         while pending := [answer for answer in answers if not answer.done]:
             self._extend(pending, piece)
             piece *= 2
         return [answer.text for answer in answers]
 
-    def wanted(self, context: str, settings: Mapping[str, Any]) -> HarnessRequest:
+    def request(self, context: str, settings: JsonObject) -> HarnessRequest:
         """A request with lm-eval's settings read; those that no runtime has are noted in `ignored`."""
         self.ignored |= {key for key in settings if key not in KNOWN}
         length = next((settings[key] for key in LENGTHS if settings.get(key) is not None), DEFAULT_LENGTH)
@@ -133,13 +133,13 @@ class Harness:
 
     def _prefix(self) -> int:
         """What a text without context follows."""
-        found = self._tokenizer.bos_id if self._tokenizer.bos_id is not None else self._tokenizer.eos_id
-        if found is None:
+        prefix = self._tokenizer.bos_id if self._tokenizer.bos_id is not None else self._tokenizer.eos_id
+        if prefix is None:
             raise CheckpointError(
                 f"{self._tokenizer.source} has neither a bos nor an eos token, which a text without context follows",
                 "add them to tokenizer_config.json, or leave out the tasks that score such texts",
             )
-        return found
+        return prefix
 
     def _encode(self, text: str) -> list[int]:
         """With the special tokens that the tokenizer puts around a text, unless they are written out in it."""
@@ -152,10 +152,9 @@ class Harness:
             tokens = [self._prefix(), *self._tokenizer.encode(continuation)]
             count = len(tokens) - 1
         else:
-            stripped = context.rstrip()
-            kept = stripped or context
+            stripped = context.rstrip() or context
             tokens = self._encode(context + continuation)
-            count = len(tokens) - len(self._encode(kept))
+            count = len(tokens) - len(self._encode(stripped))
         count = min(max(count, 0), len(tokens) - 1, self._context)
         if len(tokens) > self._context + 1:
             self.truncated += 1
@@ -163,59 +162,59 @@ class Harness:
         return tokens, count
 
     def _rolling(self, tokens: list[int]) -> float:
-        last, coming = len(tokens) - 1, {}
+        last, targets = len(tokens) - 1, {}
         for start in range(0, last, self._context):
             end = min(start + self._context, last)
-            coming[max(0, end - self._context)] = tokens[start + 1 : end + 1]
-        windows = [tuple(tokens[begin : begin + min(self._context, last)]) for begin in coming]
+            targets[max(0, end - self._context)] = tokens[start + 1 : end + 1]
+        windows = [tuple(tokens[begin : begin + min(self._context, last)]) for begin in targets]
         total = 0.0
-        for window, new in zip(windows, coming.values(), strict=True):
+        for window, new in zip(windows, targets.values(), strict=True):
             ((_, logits),) = self._logits({window: len(new)})
             total += _score(logits, new)[0]
         return total
 
-    def _logits(self, wanted: Mapping[tuple[int, ...], int]) -> Iterator[tuple[tuple[int, ...], Logits]]:
-        """Of each text, the logits after its last so many tokens: float32 [count, vocabulary].
+    def _logits(self, counts: Mapping[tuple[int, ...], int]) -> Iterator[tuple[tuple[int, ...], Logits]]:
+        """Of each text, the logits after its last `counts` tokens: float32 [count, vocabulary].
 
-        torch reads its weights once for a whole batch; shorter texts are filled up on the right, where nothing that
-        counts looks.
+        torch reads its weights once for a whole batch; shorter texts are filled up on the right, which no token
+        before it attends to.
         """
         import torch
 
         from r1quant.backends.torch import TorchModel
 
         if not isinstance(self._runtime, TorchModel):
-            for text, count in wanted.items():
+            for text, count in counts.items():
                 yield text, self._runtime.logits(np.array(text, np.int64))[-count:]
             return
-        for batch in _batches(sorted(wanted, key=len)):
+        for batch in _batches(sorted(counts, key=len)):
             padded = np.zeros((len(batch), len(batch[-1])), np.int64)
             for row, text in enumerate(batch):
                 padded[row, : len(text)] = text
             states = self._runtime.final_states(padded)
-            needed = [states[row, len(text) - wanted[text] : len(text)] for row, text in enumerate(batch)]
+            needed = [states[row, len(text) - counts[text] : len(text)] for row, text in enumerate(batch)]
             pieces = (piece.cpu().numpy() for piece in self._runtime.projected(torch.cat(needed)).pieces())
-            yield from zip(batch, _split(pieces, [wanted[text] for text in batch]), strict=True)
+            yield from zip(batch, _split(pieces, [counts[text] for text in batch]), strict=True)
 
-    def _begun(self, wanted: HarnessRequest, index: int) -> _Answer:
-        prompt = self._encode(wanted.context) or [self._prefix()]
-        room = min(wanted.sampling.max_tokens, self._context - 1)
+    def _begun(self, request: HarnessRequest, index: int) -> _Answer:
+        prompt = self._encode(request.context) or [self._prefix()]
+        room = min(request.sampling.max_tokens, self._context - 1)
         if room < 1:
             raise RecipeError(f"a context of {self._context} tokens has no room for an answer", "raise the context")
         if len(prompt) > self._context - room:
             self.truncated += 1
             prompt = prompt[-(self._context - room) :]
-        tokens = {self._tokenizer.backend.token_to_id(text) for text in wanted.until}
+        tokens = {self._tokenizer.backend.token_to_id(text) for text in request.until}
         stop = self._stop | {int(token) for token in tokens if token is not None}
-        return _Answer(wanted, str(index), self._seed + index, prompt, stop, room)
+        return _Answer(request, str(index), self._seed + index, prompt, stop, room)
 
     def _extend(self, answers: Sequence[_Answer], piece: int) -> None:
         """One more piece of each answer; those that are drawn alike go to the runtime together."""
 
         def alike(answer: _Answer) -> tuple[float, float, int, tuple[int, ...]]:
-            sampling = answer.wanted.sampling
-            left = answer.room - len(answer.made)
-            asked = left if self._runtime.name == SERVER else min(piece, left)
+            sampling = answer.request.sampling
+            room = answer.room - len(answer.tokens)
+            asked = room if self._runtime.name == SERVER else min(piece, room)
             return sampling.temperature, sampling.top_p, asked, tuple(sorted(answer.stop))
 
         for (temperature, top_p, asked, stop), group in groupby(sorted(answers, key=alike), alike):
@@ -223,21 +222,21 @@ class Harness:
             prompts = [
                 Prompt(
                     key=answer.key,
-                    messages=({"role": "user", "content": answer.wanted.context},),
-                    tokens=(*answer.prompt, *answer.made),
+                    messages=({"role": "user", "content": answer.request.context},),
+                    tokens=(*answer.prompt, *answer.tokens),
                     seed=answer.seed + 1_000_003 * answer.pieces,  # not the draws of the piece before again
                 )
                 for answer in named.values()
             ]
-            for found in self._runtime.complete(prompts, Sampling(temperature, top_p, asked), frozenset(stop)):
-                answer = named[found.key]
-                answer.made += found.ids
+            for completion in self._runtime.complete(prompts, Sampling(temperature, top_p, asked), frozenset(stop)):
+                answer = named[completion.key]
+                answer.tokens += completion.ids
                 answer.pieces += 1
-                kept = [token for token in answer.made if token not in answer.stop]
-                whole = self._tokenizer.decode(kept, skip_special=True) if answer.made else found.text
-                answer.text = cut(whole, answer.wanted.until)
-                ended = found.finished or found.count < asked or len(answer.made) >= answer.room
-                answer.done = ended or not found.ids or answer.text != whole
+                text = [token for token in answer.tokens if token not in answer.stop]
+                whole = self._tokenizer.decode(text, skip_special=True) if answer.tokens else completion.text
+                answer.text = cut(whole, answer.request.until)
+                ended = completion.finished or completion.count < asked or len(answer.tokens) >= answer.room
+                answer.done = ended or not completion.ids or answer.text != whole
 
 
 def _batches(texts: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
@@ -254,11 +253,11 @@ def _batches(texts: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]
 
 def _split(pieces: Iterable[Logits], counts: Sequence[int]) -> Iterator[Logits]:
     """Rows that come in pieces of any length, as runs of `counts` rows; no more is held than one of both."""
-    coming, held = iter(pieces), np.zeros((0, 0), np.float32)
+    source, held = iter(pieces), np.zeros((0, 0), np.float32)
     for count in counts:
         parts = [held] if len(held) else []
         while sum(map(len, parts)) < count:
-            parts.append(next(coming))
+            parts.append(next(source))
         joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
         yield joined[:count]
         held = joined[count:]

@@ -35,7 +35,7 @@ class Pair:
 
     @cached_property
     def backends(self) -> tuple[str, str]:
-        """By name. Raises RecipeError where one cannot run its model."""
+        """By name. Raises RecipeError if one cannot run its model."""
         options = self.options
         return backend_of(self.baseline, options.baseline_backend), backend_of(self.quantized, options.backend)
 

@@ -13,7 +13,7 @@ WAYS = {
     Part.TEXT: "leave out --windows 0",
     Part.PROBLEMS: "add --aime mini, or other problems",
     Part.FORMATS: "add --health",
-    Part.TASKS: "add --tasks with the names of some",
+    Part.TASKS: "add --tasks with the names of tasks",
 }
 
 
@@ -36,7 +36,7 @@ def gates_of(options: VerifyOptions) -> list[Gate]:
     for gate in gates:
         if not _measured(gate, measured):
             part = next(part for part in Part if gate.among(part.number_paths))
-            raise RecipeError(f"there is no {gate.key} without measuring {part.value}", WAYS[part])
+            raise RecipeError(f"{gate.key} is not measured with these options", WAYS[part])
     return gates
 
 

@@ -109,6 +109,28 @@ def test_a_bad_option_is_refused_before_anything_is_read(run: Run, words: tuple[
     assert ran.code == 2 and len(ran.error) == 2 and not ran.out
 
 
+@pytest.mark.usefixtures("never")
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        (("--gate", "kl<0.05"), "there is no number kl to set a gate on", "did you mean kl.mean?"),
+        (("--gate", "aime.delta.low>-0.02"), "aime.delta.low is not measured with these options",
+         "add --aime mini, or other problems"),
+        (("--gate", "health.formats.quantized.json_valid>0.9"),
+         "health.formats.quantized.json_valid is not measured with these options", "add --health"),
+        (("--gate", "tasks.delta.gsm8k.acc.mean>0"), "tasks.delta.gsm8k.acc.mean is not measured with these options",
+         "add --tasks with the names of tasks"),
+        (("--windows", "0", "--health", "--gate", "top1>0.9"), "top1 is not measured with these options",
+         "leave out --windows 0"),
+    ],
+)  # fmt: skip
+def test_a_gate_that_cannot_be_judged_says_what_is_meant_or_missing(
+    run: Run, words: tuple[str, ...], message: str, hint: str
+) -> None:
+    ran = run("verify", "out", *words)
+    assert ran.code == 2 and ran.error == [message, hint]
+
+
 @pytest.mark.parametrize("words", LATER, ids=" ".join)
 def test_what_depends_on_the_model_is_refused_before_it_computes(
     run: Run, place: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]

@@ -89,14 +89,16 @@ def test_stop_strings_that_are_tokens_end_an_answer_as_tokens() -> None:
 
 def test_how_tokens_are_drawn() -> None:
     model = harness(Counting())
-    assert model.wanted("", {}).sampling == Sampling(0.0, 1.0, 256)
-    assert model.wanted("", {"temperature": 0.6, "do_sample": False}).sampling.temperature == 0.0
-    assert model.wanted("", {"temperature": 0.6, "top_p": 0.95, "max_new_tokens": 9}).sampling == Sampling(0.6, 0.95, 9)
-    assert model.wanted("", {"do_sample": True, "max_gen_toks": 3}).sampling == Sampling(1.0, 1.0, 3)
+    assert model.request("", {}).sampling == Sampling(0.0, 1.0, 256)
+    assert model.request("", {"temperature": 0.6, "do_sample": False}).sampling.temperature == 0.0
+    assert model.request("", {"temperature": 0.6, "top_p": 0.95, "max_new_tokens": 9}).sampling == Sampling(
+        0.6, 0.95, 9
+    )
+    assert model.request("", {"do_sample": True, "max_gen_toks": 3}).sampling == Sampling(1.0, 1.0, 3)
     assert not model.ignored
-    model.wanted("", {"top_k": 20, "until": []})
+    model.request("", {"top_k": 20, "until": []})
     assert model.ignored == {"top_k"}
-    assert harness(Counting(), max_tokens=7).wanted("", {"max_gen_toks": 900}).sampling.max_tokens == 7
+    assert harness(Counting(), max_tokens=7).request("", {"max_gen_toks": 900}).sampling.max_tokens == 7
 
 
 def test_unlike_requests_are_asked_apart_and_like_ones_together() -> None:
