@@ -200,6 +200,16 @@ def test_a_method_grid_or_transform_is_one_file_and_a_format_one_file_or_folder_
                 assert inner <= shared | {unit(module)}, f"{module} imports {inner - shared}"
 
 
+@pytest.mark.parametrize("module", modules())
+def test_only_methods_ask_for_a_method_by_name(module: str) -> None:
+    """What the others need to know of it stands in registry.METHODS."""
+    if not module.startswith("r1quant.engine.methods"):
+        for node in ast.walk(tree(module)):
+            sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+            named = [side for side in sides if isinstance(side, ast.Attribute) and side.attr == "method"]
+            assert not (named and any(isinstance(side, ast.Constant) for side in sides)), ast.unparse(node)
+
+
 def test_no_import_goes_round_in_a_circle() -> None:
     """Imports inside functions count as well; those for type checkers alone do not."""
     graph = {m: {i.target for i in imports(m) if not i.typing_only and i.target in modules()} - {m} for m in modules()}

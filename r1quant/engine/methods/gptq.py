@@ -39,9 +39,9 @@ def quantize(weight: torch.Tensor, stats: Stats | None, grid: ValueGrid, options
     rounded = round_columns(ordered, factored, rounding, coupling)
     worse = np.zeros(len(w), np.bool_)
     if coupling is None:
-        plain = _error(ordered, rounding, nearest, factored)
-        worse = _norms(rounded.error, factored.lower) > _norms(plain, factored.lower)
-        del plain
+        nearest_error = _error(ordered, rounding, nearest, factored)
+        worse = _norms(rounded.error, factored.lower) > _norms(nearest_error, factored.lower)
+        del nearest_error
     rounded.codes[worse] = nearest[worse]
     return Solved(rounding.linear(rounded.codes), factored.damping, worse)
 
