@@ -5,11 +5,11 @@ From config.json alone, of any family that says so there. It does not know how a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from r1quant.arch.tables import head_dim, size
+from r1quant.core.json import Config
 from r1quant.errors import CheckpointError
 
 DEFAULT_WINDOW, DEFAULT_FIRST_WINDOW = 4096, 28  # of transformers' configurations, where keys are missing
@@ -52,7 +52,7 @@ class Cache:
         return reached + max(0.0, left) / width if width else float("inf")
 
 
-def cache_of(config: Mapping[str, Any]) -> Cache:
+def cache_of(config: Config) -> Cache:
     """Multi-head, grouped and latent attention (MLA: one vector for keys and values of all heads, beside the rotary
     part of the keys). Raises CheckpointError where config.json lacks a size.
     """
@@ -70,7 +70,7 @@ def cache_of(config: Mapping[str, Any]) -> Cache:
     )
 
 
-def windows(config: Mapping[str, Any]) -> tuple[int | None, ...]:
+def windows(config: Config) -> tuple[int | None, ...]:
     """How many tokens each layer sees: None for all; 0 where it keeps a state of fixed size instead.
 
     As the model classes of transformers decide it, their defaults for missing keys included.
@@ -104,7 +104,7 @@ def _stateless(kinds: Any, layers: int) -> tuple[int | None, ...]:
     return tuple(None if kind in (*SEEING_ALL, *WINDOWED) else 0 for kind in kinds)
 
 
-def _listed(config: Mapping[str, Any], kinds: Any, layers: int) -> tuple[int | None, ...]:
+def _listed(config: Config, kinds: Any, layers: int) -> tuple[int | None, ...]:
     if not isinstance(kinds, list) or len(kinds) != layers:
         raise _invalid("layer_types", kinds)
     found: list[int | None] = []

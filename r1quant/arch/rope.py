@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from r1quant.arch.tables import head_dim, size, stated
-from r1quant.core.json import Config
+from r1quant.core.json import Config, JsonObject
 from r1quant.errors import CheckpointError
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
@@ -25,7 +25,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, in `la
 LOCAL_THETA = "rope_local_base_freq"
 
 
-def parameters(config: Config) -> dict[str, Any]:
+def parameters(config: Config) -> JsonObject:
     """All rotary settings of a config.json under the names of transformers 5, `rope_type` and `rope_theta` among them.
 
     If layers of several kinds have settings of their own, those of full attention; see `of_kind`.
@@ -87,7 +87,7 @@ def attention_factor(config: Config) -> float:
     return magnitude(factor)
 
 
-def explicit(config: Config) -> dict[str, Any]:
+def explicit(config: Config) -> Config:
     """The configuration with YaRN's attention factor stated, so that every reader takes the same; else unchanged."""
     found = dict(config)
     if parameters(config)["rope_type"] == "yarn":
@@ -152,7 +152,7 @@ def llama3_factors(
     return np.asarray(1.0 / (kept + (1.0 - kept) / factor))
 
 
-def _yarn(config: Config, rope: Mapping[str, Any], plain: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _yarn(config: Config, rope: JsonObject, plain: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Pairs that turn often within the original context are kept, slow ones stretched, with a ramp between."""
     original, theta, dim = _original_positions(config, rope), _number(rope, "rope_theta"), 2 * len(plain)
 
@@ -175,13 +175,13 @@ def magnitude(factor: float, scale: float = 1.0) -> float:
     return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
 
 
-def _factor(config: Config, rope: Mapping[str, Any]) -> float:
+def _factor(config: Config, rope: JsonObject) -> float:
     if "factor" in rope:
         return _number(rope, "factor")
     return size(config, "max_position_embeddings") / _original_positions(config, rope)
 
 
-def _original_positions(config: Config, rope: Mapping[str, Any]) -> float:
+def _original_positions(config: Config, rope: JsonObject) -> float:
     key = "original_max_position_embeddings"
     if config.get(key) is not None:
         return float(size(config, key))
@@ -195,7 +195,7 @@ def _head_dim(config: Config) -> int:
     return head
 
 
-def _number(rope: Mapping[str, Any], key: str, default: float | None = None) -> float:
+def _number(rope: JsonObject, key: str, default: float | None = None) -> float:
     """A positive finite number out of the rotary settings."""
     value = rope.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:

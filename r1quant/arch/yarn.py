@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from r1quant.arch import rope
+from r1quant.core.json import Config, JsonObject
 
 NEAR = 1e-6
 
@@ -40,11 +40,11 @@ class Yarn:
             f"{self.factor:.4f}, which every file that r1quant writes states in the runtime's own key"
         )
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         return {**asdict(self), "disagree": self.disagree, "explanation": self.explanation}
 
 
-def yarn(config: Mapping[str, Any]) -> Yarn | None:
+def yarn(config: Config) -> Yarn | None:
     """What there is to say about a configuration; None where its rotary embedding is not YaRN's."""
     found = rope.parameters(config)
     if found["rope_type"] != "yarn":
@@ -63,7 +63,7 @@ def yarn(config: Mapping[str, Any]) -> Yarn | None:
     return Yarn(rope.attention_factor(config), key, unstated)
 
 
-def _without(config: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+def _without(config: Config, *keys: str) -> Config:
     """The configuration without some of its rotary settings."""
     kept = dict(config)
     for name in ("rope_scaling", "rope_parameters"):

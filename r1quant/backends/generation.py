@@ -23,6 +23,7 @@ from r1quant.arch.tables import Architecture, head_dim, size
 from r1quant.backends import Completion, Prompt, Sampling
 from r1quant.backends.memory import free_bytes
 from r1quant.backends.sampling import check_finite, choose, completion, room
+from r1quant.core.json import Config
 from r1quant.engine.forward import TensorSource, head_name, layer_state, scaled, skeleton
 from r1quant.engine.positions import Rotary, sliding_windows
 
@@ -374,7 +375,7 @@ def weight_bytes(weights: TensorSource, arch: Architecture, dtype: torch.dtype) 
     return sum(int(np.prod(shapes[name])) for name in weights.tensors if name in shapes) * dtype.itemsize
 
 
-def token_bytes(config: Mapping[str, Any], dtype: torch.dtype) -> int:
+def token_bytes(config: Config, dtype: torch.dtype) -> int:
     """What the keys and values of one position take in all layers."""
     heads = size(config, "num_key_value_heads", size(config, "num_attention_heads"))
     return 2 * size(config, "num_hidden_layers") * heads * head_dim(config) * dtype.itemsize

@@ -30,7 +30,7 @@ def test_the_header_is_read_as_the_gguf_package_reads_it(tmp_path: Path) -> None
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "architecture": ({"general__architecture": "gemma3"}, "'gemma3', which is not supported"),
+    "architecture": ({"general__architecture": "gemma2"}, "'gemma2', which is not supported"),
     "experts": ({"ARCH__expert_count": 8}, "mixture of experts"),
     "adapter": ({"general__type": "adapter"}, "'adapter', not a model"),
     "parts": ({"split__count": 3}, "one of 3 parts"),

@@ -165,7 +165,7 @@ def fetch(home: Path, url: str, **environment: str) -> Answer:
 def fetch_all(home: Path, url: str, repos: list[str], **environment: str) -> list[Answer]:
     """Downloads in a fresh process whose environment has nothing of the Hub but what is given."""
     code = (
-        "import json, sys\nfrom r1quant.errors import CheckpointError\nfrom r1quant.hub import fetch\n"
+        "import json, sys\nfrom r1quant.errors import CheckpointError\nfrom r1quant.checkpoint.hub import fetch\n"
         "for repo in sys.argv[1:]:\n"
         "    try: print(json.dumps([str(fetch(repo)), '', '']))\n"
         "    except CheckpointError as error: print(json.dumps([None, error.message, error.hint]))"

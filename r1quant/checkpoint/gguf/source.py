@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from r1quant.checkpoint.gguf.header import PART_NAME, GgufHeader, StoredTensor, 
 from r1quant.checkpoint.gguf.tokenizer import tokenizer_files
 from r1quant.checkpoint.safetensors import CHUNK, ITEM_SIZE, Checkpoint, TensorInfo, fill, finite, not_finite
 from r1quant.core.floats import round_to
+from r1quant.core.json import Config
 from r1quant.errors import CheckpointError
 
 F32 = 0
@@ -163,7 +164,7 @@ def gguf_names(arch: Architecture, layers: int) -> dict[str, str]:
     return names
 
 
-def _assign(header: GgufHeader, arch: Architecture, config: Mapping[str, Any]) -> dict[str, StoredTensor]:
+def _assign(header: GgufHeader, arch: Architecture, config: Config) -> dict[str, StoredTensor]:
     """The stored tensor behind every Hugging Face name, in the order of the file; none missing, none left over."""
     names = gguf_names(arch, config["num_hidden_layers"])
     tied, found = config["tie_word_embeddings"], {}
@@ -190,7 +191,7 @@ def _assign(header: GgufHeader, arch: Architecture, config: Mapping[str, Any]) -
     return dict(sorted(found.items(), key=lambda item: item[1].offset))
 
 
-def heads_of(arch: Architecture, config: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, int]:
+def heads_of(arch: Architecture, config: Config, names: Iterable[str]) -> dict[str, int]:
     """The number of heads of every q and k tensor."""
     heads = size(config, "num_attention_heads")
     of_rows = {"query": heads, "key": size(config, "num_key_value_heads", heads)}

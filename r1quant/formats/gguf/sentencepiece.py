@@ -15,15 +15,17 @@ from typing import Any
 import numpy as np
 
 from r1quant.checkpoint.gguf.tokenizer import BYTE, NORMAL, UNKNOWN, UNUSED
+from r1quant.core.json import JsonObject
 from r1quant.errors import CheckpointError
 
 SPACE = "▁"
 PADDING_SCORE = -10000.0
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+SPACES_REPLACED = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 UNSUPPORTED = "run this model from safetensors"
 
 
-def keys(raw: Mapping[str, Any], tokens: list[str], kinds: list[int], source: str) -> dict[str, Any]:
+def keys(raw: JsonObject, tokens: list[str], kinds: list[int], source: str) -> dict[str, Any]:
     """All but the ids of special tokens. Raises CheckpointError where scores cannot say what the merges do."""
     bpe = raw["model"]
     if not _plain(raw):
@@ -52,7 +54,7 @@ def _kind(token: str, kind: int, unknown: str | None) -> int:
     return BYTE if BYTE_TOKEN.fullmatch(token) else kind
 
 
-def ranks_of(bpe: Mapping[str, Any], source: str) -> dict[str, int]:
+def ranks_of(bpe: JsonObject, source: str) -> dict[str, int]:
     """The place of every merged token in the order of merging."""
     known: Mapping[str, int] = bpe["vocab"]
     ranks: dict[str, int] = {}
@@ -76,26 +78,33 @@ def ranks_of(bpe: Mapping[str, Any], source: str) -> dict[str, int]:
     return ranks
 
 
-def _steps(raw: Mapping[str, Any], name: str, inner: str) -> list[Mapping[str, Any]]:
+def _steps(raw: JsonObject, name: str, inner: str) -> list[JsonObject]:
     stated = raw.get(name) or {}
     steps = stated.get(inner, []) if stated.get("type") == "Sequence" else [stated]
     return [step for step in steps if step]
 
 
-def _plain(raw: Mapping[str, Any]) -> bool:
+def cuts_of(raw: JsonObject) -> list[JsonObject]:
+    """The steps that cut text. Gemma's cuts at spaces, of which none is left once they are replaced: it is no step."""
+    steps = _steps(raw, "pre_tokenizer", "pretokenizers")
+    if SPACES_REPLACED not in _steps(raw, "normalizer", "normalizers"):
+        return steps
+    return [step for step in steps if step.get("type") != "Split" or step.get("pattern") != SPACES_REPLACED["pattern"]]
+
+
+def _plain(raw: JsonObject) -> bool:
     """Whether nothing happens to text but that spaces become ▁ and one is put in front."""
     normalizers = _steps(raw, "normalizer", "normalizers")
-    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-    allowed = ({"type": "Prepend", "prepend": SPACE}, spaces)
-    metaspace = [step for step in _steps(raw, "pre_tokenizer", "pretokenizers") if step.get("type") == "Metaspace"]
-    others = len(_steps(raw, "pre_tokenizer", "pretokenizers")) - len(metaspace)
+    allowed = ({"type": "Prepend", "prepend": SPACE}, SPACES_REPLACED)
+    cuts = cuts_of(raw)
+    metaspace = [step for step in cuts if step.get("type") == "Metaspace"]
+    others = len(cuts) - len(metaspace)
     unsplit = all(step.get("split") is False and step.get("replacement") == SPACE for step in metaspace)
-    replaced = spaces in normalizers or len(metaspace) == 1
+    replaced = SPACES_REPLACED in normalizers or len(metaspace) == 1
     return all(step in allowed for step in normalizers) and not others and unsplit and replaced
 
 
-def _prefixed(raw: Mapping[str, Any]) -> bool:
+def _prefixed(raw: JsonObject) -> bool:
     if any(step.get("type") == "Prepend" for step in _steps(raw, "normalizer", "normalizers")):
         return True
-    steps = _steps(raw, "pre_tokenizer", "pretokenizers")
-    return any(step.get("prepend_scheme", "always") != "never" for step in steps)
+    return any(step.get("prepend_scheme", "always") != "never" for step in cuts_of(raw))

@@ -79,7 +79,7 @@ def notes(side_files: Mapping[str, bytes], pre: str | None) -> tuple[str, ...]:
 def faithful(raw: Mapping[str, Any], pre: str | None) -> bool:
     """Whether the keys say all that a parsed tokenizer.json does. Where not, the file itself goes along (WHOLE)."""
     if (raw.get("model") or {}).get("byte_fallback"):
-        return not raw.get("pre_tokenizer")
+        return not sentencepiece.cuts_of(raw)
     rule = rule_of(raw, pre)
     composed = [step for step in _normalizers(raw) if step.get("type") != "NFC"] == [] and bool(_normalizers(raw))
     known = PRE_TOKENIZERS.get(rule.name)

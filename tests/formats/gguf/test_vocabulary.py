@@ -282,6 +282,25 @@ def test_sentencepiece_scores_are_the_order_of_merges(tmp_path: Path) -> None:
     assert back["merges"] == ours["merges"]
 
 
+def test_gemmas_cut_at_spaces_is_none(tmp_path: Path) -> None:
+    """Spaces are replaced before anything is cut at them, and none is put in front of a text."""
+    tokenizer = sentencepiece()
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence(steps)
+    artifact, path = artifact_with(tmp_path / "a", tokenizer, **PIECES), tmp_path / "m.gguf"
+    assert not export(artifact, path).notes
+    assert key(path, "add_space_prefix") is False and key(path, "model") == "llama"
+    back = json.loads(open_gguf_artifact(path).side_files["tokenizer.json"])
+    assert not back["pre_tokenizer"]
+    check_tokens(artifact, path, in_llama_cpp=False)
+    tokenizer.normalizer = normalizers.Prepend("▁")  # and spaces stay, which are then cut at
+    with pytest.raises(CheckpointError, match="normalizes text as no GGUF tokenizer does"):
+        export(artifact_with(tmp_path / "b", tokenizer, **PIECES), tmp_path / "other.gguf")
+    check_tokens(artifact, path)
+
+
 def test_a_newer_sentencepiece_file_keeps_its_own_tokenizer(tmp_path: Path) -> None:
     """A space goes before the first piece only, and not before another space, which the keys cannot say."""
     artifact = artifact_with(tmp_path / "a", sentencepiece(metaspace=True), **PIECES)
