@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +21,10 @@ from r1quant.data import windows
 from r1quant.formats.gguf.modelfile import modelfile
 from r1quant.formats.gguf.options import GgufOptions
 from r1quant.formats.gguf.write import write
-from r1quant.jobs.export.task import ExportTask, name_of
+from r1quant.jobs.export.task import ExportTask, TaskOutput, name_of
 from r1quant.jobs.quantize.calibration import calibration_run, default_text
 from r1quant.planning.targets import GUIDED, MATRICES, NONE
+from r1quant.records.export import ExportDetails, GgufTypes, ImportanceFile, Requantization
 from r1quant.storage import atomic
 from r1quant.storage.cache import cache_folder
 
@@ -34,17 +35,17 @@ FLOATS = {"BF16": "bf16", "F16": "f16"}  # what a K-quant is made from, by the d
 K_QUANT_TABLES = {"f16": "F16", "q8_0": "Q8_0"}  # else llama.cpp chooses
 
 
-def write_gguf(task: ExportTask, folder: Path, stem: str | None = None) -> tuple[dict[str, str], dict[str, Any]]:
-    """Writes everything but the record. Returns the tensors that were rounded, with the reason, and what to record."""
+def write_gguf(task: ExportTask, folder: Path, stem: str | None = None) -> TaskOutput:
+    """Writes everything but the record."""
     name = stem or name_of(task.artifact)
-    make = _requantized if task.options.k_quant else _exact
-    path, rounded, details = make(task, folder, name, stem)
+    write_blocks = _requantized if task.options.k_quant else _exact
+    path, written = write_blocks(task, folder, name, stem)
     text = modelfile(task.artifact.side_files, task.artifact.config, path.name)
     atomic.write_bytes(folder / (f"{stem}.Modelfile" if stem else "Modelfile"), text.encode())
-    return rounded, details
+    return written
 
 
-def _exact(task: ExportTask, folder: Path, name: str, stem: str | None) -> tuple[Path, dict[str, str], dict[str, Any]]:
+def _exact(task: ExportTask, folder: Path, name: str, stem: str | None) -> tuple[Path, TaskOutput]:
     task.progress.begin("writing gguf", sum(spec.nbytes for spec in task.artifact.tensors.values()))
     options = replace(task.options.gguf, name=name)
     done = write(task.artifact, task.arch, folder / f"{name}.gguf", options, task.progress.advance)
@@ -54,12 +55,10 @@ def _exact(task: ExportTask, folder: Path, name: str, stem: str | None) -> tuple
     paths = done.paths
     if stem is None:  # the type of most tensors is part of the name, as is usual for GGUF files
         paths = tuple(path.rename(path.with_name(path.name.replace(name, f"{name}-{label}", 1))) for path in paths)
-    return paths[0], dict(done.rounded), {"type": label, "types": dict(done.types)}
+    return paths[0], TaskOutput(dict(done.rounded), ExportDetails(GgufTypes(label, dict(done.types))))
 
 
-def _requantized(
-    task: ExportTask, folder: Path, name: str, stem: str | None
-) -> tuple[Path, dict[str, str], dict[str, Any]]:
+def _requantized(task: ExportTask, folder: Path, name: str, stem: str | None) -> tuple[Path, TaskOutput]:
     from r1quant.formats.gguf.kquants import requantize
 
     kind = task.options.k_quant
@@ -80,13 +79,13 @@ def _requantized(
         for stored, type in done.tensors.items()
         if type not in ("F32", "F16", "BF16") and stored in names
     }
-    details = {"type": kind, "types": done.types, "fallbacks": dict(done.fallbacks), "imatrix": origin}
-    return path, rounded, {"requantized": True, **details}
+    requantization = Requantization(True, dict(done.fallbacks), origin)
+    return path, TaskOutput(rounded, ExportDetails(GgufTypes(kind, done.types), requantization))
 
 
 def _importance(
     task: ExportTask, folder: Path, name: str
-) -> tuple[Mapping[str, npt.NDArray[np.float32]] | None, dict[str, Any] | None]:
+) -> tuple[Mapping[str, npt.NDArray[np.float32]] | None, ImportanceFile | None]:
     """The mean of x**2 of every input, by the GGUF name of the weight, and where it is from."""
     from r1quant.formats.gguf import imatrix
 
@@ -94,7 +93,7 @@ def _importance(
     if options.imatrix == NONE:
         return None, None
     if options.imatrix not in MATRICES:
-        return imatrix.read(Path(options.imatrix)).means(), {"file": Path(options.imatrix).name}
+        return imatrix.read(Path(options.imatrix)).means(), ImportanceFile(Path(options.imatrix).name)
     artifact = task.artifact
     tokenizer = Tokenizer.from_files(artifact.side_files, artifact.source)
     spec, vocabulary = options.calib or default_text(artifact), size(artifact.config, "vocab_size")
@@ -104,8 +103,8 @@ def _importance(
     sums = {names[f"{linear}.weight"]: sums for linear, sums in found.sums.items()}
     path = folder / f"{name}.imatrix.gguf"
     imatrix.write(path, sums, dict.fromkeys(sums, found.tokens), [text.source], *text.tokens.shape)
-    origin = {"file": path.name, "tokens": options.imatrix, "source": text.source, "sha256": text.sha256}
-    return imatrix.read(path).means(), {**origin, "samples": len(text.tokens), "seq_len": options.seq_len}
+    origin = ImportanceFile(path.name, options.imatrix, text.source, text.sha256, len(text.tokens), options.seq_len)
+    return imatrix.read(path).means(), origin
 
 
 def _measured(task: ExportTask, text: windows.Calibration) -> Importance:

@@ -14,14 +14,19 @@ from typing import Any
 
 from r1quant.arch.tables import architecture_of
 from r1quant.checkpoint.artifact import Artifact
-from r1quant.errors import CheckpointError, RecipeError
+from r1quant.errors import RecipeError
 from r1quant.jobs.artifacts import open_artifact
 from r1quant.jobs.checkpoint_writer import RECORD, own_record, record_bytes
 from r1quant.jobs.export.gguf import write_gguf
 from r1quant.jobs.export.safetensors import write_folder
-from r1quant.jobs.export.task import ExportTask, name_of
+from r1quant.jobs.export.task import ExportTask, TaskOutput, name_of
 from r1quant.planning.targets import ExportOptions
 from r1quant.progress import Progress, Silent
+from r1quant.records.export import Export, ExportDetails, ExportedFrom, QuantizedBy
+from r1quant.records.quantization import Quantization
+from r1quant.records.record import Record
+from r1quant.records.table import read_record
+from r1quant.records.writing import as_json
 from r1quant.registry import FORMATS
 from r1quant.storage import atomic, provenance
 
@@ -34,7 +39,7 @@ class FormatExport:
     format: str
     files: tuple[Path, ...]
     inexact: Mapping[str, str] = field(default_factory=dict)
-    details: Mapping[str, Any] = field(default_factory=dict)
+    details: ExportDetails = field(default_factory=ExportDetails)
 
     @property
     def nbytes(self) -> int:
@@ -48,7 +53,7 @@ class FormatExport:
             "exact": not self.inexact,
             "inexact": dict(self.inexact),
             "files": [str(path) for path in self.files],
-            **self.details,
+            **as_json(self.details),
         }
 
 
@@ -101,42 +106,49 @@ def _written(task: ExportTask) -> FormatExport:
     task.place.parent.mkdir(exist_ok=True)
     if task.format == "gguf" and task.place.suffix == ".gguf":
         with atomic.whole_files(task.place) as folder:
-            inexact, details = write_gguf(task, folder, task.place.stem)
+            written = write_gguf(task, folder, task.place.stem)
             names = [path.name for path in folder.iterdir()]
         files = tuple(sorted(task.place.with_name(name) for name in names))
-        return FormatExport(task.place, task.format, files, inexact, details)
+        return FormatExport(task.place, task.format, files, written.inexact, written.details)
     write = {"gguf": write_gguf, "onnx": _write_onnx}.get(task.format, write_folder)
     with atomic.whole_folder(task.place) as folder:
-        inexact, details = write(task, folder)
-        _record(task, folder, inexact, details)
+        written = write(task, folder)
+        atomic.write_bytes(folder / RECORD, record_bytes(_record(task, written).as_dict()))
     files = tuple(sorted(path for path in task.place.iterdir() if path.is_file()))
-    return FormatExport(task.place, task.format, files, inexact, details)
+    return FormatExport(task.place, task.format, files, written.inexact, written.details)
 
 
-def _write_onnx(task: ExportTask, folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
+def _write_onnx(task: ExportTask, folder: Path) -> TaskOutput:
     from r1quant.formats.onnx.writer import data_bytes, write
 
     chosen = task.options.onnx
     task.progress.begin("writing onnx", data_bytes(task.artifact, task.arch, chosen))
     done = write(task.artifact, task.arch, folder, chosen, task.progress.advance)
-    return dict(done.inexact), {"options": asdict(chosen)}
+    return TaskOutput(dict(done.inexact), ExportDetails(options=asdict(chosen)))
 
 
-def _record(task: ExportTask, folder: Path, inexact: Mapping[str, str], details: Mapping[str, Any]) -> None:
-    """What the result says about itself. `source` is the float model, where that is known."""
-    before = own_record(task.artifact.folder) if task.artifact.linear_specs else {}
-    made = {"source": _located(task.artifact, before, task.place)} if before or not task.artifact.linear_specs else {}
-    record = {
-        "schema": "r1quant.export/1",
-        "format": task.format,
-        "exported_from": {"name": name_of(task.artifact), "format": task.artifact.format},
-        "exact": not inexact,
-        "inexact": dict(inexact),
-        **details,
-        **made,
-        "quantization": {key: before[key] for key in ("model", "recipe", "calibration") if key in before},
-    }
-    atomic.write_bytes(folder / RECORD, record_bytes(record))
+def _record(task: ExportTask, written: TaskOutput) -> Export:
+    """What the result says about itself."""
+    artifact = task.artifact
+    before = read_record(own_record(artifact.folder), lenient=True) if artifact.linear_specs else None
+    return Export(
+        format=task.format,
+        exported_from=ExportedFrom(name_of(artifact), artifact.format),
+        exact=not written.inexact,
+        inexact=written.inexact,
+        details=written.details,
+        source=_float_source(artifact, before, task.place),
+        quantization=_quantized_by(before),
+    )
+
+
+def _quantized_by(before: Record | None) -> QuantizedBy:
+    """What the record of the artifact says of how it was quantized; empty if there is none."""
+    if isinstance(before, Export):
+        return before.quantization or QuantizedBy()
+    if isinstance(before, Quantization):
+        return QuantizedBy(before.model, before.recipe, before.calibration)
+    return QuantizedBy()
 
 
 def _place(artifact: Artifact, format: str, out: Path | None, count: int) -> Path:
@@ -145,10 +157,12 @@ def _place(artifact: Artifact, format: str, out: Path | None, count: int) -> Pat
     return (out or Path()).absolute() / f"{name_of(artifact)}-{format}"
 
 
-def _located(artifact: Artifact, before: Mapping[str, Any], place: Path) -> str:
-    """The float model as seen from the new place."""
-    base, stated = (artifact.folder, before.get("source")) if artifact.linear_specs else (Path(), artifact.source)
-    if not isinstance(stated, str):
-        raise CheckpointError(f"the {RECORD} of {artifact.source} is damaged", "delete that file")
-    local = (base / stated).resolve()
-    return os.path.relpath(local, place.resolve()) if local.exists() else stated
+def _float_source(artifact: Artifact, before: Record | None, place: Path) -> str | None:
+    """The float model as seen from the new place; None if it is not known. before: the record of the artifact."""
+    base, source = Path(), None if artifact.linear_specs else artifact.source
+    if isinstance(before, Quantization | Export):
+        base, source = artifact.folder, before.source
+    if source is None:
+        return None
+    local = (base / source).resolve()
+    return os.path.relpath(local, place.resolve()) if local.exists() else source

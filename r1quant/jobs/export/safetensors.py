@@ -17,14 +17,14 @@ from r1quant.checkpoint.tensorfile import TensorSpec
 from r1quant.core.floats import FLOAT_DTYPES, round_to, widen
 from r1quant.formats.table import CODECS
 from r1quant.jobs.checkpoint_writer import Contents, with_attention_factor, with_key, write_side_files, write_weights
-from r1quant.jobs.export.task import ExportTask
+from r1quant.jobs.export.task import ExportTask, TaskOutput
 from r1quant.planning import layout
 from r1quant.planning.targets import DTYPES
 from r1quant.storage import provenance
 
 
-def write_folder(task: ExportTask, folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
-    """Writes all but the record. Returns the tensors that were rounded, with the reason."""
+def write_folder(task: ExportTask, folder: Path) -> TaskOutput:
+    """Writes all but the record."""
     artifact, codec = task.artifact, CODECS.get(task.format)
     linear_specs = task.linear_specs if codec is not None else {}
     dtype = DTYPES[task.options.dtype] if task.options.dtype else None
@@ -40,7 +40,7 @@ def write_folder(task: ExportTask, folder: Path) -> tuple[dict[str, str], dict[s
         stated = codec.config(linear_specs, plain, {"quantizer": [f"r1quant:{provenance.VERSION}"]})
         text, sides = with_key(text, "quantization_config", stated), codec.side_files(stated)
     write_side_files(folder, text, artifact.side_files, sides)
-    return floats.rounded, {}
+    return TaskOutput(floats.rounded)
 
 
 @dataclass

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from r1quant.arch.tables import Architecture, linears
@@ -11,6 +12,7 @@ from r1quant.errors import RecipeError, ResumeError
 from r1quant.formats.table import CODECS
 from r1quant.planning.targets import ExportOptions, family_problem, fitting, problem
 from r1quant.progress import Progress
+from r1quant.records.export import ExportDetails
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,14 @@ class ExportTask:
                 others = fitting(self.linear_specs.values(), self.options)
                 hint = f"export it --to {', '.join(others)}" if others else "quantize with other options"
                 raise RecipeError(f"{self.format} cannot hold {name}: {reason}", hint)
+
+
+@dataclass(frozen=True)
+class TaskOutput:
+    """What one task has written. inexact: tensors that were rounded, with the reason; details: what to record."""
+
+    inexact: Mapping[str, str]
+    details: ExportDetails = field(default_factory=ExportDetails)
 
 
 def name_of(artifact: Artifact) -> str:
