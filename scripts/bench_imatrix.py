@@ -22,6 +22,7 @@ from peers.texts import Text, text
 import r1quant
 from r1quant.cli import console
 from r1quant.planning.targets import GUIDED, NONE, PLAIN
+from r1quant.records.writing import as_json
 
 REPORT = Path(__file__).resolve().parent.parent / "reports" / "imatrix.json"
 Calibration = Mapping[str, Any]  # samples, seq_len, seed: keywords of export
@@ -47,7 +48,7 @@ def measure(model: str, kind: str, imatrix: str, made: Calibration, texts: Itera
             options: dict[str, Any] = {} if each.windows is None else {"windows": each.windows}
             kl[each.name] = r1quant.verify(weights, model, each.spec, **options).numbers()["kl.mean"]
         known = {"type": kind, "imatrix": imatrix, "calibration": dict(made) if imatrix != NONE else None, "kl": kl}
-        size = {"bytes": weights.stat().st_size, **{key: done.details[key] for key in ("types", "fallbacks")}}
+        size = {"bytes": weights.stat().st_size, **{key: as_json(done.details)[key] for key in ("types", "fallbacks")}}
     return known | size
 
 

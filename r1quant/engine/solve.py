@@ -13,13 +13,14 @@ import torch
 
 from r1quant.core.grid import ValueGrid
 from r1quant.engine.blocks import DecoderLayer
-from r1quant.engine.linear_report import LinearReport, Rounded
+from r1quant.engine.linear_report import Rounded
 from r1quant.engine.loss import Loss, loss_of
 from r1quant.engine.methods.method import RoundingOptions, Solved, rounding_by
 from r1quant.engine.sensitivity import Sensitivity
 from r1quant.engine.stats import HessianAccumulator, Stats
 from r1quant.errors import NumericError
 from r1quant.recipe import Recipe
+from r1quant.records.quantization import LinearReport
 
 Read = Callable[[str], torch.Tensor]
 

@@ -10,6 +10,7 @@ from r1quant.checkpoint.resolve import open_model
 from r1quant.errors import CheckpointError
 from r1quant.formats import table
 from r1quant.jobs.checkpoint_writer import RECORD, own_record
+from r1quant.records.quantization import Quantization
 
 ONNX_FILE = "model.onnx"
 
@@ -40,7 +41,7 @@ def open_artifact(model: str | Path, partial: bool = False) -> Artifact:
 
 
 def newest_output(folder: Path) -> Path:
-    """The quantized checkpoint last written into this folder. Raises CheckpointError where there is none."""
+    """The quantized checkpoint last written into this folder. Raises CheckpointError if there is none."""
     found = [path.parent for path in folder.glob(f"*/{RECORD}")]
     if not found:
         raise CheckpointError(
@@ -50,18 +51,19 @@ def newest_output(folder: Path) -> Path:
 
 
 def source_of(quantized: Artifact) -> str:
-    """What the record of a checkpoint says it was made from. Raises CheckpointError where it does not say."""
-    source = own_record(quantized.folder).get("source")
-    if not isinstance(source, str):
+    """What the record of a checkpoint says it was made from. Raises CheckpointError if it does not say."""
+    record = own_record(quantized.folder)
+    source = record.source if record else None
+    if source is None:
         raise CheckpointError(f"{quantized.source} does not say what it was made from", "name it with --baseline")
     local = (quantized.folder / source).resolve()
     return str(local) if local.exists() else source
 
 
 def predicted_kl(quantized: Artifact) -> float | None:
-    """The KL divergence that its own record expects, in nats; None where it says nothing."""
-    found = own_record(quantized.folder).get("predicted_kl")
-    return float(found) if isinstance(found, int | float) else None
+    """The KL divergence that its own record predicts, in nats; None if it predicts none."""
+    record = own_record(quantized.folder)
+    return record.predicted_kl if isinstance(record, Quantization) else None
 
 
 def same_model(one: Artifact, other: Artifact) -> Architecture:

@@ -18,11 +18,14 @@ import numpy.typing as npt
 from r1quant.arch import rope
 from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.checkpoint.tensorfile import Content, TensorSpec, write
-from r1quant.core.json import JsonObject
 from r1quant.core.qlinear import QuantizedLinear
+from r1quant.errors import RecordError
 from r1quant.formats.codec import Encoder
 from r1quant.planning.layout import INDEX, METADATA, Layout
 from r1quant.planning.layout import RECORD as RECORD
+from r1quant.records.export import Export
+from r1quant.records.quantization import Quantization
+from r1quant.records.table import read_record
 from r1quant.storage import atomic
 from r1quant.storage.jsonfile import read_object
 
@@ -86,9 +89,14 @@ def write_side_files(out: Path, config_text: str, side_files: Mapping[str, bytes
         atomic.write_bytes(out / name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def own_record(folder: Path) -> JsonObject:
-    """What the record in a checkpoint's folder says; empty if there is none that can be read."""
-    return read_object(folder / RECORD) or {}
+def own_record(folder: Path) -> Quantization | Export | None:
+    """The record in a checkpoint's folder; None if there is none. What is damaged in it counts as missing."""
+    content = read_object(folder / RECORD)
+    try:
+        record = read_record(content)
+    except RecordError:
+        record = read_record(content, lenient=True)
+    return record if isinstance(record, Quantization | Export) else None
 
 
 def record_bytes(record: Mapping[str, Any]) -> bytes:

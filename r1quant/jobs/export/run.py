@@ -24,8 +24,6 @@ from r1quant.planning.targets import ExportOptions
 from r1quant.progress import Progress, Silent
 from r1quant.records.export import Export, ExportDetails, ExportedFrom, QuantizedBy
 from r1quant.records.quantization import Quantization
-from r1quant.records.record import Record
-from r1quant.records.table import read_record
 from r1quant.records.writing import as_json
 from r1quant.registry import FORMATS
 from r1quant.storage import atomic, provenance
@@ -130,7 +128,7 @@ def _write_onnx(task: ExportTask, folder: Path) -> TaskOutput:
 def _record(task: ExportTask, written: TaskOutput) -> Export:
     """What the result says about itself."""
     artifact = task.artifact
-    before = read_record(own_record(artifact.folder), lenient=True) if artifact.linear_specs else None
+    before = own_record(artifact.folder) if artifact.linear_specs else None
     return Export(
         format=task.format,
         exported_from=ExportedFrom(name_of(artifact), artifact.format),
@@ -142,13 +140,11 @@ def _record(task: ExportTask, written: TaskOutput) -> Export:
     )
 
 
-def _quantized_by(before: Record | None) -> QuantizedBy:
+def _quantized_by(before: Quantization | Export | None) -> QuantizedBy:
     """What the record of the artifact says of how it was quantized; empty if there is none."""
-    if isinstance(before, Export):
-        return before.quantization or QuantizedBy()
     if isinstance(before, Quantization):
         return QuantizedBy(before.model, before.recipe, before.calibration)
-    return QuantizedBy()
+    return (before.quantization if before else None) or QuantizedBy()
 
 
 def _place(artifact: Artifact, format: str, out: Path | None, count: int) -> Path:
@@ -157,10 +153,10 @@ def _place(artifact: Artifact, format: str, out: Path | None, count: int) -> Pat
     return (out or Path()).absolute() / f"{name_of(artifact)}-{format}"
 
 
-def _float_source(artifact: Artifact, before: Record | None, place: Path) -> str | None:
+def _float_source(artifact: Artifact, before: Quantization | Export | None, place: Path) -> str | None:
     """The float model as seen from the new place; None if it is not known. before: the record of the artifact."""
     base, source = Path(), None if artifact.linear_specs else artifact.source
-    if isinstance(before, Quantization | Export):
+    if before is not None:
         base, source = artifact.folder, before.source
     if source is None:
         return None

@@ -23,8 +23,6 @@ from r1quant.progress import Progress
 from r1quant.publishing.evidence import PublishedModel, RecordFile
 from r1quant.records.export import Export
 from r1quant.records.quantization import Quantization
-from r1quant.records.record import Record
-from r1quant.records.table import read_record
 from r1quant.records.verification import Verification
 
 FLOATS = "safetensors"
@@ -77,7 +75,7 @@ def with_equals(parts: list[Opened], records: list[RecordFile], progress: Progre
 
 
 def _in_folder(out: Path, folder: Path, hashes: Mapping[str, str]) -> Iterator[Opened]:
-    record = read_record(own_record(folder), lenient=True)
+    record = own_record(folder)
     if (folder / ONNX_FILE).is_file():
         yield _opened(out, folder, open_artifact(folder), record, hashes)
     if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
@@ -92,21 +90,22 @@ def _in_folder(out: Path, folder: Path, hashes: Mapping[str, str]) -> Iterator[O
             yield _opened(out, path, open_artifact(path), record, hashes)
 
 
-def _opened(out: Path, path: Path, artifact: Artifact, record: Record | None, hashes: Mapping[str, str]) -> Opened:
+def _opened(
+    out: Path, path: Path, artifact: Artifact, record: Quantization | Export | None, hashes: Mapping[str, str]
+) -> Opened:
     """record: that of the folder; it counts if it is of this format."""
     files = identity_files(artifact)
-    own = record if isinstance(record, Quantization | Export) else None
-    stated = own.format if isinstance(own, Export) else own.recipe.get("format") if own else None
+    stated = record.format if isinstance(record, Export) else record.recipe.get("format") if record else None
     mine = isinstance(stated, str) and stated.removesuffix("-int") == artifact.format.removesuffix("-int")
     name = "" if path == out else path.relative_to(out).as_posix()
     part = PublishedModel(
         name,
         frozenset({path.resolve().name, *([path.parent.resolve().name] if path.is_file() else [])}),
         artifact.format,
-        _grid(artifact, own if mine else None),
+        _grid(artifact, record if mine else None),
         combined(artifact, {file.name: hashes[file.relative_to(out).as_posix()] for file in files}),
         sum(file.stat().st_size for file in weight_files(artifact)),
-        own if mine else None,
+        record if mine else None,
         runtimes=runtimes_of(artifact, path),
         modelfile=modelfile_of(path),
     )

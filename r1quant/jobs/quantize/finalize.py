@@ -18,6 +18,7 @@ from r1quant.jobs.checkpoint_writer import (
 from r1quant.jobs.quantize import layer_files
 from r1quant.planning.plan import Plan
 from r1quant.recipe import Recipe
+from r1quant.records.writing import as_json
 from r1quant.registry import METHODS
 from r1quant.storage import atomic, provenance
 from r1quant.storage.rundir import RunDir
@@ -67,7 +68,7 @@ def _record(folder: RunDir, plan: Plan, origin: JsonObject) -> JsonObject:
         "predicted_kl": sum(predicted) if predicted else _predicted_kl(plan),
         "fallbacks": [report.remark for report in reports if report.remark],
         **({"changed_on_resume": changes} if (changes := _changes(folder)) else {}),
-        "linears": [report.as_dict() for report in reports],
+        "linears": [as_json(report) for report in reports],
     }
 
 

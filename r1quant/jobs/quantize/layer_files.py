@@ -9,7 +9,9 @@ from pathlib import Path
 from r1quant.checkpoint.tensorfile import write_arrays
 from r1quant.core.grids import GRIDS
 from r1quant.core.qlinear import QuantizedLinear
-from r1quant.engine.linear_report import LinearReport, Rounded
+from r1quant.engine.linear_report import Rounded
+from r1quant.records.quantization import LinearReport
+from r1quant.records.writing import as_json
 
 
 def write(path: Path, linears: Iterable[Rounded]) -> None:
@@ -17,7 +19,7 @@ def write(path: Path, linears: Iterable[Rounded]) -> None:
     done = {rounded.report.name: rounded for rounded in linears}
     arrays = {f"{name}.{key}": value for name, one in done.items() for key, value in one.qlinear.arrays().items()}
     kinds = {name: one.qlinear.kind for name, one in done.items()}
-    reports = [one.report.as_dict() for one in done.values()]
+    reports = [as_json(one.report) for one in done.values()]
     write_arrays(path, arrays, {"reports": json.dumps(reports), "kinds": json.dumps(kinds)})
 
 
