@@ -12,8 +12,8 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Any
 
+from r1quant.core.json import JsonObject
 from r1quant.storage.provenance import sha256
 
 SUMS, STATEMENT = "SHA256SUMS", "provenance.json"
@@ -23,7 +23,7 @@ LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 FOREIGN = re.compile(r"\.gitattributes|\.git/.*|\.cache/.*|\.huggingface/.*")
 
 
-def statement(body: Mapping[str, Any]) -> bytes:
+def statement(body: JsonObject) -> bytes:
     """provenance.json: the body, and the hash of itself. `files` of the body: path -> {"sha256", "bytes"}."""
     blank = {"schema": SCHEMA, "sha256": "", **body}
     return _text({**blank, "sha256": sha256(_text(blank))})
@@ -36,10 +36,10 @@ def sums(hashes: Mapping[str, str], statement: bytes) -> bytes:
 
 
 def faults(found: Mapping[str, str], sums_text: bytes | None, statement_text: bytes | None) -> dict[str, str]:
-    """What is wrong with a folder: missing, changed or extra, by path; empty where nothing is.
+    """What is wrong with a folder: missing, changed or extra, by path; empty if nothing is.
 
     found      sha256 of every file there, by path with slashes
-    the texts  of SHA256SUMS and provenance.json; None where they are not there
+    the texts  of SHA256SUMS and provenance.json; None if they are not there
     """
     stated = None if statement_text is None else hashes_of(statement_text)
     listed = {} if sums_text is None else _parsed(sums_text)
@@ -61,7 +61,7 @@ def faults(found: Mapping[str, str], sums_text: bytes | None, statement_text: by
 
 
 def hashes_of(statement_text: bytes) -> dict[str, str] | None:
-    """The hash of every file by path; None where one byte of provenance.json is not as it was written."""
+    """The hash of every file by path; None if one byte of provenance.json is not as it was written."""
     try:
         body = json.loads(statement_text)
         blank = {**body, "sha256": ""}
@@ -72,12 +72,12 @@ def hashes_of(statement_text: bytes) -> dict[str, str] | None:
     return hashes if whole and all(map(_inside, hashes)) else None
 
 
-def _text(body: Mapping[str, Any]) -> bytes:
+def _text(body: JsonObject) -> bytes:
     return (json.dumps(body, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def _parsed(text: bytes) -> dict[str, str] | None:
-    """None where a line is not as `sums` writes it."""
+    """None if a line is not as `sums` writes it."""
     try:
         lines = [LINE.fullmatch(line) for line in text.decode("utf-8").splitlines()]
     except UnicodeDecodeError:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
+
+from r1quant.core.json import JsonObject
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Licence:
 
     @property
     def refused(self) -> str | None:
-        """Why a quantized copy must not be passed on; None where it may be."""
+        """Why a quantized copy must not be passed on; None if it may be."""
         if self.id in _table()["forbids"]:
             return f"the licence {self.label} forbids to pass on changed copies"
         if self.id in _table()["permits"] or self._named:
@@ -44,8 +45,8 @@ class Licence:
         return f"the licence {self.label!r} is not one that is known to let quantized copies be passed on"
 
 
-def of_card(metadata: Mapping[str, Any], origin: str) -> Licence | None:
-    """What the metadata of a model card states; None where it states nothing."""
+def of_card(metadata: JsonObject, origin: str) -> Licence | None:
+    """What the metadata of a model card states; None if it states nothing."""
     stated = metadata.get("license")
     if isinstance(stated, list) and len(stated) == 1:
         stated = stated[0]
@@ -58,7 +59,7 @@ def of_card(metadata: Mapping[str, Any], origin: str) -> Licence | None:
 
 
 def of_text(text: str, origin: str) -> Licence | None:
-    """The licence whose text this is, where it is a known one."""
+    """The licence whose text this is; None if it is not a known one."""
     line = " ".join(text.lower().split())
     known = _table()["texts"].items()
     found = next((name for name, parts in known if all(part in line for part in parts)), None)
@@ -66,7 +67,7 @@ def of_text(text: str, origin: str) -> Licence | None:
 
 
 def reference(licence: Licence) -> str:
-    """A licence file where none came with the model: what is known, and no text that nobody has seen."""
+    """A licence file for a model that came with none: what is known, and no text that nobody has seen."""
     return (
         f"This model is a quantized copy, and is under the licence of the model it was made from: {licence.label}.\n"
         f"Stated by: {licence.origin}.\n"
@@ -75,5 +76,5 @@ def reference(licence: Licence) -> str:
 
 
 @cache
-def _table() -> dict[str, dict[str, Any]]:
+def _table() -> Mapping[str, JsonObject]:
     return tomllib.loads(resources.files("r1quant").joinpath("publishing", "licences.toml").read_text("utf-8"))

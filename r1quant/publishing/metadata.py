@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from r1quant.core.json import JsonObject
 from r1quant.publishing.licence import Licence
 
 LIBRARIES = {"gguf": "gguf", "onnx": "onnxruntime-genai"}  # else transformers
@@ -34,8 +34,8 @@ def metadata(
     return f"{data}\n"
 
 
-def read(card: str) -> Mapping[str, Any]:
-    """The metadata of a card; empty where it has none that can be read."""
+def read(card: str) -> JsonObject:
+    """The metadata of a card; empty if it has none that can be read."""
     from huggingface_hub import RepoCard
 
     try:

@@ -37,7 +37,7 @@ class Model:
 
     @property
     def drawn(self) -> dict[str, float]:
-        """How answers are drawn; empty where nothing is recommended."""
+        """How answers are drawn; empty if nothing is recommended."""
         stated = {key: self.sampling[key] for key in ("temperature", "top_p", "top_k") if key in self.sampling}
         return {**R1_SAMPLING, **stated} if self.reasons else stated
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Table:
-    """head: of the columns; rows: cells as text, as many as there are columns; wide: whether columns are many."""
+    """head: of the columns; rows: cells as text, as many as there are columns."""
 
     caption: str
     head: tuple[str, ...]
@@ -17,7 +17,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one kind. low, high: 95 % intervals, where known; labels: written beside the points.
+    """Points of one kind. low, high: 95 % intervals if they are known; labels: written beside the points.
 
     look is the number of its colour, marker and dashes: the same model looks the same in every chart.
     """
@@ -36,7 +36,7 @@ class Chart:
     """kind   lines, points, bars (x numbers the ticks) or stack (areas upon each other)
     ticks  names on the x axis, at 0, 1, ...
     limit  a horizontal line, and what it says
-    top    of the y axis, where several charts are to be compared
+    top    of the y axis, if several charts are to be compared
     alt    what the chart shows, for those who do not see it
     """
 
@@ -68,7 +68,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """passed: whether all gates hold of the recommended model; None where there were none."""
+    """passed: whether all gates hold of the recommended model; None if there were none."""
 
     title: str
     verdict: str

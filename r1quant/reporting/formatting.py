@@ -10,7 +10,7 @@ NONE = "–"
 
 
 def figure(value: float | None, digits: int = 3) -> str:
-    """So many significant digits, without exponents where that is readable."""
+    """So many significant digits, without exponents as long as that is readable."""
     if value is None:
         return NONE
     if value == 0:

@@ -1,6 +1,6 @@
 """Which input channels of every linear matter: the sums of w x**2 over its inputs x on a calibration text.
 
-Every token counts alike, w = 1, or in each linear by the norm of its gradient there, where a sensitivity pass was made.
+Every token counts alike, w = 1, or in each linear by the norm of its gradient there, if a sensitivity pass was made.
 The model runs layer by layer with its own weights, one layer in memory. It does not know what is made of the sums.
 """
 
@@ -39,9 +39,9 @@ def importance(
     """The importance of the input channels of every linear in the decoder layers.
 
     tokens    int64 [windows, seq_len]
-    guidance  of the pass over these tokens; None where all of them count alike
+    guidance  of the pass over these tokens; None if all of them count alike
 
-    Raises NumericError where an input of a linear holds NaN or Inf.
+    Raises NumericError if an input of a linear holds NaN or Inf.
     """
     progress = progress or Silent()
     sums: dict[str, npt.NDArray[np.float64]] = {}

@@ -10,10 +10,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from r1quant.arch.tables import architecture_of
 from r1quant.checkpoint.artifact import Artifact
+from r1quant.core.json import JsonObject
 from r1quant.errors import RecipeError
 from r1quant.jobs.artifacts import open_artifact
 from r1quant.jobs.checkpoint_writer import RECORD, own_record, record_bytes
@@ -43,7 +43,7 @@ class FormatExport:
     def nbytes(self) -> int:
         return sum(path.stat().st_size for path in self.files)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         return {
             "path": str(self.path),
             "format": self.format,
@@ -62,7 +62,7 @@ class Exported:
     seconds: float
     peak_rss_bytes: int
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         files = [written.as_dict() for written in self.written]
         return {"source": self.source, "files": files, "seconds": self.seconds, "peak_rss_bytes": self.peak_rss_bytes}
 
@@ -76,11 +76,11 @@ def export(
 ) -> Exported:
     """Writes an artifact in other formats.
 
-    out   the folder to write (or NAME.gguf), where there is one format; for several, the folder that theirs go into;
-          where it is left out they go into the current folder, each named after its format
+    out   the folder to write (or NAME.gguf) if there is one format; for several, the folder that theirs go into;
+          if it is left out they go into the current folder, each named after its format
 
-    Raises RecipeError where a format cannot hold the weights, CheckpointError where they cannot be read, ResumeError
-    where the place is taken; nothing is left there then.
+    Raises RecipeError if a format cannot hold the weights, CheckpointError if they cannot be read, ResumeError if the
+    place is taken; nothing is left there then.
     """
     begun, options, progress = time.monotonic(), options or ExportOptions(), progress or Silent()
     unknown = [name for name in to if name not in FORMATS]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +14,7 @@ from r1quant.arch.tables import Architecture, linears
 from r1quant.checkpoint.artifact import Artifact, quantized, rows
 from r1quant.checkpoint.tensorfile import TensorSpec
 from r1quant.core.floats import FLOAT_DTYPES, round_to, widen
+from r1quant.core.json import Config
 from r1quant.formats.table import CODECS
 from r1quant.jobs.checkpoint_writer import Contents, with_attention_factor, with_key, write_side_files, write_weights
 from r1quant.jobs.export.task import ExportTask, TaskOutput
@@ -82,15 +82,15 @@ class _Floats:
 
 
 def _usual_dtype(artifact: Artifact, arch: Architecture) -> str:
-    """The dtype of the embedding where it is stored as floats, else BF16."""
+    """The dtype of the embedding if it is stored as floats, else BF16."""
     name = arch.tensors.embedding
     dtype = artifact.tensors[name].dtype
     return dtype if quantized(artifact, name) is None and dtype in FLOAT_DTYPES else "BF16"
 
 
 def _config_text(artifact: Artifact, dtype: str | None) -> str:
-    """config.json of the float model, as it was written where that can be kept."""
-    config: Mapping[str, Any] = artifact.config
+    """config.json of the float model, as it was written if that can be kept."""
+    config: Config = artifact.config
     if dtype is not None:
         config = {**config, "dtype" if "dtype" in config else "torch_dtype": dtype}
     path = artifact.folder / "config.json"

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+from r1quant.core.json import JsonObject
 from r1quant.errors import CheckpointError
 from r1quant.progress import Progress, Silent
 from r1quant.publishing.checksums import STATEMENT, SUMS, faults
@@ -24,7 +24,7 @@ class PullChecked:
     faults: Mapping[str, str]
     digest: str | None
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         kinds = {
             kind: [path for path, why in self.faults.items() if why == kind] for kind in ("missing", "changed", "extra")
         }
@@ -37,7 +37,7 @@ class PullChecked:
 
 
 def pull_check(folder: str | Path, progress: Progress | None = None) -> PullChecked:
-    """Raises CheckpointError where it is no folder that publish has written."""
+    """Raises CheckpointError if it is no folder that publish has written."""
     root, progress = Path(folder), progress or Silent()
     if not root.is_dir():
         raise CheckpointError(f"there is no folder {root}", "name the folder that was downloaded")

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from r1quant.arch.tables import architecture_of
 from r1quant.checkpoint.resolve import HUB_ID
 from r1quant.checkpoint.safetensors import short_name
+from r1quant.core.json import JsonObject
 from r1quant.errors import CheckpointError, OutOfSpaceError, RecipeError, ResumeError
 from r1quant.jobs.artifacts import newest_output
 from r1quant.jobs.checkpoint_writer import RECORD, record_bytes
@@ -77,7 +77,7 @@ class Published:
     def done(self) -> bool:
         return not self.refused or self.options.force
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         listed = [{"path": file.path, "bytes": file.nbytes, "sha256": file.sha256} for file in self.files]
         digest = next((file.sha256 for file in self.files if file.path == SUMS), None)
         return {
@@ -242,9 +242,7 @@ def _how_made(parts: Sequence[Opened]) -> Quantization:
     return next((one for one in known if one is not None), Quantization())
 
 
-def _statement_body(
-    parts: Sequence[Opened], evidence: Evidence, source: Origin, forced: Sequence[str]
-) -> dict[str, Any]:
+def _statement_body(parts: Sequence[Opened], evidence: Evidence, source: Origin, forced: Sequence[str]) -> JsonObject:
     """The body of provenance.json without the files."""
     made = public(_how_made(parts).as_dict())
     return {

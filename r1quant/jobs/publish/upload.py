@@ -47,9 +47,9 @@ class Sent:
 def upload(
     repo: str, files: Sequence[Outgoing], private: bool, revision: str | None, message: str, progress: Progress
 ) -> Sent:
-    """Creates the repository and the branch where they are not there, and makes one commit of what is missing.
+    """Creates the repository and the branch if they are not there, and makes one commit of what is missing.
 
-    Raises UploadError where the Hub cannot be reached, refuses, or holds other bytes afterwards.
+    Raises UploadError if the Hub cannot be reached, refuses, or holds other bytes afterwards.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
 

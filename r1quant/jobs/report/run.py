@@ -1,4 +1,4 @@
-"""report: finds records, sums them up and writes the report, or says where one that is there differs."""
+"""report: finds records, sums them up and writes the report, or says in which files one that is there differs."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ def test_backends_agree_and_catch_a_wrong_scale(tmp_path: Path, text_file: Path,
         pytest.importorskip("llama_cpp", reason="llama-cpp-python takes long to build, so it is not needed here")
     source = quantized(tmp_path, "llama", bits=8)
     weights = load_file(source / "model.safetensors")
-    measured: dict[str, Any] = {"text": str(text_file), "windows": 3, "seq_len": 48, "gate": ["kl.mean<0.005"]}
+    measured: dict[str, Any] = {"text": str(text_file), "windows": 3, "seq_len": 48, "gate": ("kl.mean<0.005",)}
     expected = r1quant.verify(source, **measured)
     path = r1quant.export(source, name, tmp_path / name).written[0].path
     found = r1quant.verify(path, backend="auto", **measured)
