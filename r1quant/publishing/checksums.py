@@ -35,10 +35,10 @@ def sums(hashes: Mapping[str, str], statement: bytes) -> bytes:
     return "".join(f"{listed[path]}  {path}\n" for path in sorted(listed)).encode()
 
 
-def faults(found: Mapping[str, str], sums_text: bytes | None, statement_text: bytes | None) -> dict[str, str]:
+def faults(present: Mapping[str, str], sums_text: bytes | None, statement_text: bytes | None) -> dict[str, str]:
     """What is wrong with a folder: missing, changed or extra, by path; empty if nothing is.
 
-    found      sha256 of every file there, by path with slashes
+    present    sha256 of every file there, by path with slashes
     the texts  of SHA256SUMS and provenance.json; None if they are not there
     """
     stated = None if statement_text is None else hashes_of(statement_text)
@@ -52,9 +52,9 @@ def faults(found: Mapping[str, str], sums_text: bytes | None, statement_text: by
         wrong[SUMS] = "changed"
     expected = stated if stated is not None else listed or {}
     for path in sorted(set(expected) - {SUMS, STATEMENT}):
-        if found.get(path) != expected[path]:
-            wrong[path] = "changed" if path in found else "missing"
-    for path in sorted(set(found) - set(expected) - {SUMS, STATEMENT}):
+        if present.get(path) != expected[path]:
+            wrong[path] = "changed" if path in present else "missing"
+    for path in sorted(set(present) - set(expected) - {SUMS, STATEMENT}):
         if not FOREIGN.fullmatch(path):
             wrong[path] = "extra"
     return wrong
@@ -82,8 +82,8 @@ def _parsed(text: bytes) -> dict[str, str] | None:
         lines = [LINE.fullmatch(line) for line in text.decode("utf-8").splitlines()]
     except UnicodeDecodeError:
         return None
-    found = {line[2]: line[1] for line in lines if line}
-    return found if None not in lines and all(map(_inside, found)) else None
+    hashes = {line[2]: line[1] for line in lines if line}
+    return hashes if None not in lines and all(map(_inside, hashes)) else None
 
 
 def _inside(path: str) -> bool:

@@ -32,8 +32,8 @@ class Licence:
 
     @property
     def _named(self) -> str | None:
-        found = _table()["permits_by_name"].get((self.name or "").lower()) if self.id == "other" else None
-        return found if isinstance(found, str) else None
+        address = _table()["permits_by_name"].get((self.name or "").lower()) if self.id == "other" else None
+        return address if isinstance(address, str) else None
 
     @property
     def refused(self) -> str | None:
@@ -62,8 +62,8 @@ def of_text(text: str, origin: str) -> Licence | None:
     """The licence whose text this is; None if it is not a known one."""
     line = " ".join(text.lower().split())
     known = _table()["texts"].items()
-    found = next((name for name, parts in known if all(part in line for part in parts)), None)
-    return None if found is None else Licence(found, origin=origin)
+    identifier = next((name for name, parts in known if all(part in line for part in parts)), None)
+    return None if identifier is None else Licence(identifier, origin=origin)
 
 
 def reference(licence: Licence) -> str:

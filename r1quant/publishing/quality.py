@@ -31,21 +31,21 @@ def _escaped(cell: str) -> str:
 
 def verdict(record: Verification) -> str:
     """One verification in a sentence or two."""
-    found = []
+    phrases = []
     scores, aime = record.scores, record.aime
     if scores is not None and scores.kl is not None:
-        found.append(f"KL divergence {scores.kl.mean:.4g} nats{_within(between(scores.kl.mean_ci95, '.4g'))}")
+        phrases.append(f"KL divergence {scores.kl.mean:.4g} nats{_within(between(scores.kl.mean_ci95, '.4g'))}")
     if scores is not None and scores.top1 is not None:
-        found.append(f"the same likeliest token at {percent(scores.top1)} of positions")
+        phrases.append(f"the same likeliest token at {percent(scores.top1)} of positions")
     if scores is not None:
-        found.append(f"perplexity × {scores.perplexity.ratio:.4f}")
+        phrases.append(f"perplexity × {scores.perplexity.ratio:.4f}")
     if aime is not None:
         difference = aime.difference
         change = f"{percent(difference.delta, '+')}{_within(between(difference.delta_ci95, '+.1f', 100))}"
-        found.append(f"accuracy on {aime.problems} problems of {aime.asked.set} {change}")
+        phrases.append(f"accuracy on {aime.problems} problems of {aime.asked.set} {change}")
     passed = sum(gate.passed for gate in record.gates)
     gates = f"{passed} of {len(record.gates)} gates hold" if record.gates else "no gates were set"
-    return f"Against {record.model or 'its baseline'}: {', '.join(found) or 'tasks only'}; {gates}."
+    return f"Against {record.model or 'its baseline'}: {', '.join(phrases) or 'tasks only'}; {gates}."
 
 
 def comparison(record: Verification) -> str:

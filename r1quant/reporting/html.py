@@ -20,8 +20,8 @@ def page(document: Document) -> str:
         keep_trailing_newline=True,
     )  # fmt: skip
     charts = {chart.name: Markup(plots.svg(chart)) for chart in document.charts}
-    made = generator()
-    return environment.from_string(source).render(document=document, charts=charts, generator=made)
+    stamp = generator()
+    return environment.from_string(source).render(document=document, charts=charts, generator=stamp)
 
 
 def generator() -> str:

@@ -23,12 +23,12 @@ def provenance(variant: VariantRecords) -> tuple[tuple[str, str], ...]:
     return tuple((name, value) for name, value in shown.items() if value)
 
 
-def _quantization(made: Quantization) -> Iterator[Pair]:
+def _quantization(record: Quantization) -> Iterator[Pair]:
     for name in ("model", "architecture", "config", "tokenizer", "source"):
-        yield name, getattr(made, name)
+        yield name, getattr(record, name)
     for name in ("weights", "recipe", "compute", "calibration", "environment"):
-        yield from _parts(name, getattr(made, name))
-    for change in made.changed_on_resume or ():
+        yield from _parts(name, getattr(record, name))
+    for change in record.changed_on_resume or ():
         yield f"changed on resume: {change.name}", f"{change.before} -> {change.after}"
 
 

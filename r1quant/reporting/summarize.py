@@ -43,8 +43,8 @@ def summarize(
 
 
 def _model(variant: VariantRecords, hardware: HardwareSummary | None, commands: Sequence[str]) -> ModelSummary:
-    made = variant.quantization or Quantization()
-    recipe, bits = made.recipe, made.recipe.get("bits")
+    quantization = variant.quantization or Quantization()
+    recipe, bits = quantization.recipe, quantization.recipe.get("bits")
     budget = any(recipe.get(key) is not None for key in TARGETS)
     scores = next((one.scores for one in variant.verifications if one.scores), None)
     asked = next((one for one in variant.verifications if one.aime), None)
@@ -54,7 +54,7 @@ def _model(variant: VariantRecords, hardware: HardwareSummary | None, commands: 
         method=_text(recipe.get("method")),
         format=_text(recipe.get("format")),
         bits=bits if isinstance(bits, int | float) and not budget else None,
-        bits_per_weight=made.bits_per_weight,
+        bits_per_weight=quantization.bits_per_weight,
         nbytes=_nbytes(variant, hardware),
         quality=scores,
         gates=_gates(variant.verifications),
@@ -63,8 +63,8 @@ def _model(variant: VariantRecords, hardware: HardwareSummary | None, commands: 
         health=asked.health.habits if asked and asked.health else None,
         speed=tuple(row for record in variant.benches for row in record.rows),
         reference=tuple(record.reference for record in variant.benches if record.reference),
-        linears=_linears(made),
-        remarks=tuple(map(untrusted.plain, made.fallbacks)),
+        linears=_linears(quantization),
+        remarks=tuple(map(untrusted.plain, quantization.fallbacks)),
         predictions=_predictions(variant, scores),
         commands=tuple(commands),
         provenance=provenance(variant),
@@ -125,9 +125,9 @@ def _histogram(scores: ProblemScores | None) -> LengthHistogram | None:
     return paired.histogram(baseline, quantized) if baseline and quantized else None
 
 
-def _linears(made: Quantization) -> tuple[LinearLoss, ...]:
+def _linears(record: Quantization) -> tuple[LinearLoss, ...]:
     losses = []
-    for linear in made.linears:
+    for linear in record.linears:
         layer = LAYER.search(linear.name)
         name = untrusted.plain(linear.name)
         losses.append(LinearLoss(name, int(layer[1]) if layer else None, linear.relative_loss, linear.predicted_kl))

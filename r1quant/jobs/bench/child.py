@@ -139,8 +139,8 @@ def _peak_rss() -> int:
         lines = STATUS.read_text("ascii", "replace").splitlines()
     except OSError:
         return peak_rss_bytes()
-    found = next((line.split()[1] for line in lines if line.startswith("VmHWM:")), None)
-    return peak_rss_bytes() if found is None else int(found) * 1024
+    kilobytes = next((line.split()[1] for line in lines if line.startswith("VmHWM:")), None)
+    return peak_rss_bytes() if kilobytes is None else int(kilobytes) * 1024
 
 
 def _torch_bytes() -> int | None:

@@ -77,17 +77,19 @@ def _measured(timing: Timing) -> ReferenceSpeed:
     )
 
 
-def _modelled(found: roofline.Modelled) -> ReferenceSpeed:
-    return ReferenceSpeed(source=roofline.SOURCE, **vars(found))
+def _modelled(modelled: roofline.Modelled) -> ReferenceSpeed:
+    return ReferenceSpeed(source=roofline.SOURCE, **vars(modelled))
 
 
 def stored_sizes(artifact: Artifact) -> roofline.Sizes:
     """As the model is stored. A GGUF file whose blocks are no QLinears is taken at its own size, evenly spread."""
-    made = roofline.sizes(artifact.config, architecture_of(artifact.config), artifact.linear_specs)
+    sizes = roofline.sizes(artifact.config, architecture_of(artifact.config), artifact.linear_specs)
     if artifact.format != "gguf" or artifact.linear_specs:
-        return made
+        return sizes
     stored = sum(path.stat().st_size for path in weight_files(artifact))
-    return replace(made, weights_bytes=stored, streamed_bytes=round(made.streamed_bytes * stored / made.weights_bytes))
+    return replace(
+        sizes, weights_bytes=stored, streamed_bytes=round(sizes.streamed_bytes * stored / sizes.weights_bytes)
+    )
 
 
 def stated_sizes(artifact: Artifact) -> ModelSizes:

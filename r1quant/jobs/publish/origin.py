@@ -45,21 +45,21 @@ def origin(
     repo, revision = _on_hub(source if local is None else None, local, weights)
     if base_model is not None:
         repo, revision = base_model, revision if base_model == repo else None
-    made = record.quantization if isinstance(record, Export) else record
-    name = repo or (made.model if made else None) or (local.name if local else source) or out.resolve().name
+    quantized = record.quantization if isinstance(record, Export) else record
+    name = repo or (quantized.model if quantized else None) or (local.name if local else source) or out.resolve().name
     folders = [out, part, *([local] if local is not None else [])]
     files = [path for folder in folders for pattern in LICENCE_FILES for path in sorted(folder.glob(pattern))]
     text = next((path.read_bytes() for path in files if path.is_file()), None)
-    found = _found(local, repo, text)
+    licence = _found(local, repo, text)
     if source == EMBEDDED or (local is not None and is_embedded(name, local)):
-        found, text = _embedded()
+        licence, text = _embedded()
     clash = None
     if stated is not None:
-        mine = Licence(stated.lower(), origin="whoever published this")
-        if found is not None and found.id != mine.id:
-            clash = f"the licence is given as {mine.label}, but {found.origin} says {found.label}"
-        found = found if found is not None and clash is None else mine
-    return Origin(name, repo, revision, found, text, clash)
+        stated_licence = Licence(stated.lower(), origin="whoever published this")
+        if licence is not None and licence.id != stated_licence.id:
+            clash = f"the licence is given as {stated_licence.label}, but {licence.origin} says {licence.label}"
+        licence = licence if licence is not None and clash is None else stated_licence
+    return Origin(name, repo, revision, licence, text, clash)
 
 
 def _local(part: Path, source: str) -> Path | None:

@@ -42,7 +42,7 @@ def files_of(out: Path) -> dict[str, Path]:
     """Every file by its path with slashes, hidden and unfinished ones aside. Raises CheckpointError for a pickle."""
     if not out.is_dir():
         raise CheckpointError(f"there is no folder {out}", "name the folder that quantize or export has written")
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for folder, names, files in os.walk(out):
         names[:] = sorted(name for name in names if not name.startswith("."))
         for name in sorted(files):
@@ -51,8 +51,8 @@ def files_of(out: Path) -> dict[str, Path]:
                 continue
             if any(PurePosixPath(name.lower()).match(pattern) for pattern in PICKLES):
                 raise pickle_refused(path)
-            found[path.relative_to(out).as_posix()] = path
-    return found
+            paths[path.relative_to(out).as_posix()] = path
+    return paths
 
 
 def parts_of(out: Path, hashes: Mapping[str, str]) -> list[Opened]:
@@ -61,10 +61,10 @@ def parts_of(out: Path, hashes: Mapping[str, str]) -> list[Opened]:
     Raises CheckpointError if there is none, or one is damaged.
     """
     folders = [out, *sorted(path for path in out.iterdir() if path.is_dir() and not path.name.startswith("."))]
-    found = [opened for folder in folders for opened in _in_folder(out, folder, hashes)]
-    if not found:
+    parts = [opened for folder in folders for opened in _in_folder(out, folder, hashes)]
+    if not parts:
         raise CheckpointError(f"{out} holds no quantized model", "make one first: r1quant quantize, or r1quant export")
-    return sorted(found, key=lambda opened: opened.part.format in LATER)
+    return sorted(parts, key=lambda opened: opened.part.format in LATER)
 
 
 def with_equals(parts: list[Opened], records: list[RecordFile], progress: Progress) -> list[Opened]:

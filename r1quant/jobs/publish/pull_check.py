@@ -48,12 +48,12 @@ def pull_check(folder: str | Path, progress: Progress | None = None) -> PullChec
         )
     paths = {path.relative_to(root).as_posix(): path for path in _walked(root)}
     progress.begin("checking", sum(path.stat().st_size for path in paths.values()))
-    found = {
+    present = {
         name: (path.stat().st_size, sha256_of_file(path, partial(progress.advance, text=path.name)))
         for name, path in sorted(paths.items())
     }
-    wrong = faults({name: digest for name, (_, digest) in found.items()}, sums, statement)
-    return PullChecked(found, wrong, None if sums is None else sha256(sums))
+    problems = faults({name: digest for name, (_, digest) in present.items()}, sums, statement)
+    return PullChecked(present, problems, None if sums is None else sha256(sums))
 
 
 def _content(path: Path) -> bytes | None:

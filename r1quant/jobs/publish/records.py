@@ -26,16 +26,16 @@ def found_records(out: Path, inside: Iterable[Path], named: Iterable[Path]) -> l
     given = [path for name in named for path in _listed(name)]
     nearby = [place for base in (out.absolute().parent, Path.cwd()) for place in (base, base / RECORDS)]
     beside = [path for place in nearby for path in sorted(place.glob("*.json"))]
-    found: dict[str, RecordFile] = {}
+    files: dict[str, RecordFile] = {}
     for path in (*given, *(path for path in inside if path.suffix == ".json"), *beside):
         content = read_object(path, SMALL)
         record = read_record(content, lenient=True)
         if content is not None and isinstance(record, Verification | Bench):
             digest = sha256(record_bytes(content))
-            taken = {file.name for key, file in found.items() if key != digest}
+            taken = {file.name for key, file in files.items() if key != digest}
             name = f"{digest[:8]}-{path.name}" if path.name in taken else path.name
-            found.setdefault(digest, RecordFile(name, content, record, path in given))
-    return list(found.values())
+            files.setdefault(digest, RecordFile(name, content, record, path in given))
+    return list(files.values())
 
 
 def _listed(named: Path) -> list[Path]:

@@ -114,19 +114,19 @@ def publish(out: str | Path | None, options: PublishOptions, progress: Progress 
         file.strict()
     source = _origin(folder, parts, options)
     payload = _payload(files, hashes, records, source)
-    found = [source.clash] if source.clash else []
-    found += [_unlicensed(source)] if _unlicensed(source) else []
-    reasons = tuple(dict.fromkeys([*evidence.reasons, *found, *scan([*payload, *_record_files(evidence)])]))
+    objections = [source.clash] if source.clash else []
+    objections += [_unlicensed(source)] if _unlicensed(source) else []
+    reasons = tuple(dict.fromkeys([*evidence.reasons, *objections, *scan([*payload, *_record_files(evidence)])]))
     if reasons and not options.force:
         return Published(options, reasons)
-    whole = _assembled(folder, parts, evidence, source, payload, reasons, options)
+    outgoing = _assembled(folder, parts, evidence, source, payload, reasons, options)
     if place is not None:
-        _write(place, whole, progress)
-        return Published(options, reasons, whole, place)
+        _write(place, outgoing, progress)
+        return Published(options, reasons, outgoing, place)
     assert options.repo is not None
     message = options.message or f"{short_name(options.to, folder)}, quantized by r1quant {provenance.VERSION}"
-    sent = upload(options.repo, whole, options.private, options.revision, message, progress)
-    return Published(options, reasons, whole, None, sent)
+    sent = upload(options.repo, outgoing, options.private, options.revision, message, progress)
+    return Published(options, reasons, outgoing, None, sent)
 
 
 def _place(out: Path, options: PublishOptions) -> Path | None:
@@ -244,16 +244,16 @@ def _how_made(parts: Sequence[Opened]) -> Quantization:
 
 def _statement_body(parts: Sequence[Opened], evidence: Evidence, source: Origin, forced: Sequence[str]) -> JsonObject:
     """The body of provenance.json without the files."""
-    made = public(_how_made(parts).as_dict())
+    how = public(_how_made(parts).as_dict())
     return {
         "r1quant": provenance.VERSION,
         "source": {
             "name": source.name,
             "repo": source.repo,
             "revision": source.revision,
-            **{key: made[key] or None for key in ("weights", "config", "tokenizer")},
+            **{key: how[key] or None for key in ("weights", "config", "tokenizer")},
         },
-        **{key: made[key] or None for key in ("recipe", "calibration", "environment")},
+        **{key: how[key] or None for key in ("recipe", "calibration", "environment")},
         "licence": None
         if source.licence is None
         else {

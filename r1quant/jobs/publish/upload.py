@@ -62,10 +62,10 @@ def upload(
         if revision is not None:
             api.create_branch(repo, branch=revision, exist_ok=True)
         there = _listed(api, repo, revision)
-        wanted = [file for file in files if not _same(there.get(file.path), file)]
-        progress.begin(f"uploading to {repo}", sum(file.nbytes for file in wanted))
-        additions = [CommitOperationAdd(file.path, file.source) for file in wanted]
-        for file, addition in zip(wanted, additions, strict=True):
+        missing = [file for file in files if not _same(there.get(file.path), file)]
+        progress.begin(f"uploading to {repo}", sum(file.nbytes for file in missing))
+        additions = [CommitOperationAdd(file.path, file.source) for file in missing]
+        for file, addition in zip(missing, additions, strict=True):
             if file.nbytes >= ALONE:
                 api.preupload_lfs_files(repo, [addition], revision=revision)
             progress.advance(file.nbytes, file.path)
@@ -79,7 +79,7 @@ def upload(
     if wrong:
         raise UploadError(f"{repo} holds other bytes than were sent: {', '.join(wrong)}", AGAIN)
     extra = set(arrived) - {file.path for file in files} - {".gitattributes"}
-    return Sent(address, tuple(file.path for file in wanted), tuple(sorted(extra)))
+    return Sent(address, tuple(file.path for file in missing), tuple(sorted(extra)))
 
 
 def _listed(api: HfApi, repo: str, revision: str | None) -> dict[str, RepoFile]:
@@ -138,11 +138,11 @@ def _refusal(repo: str, error: Exception, token: str) -> UploadError:
         )
     last = chain[-1]
     reason = f"HTTP {status}" if status else (str(last).strip().splitlines() or [type(last).__name__])[0]
-    where = next((str(link) for link in chain if str(link).startswith("Error while uploading")), "")
-    told = " ".join(filter(None, (where.rstrip("."), reason))).replace(token, "***")
-    return UploadError(f"{repo} could not be written to {constants.ENDPOINT}: {told[:200]}", AGAIN)
+    file = next((str(link) for link in chain if str(link).startswith("Error while uploading")), "")
+    explanation = " ".join(filter(None, (file.rstrip("."), reason))).replace(token, "***")
+    return UploadError(f"{repo} could not be written to {constants.ENDPOINT}: {explanation[:200]}", AGAIN)
 
 
 def _status(error: Exception) -> int | None:
-    found = getattr(getattr(error, "response", None), "status_code", None)
-    return found if isinstance(found, int) else None
+    code = getattr(getattr(error, "response", None), "status_code", None)
+    return code if isinstance(code, int) else None

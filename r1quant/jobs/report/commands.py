@@ -24,10 +24,10 @@ OFF = {
 
 def commands(variant: VariantRecords) -> list[str]:
     """One a line, in the order in which they are to be run."""
-    lines, made = [], variant.quantization
-    if made is not None and made.recipe and variant.model:
-        source = untrusted.short(made.source or variant.model)
-        lines.append(_line("quantize", source, "-o", variant.name, *_flags(made.recipe, Recipe())))
+    lines, quantization = [], variant.quantization
+    if quantization is not None and quantization.recipe and variant.model:
+        source = untrusted.short(quantization.source or variant.model)
+        lines.append(_line("quantize", source, "-o", variant.name, *_flags(quantization.recipe, Recipe())))
     for record in variant.verifications:
         lines.append(_line("verify", variant.name, *_flags(record.options, VerifyOptions())))
     for bench in variant.benches:

@@ -142,14 +142,14 @@ def _with_config(path: Path, record: Record) -> Iterator[tuple[str, Record]]:
 
 def _files(folder: Path, out: Path) -> list[Path]:
     """JSON files below a folder in order of their names, less those of unfinished runs and of the report itself."""
-    found = []
+    paths = []
     for path in folder.rglob("*.json"):
         inner = path.relative_to(folder).parts[:-1]
         if not any(part.endswith(".run") or part.startswith(".") for part in inner) and path.parent != out:
-            found.append(path)
-        if len(found) > MOST:
+            paths.append(path)
+        if len(paths) > MOST:
             raise RecipeError(f"{folder} holds more than {MOST} JSON files", "name the records")
-    return sorted(found)
+    return sorted(paths)
 
 
 def _compared(out: Path, contents: Mapping[str, bytes]) -> tuple[tuple[str, ...], str | None]:
@@ -168,8 +168,8 @@ def _compared(out: Path, contents: Mapping[str, bytes]) -> tuple[tuple[str, ...]
 
 
 def _generator(page: bytes | None) -> str:
-    found = GENERATOR.search((page or b"").decode("utf-8", "replace"))
-    return plain(found[1]) if found else "something else"
+    tag = GENERATOR.search((page or b"").decode("utf-8", "replace"))
+    return plain(tag[1]) if tag else "something else"
 
 
 def _undrawn(page: bytes) -> bytes:
