@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from r1quant.arch.kvcache import Cache, cache_of
 from r1quant.arch.tables import Architecture, head_dim, size
 from r1quant.checkpoint.artifact import LinearSpec
-from r1quant.core.json import Config, JsonObject
+from r1quant.core.json import Config
 from r1quant.errors import RecipeError
 from r1quant.hardware import memory
 from r1quant.hardware.cards import Card
@@ -122,9 +122,6 @@ class Modelled:
     ttft_seconds: float
     prefill_tokens_per_second: float
     decode_tokens_per_second: float
-
-    def as_dict(self) -> JsonObject:
-        return {"source": SOURCE, **vars(self)}
 
 
 def stored_bits(form: LinearSpec) -> float:

@@ -9,16 +9,18 @@ import importlib
 import os
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from r1quant.arch.yarn import yarn
 from r1quant.checkpoint.artifact import has_chat_template
 from r1quant.checkpoint.resolve import open_model
+from r1quant.checkpoint.safetensors import Checkpoint
+from r1quant.core.json import JsonObject
 from r1quant.core.platforms import platform_line
 from r1quant.extras import EXTRAS, missing
-from r1quant.hardware.detect import gpus, host
+from r1quant.hardware.detect import Gpu, gpus, host
 from r1quant.storage.cache import cache_folder
 from r1quant.storage.provenance import version
 
@@ -35,66 +37,144 @@ HEED = ("R1QUANT_", "HF_", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "XDG_CACHE
 SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD")
 
 
-def doctor(model: str | Path | None = None) -> dict[str, Any]:
-    """Findings by part; `advice` is what to do, one line each. Reads headers only.
+@dataclass(frozen=True)
+class BackendState:
+    """Whether the package of a backend can be imported; `reason` says why not."""
 
-    broken: what r1quant cannot do without and does not have, or cannot load.
+    works: bool
+    version: str | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class ExtraState:
+    """Whether an extra is installed, and what it gives."""
+
+    installed: bool
+    gives: str
+
+
+@dataclass(frozen=True)
+class MachineState:
+    """This machine.
+
+    platform         how far this system is tested
+    memory_bytes     that this process may fill
+    free_disk_bytes  of the disk of the working directory
+    instructions     of EXTENSIONS, those that the processor has
     """
+
+    python: str
+    system: str
+    platform: str
+    processor: str
+    cores: int
+    memory_bytes: int
+    free_disk_bytes: int
+    instructions: tuple[str, ...]
+    gpus: tuple[Gpu, ...]
+
+
+@dataclass(frozen=True)
+class CacheState:
+    """A folder that may be deleted at any time."""
+
+    path: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """What is peculiar about a model."""
+
+    name: str
+    model_type: str | None
+    yarn: JsonObject | None
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What this machine has.
+
+    packages     versions by name; None for one that is not installed
+    environment  the variables that r1quant and its libraries heed, without secrets
+    broken       what r1quant cannot do without and does not have, or cannot load
+    advice       what to do, one line each
+    """
+
+    packages: Mapping[str, str | None]
+    backends: Mapping[str, BackendState]
+    extras: Mapping[str, ExtraState]
+    machine: MachineState
+    environment: Mapping[str, str]
+    caches: Mapping[str, CacheState]
+    broken: tuple[str, ...]
+    advice: tuple[str, ...]
+    model: ModelState | None = None
+
+    def as_dict(self) -> JsonObject:
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+def doctor(model: str | Path | None = None) -> JsonObject:
+    """As `diagnose`, for JSON."""
+    return diagnose(model).as_dict()
+
+
+def diagnose(model: str | Path | None = None) -> Diagnosis:
+    """Looks at this machine and, if there is one, at the headers of a model. Raises CheckpointError as open_model."""
     packages = {name: version(name) or None for name in (*REQUIRED, *(extra.package for extra in EXTRAS.values()))}
-    backends = {name: _tried(module) for name, (module, _) in BACKENDS.items()}
+    backends = {name: _backend(module) for name, (module, _) in BACKENDS.items()}
     machine = _machine()
-    useless = "gpu" if not machine["gpus"] else "onnxruntime" if packages["onnxruntime-gpu"] else ""
+    useless = "gpu" if not machine.gpus else "onnxruntime" if packages["onnxruntime-gpu"] else ""
     absent = [name for name, extra in EXTRAS.items() if not packages[extra.package] and name != useless]
-    problems = [missing(name) for name in absent]
-    advice = [f"{problem.message}; {problem.hint}" for problem in problems]
-    advice += [
-        f"{name} is installed, but does not load: {found['reason']}; pip install --force-reinstall 'r1quant[{extra}]'"
-        for name, found in backends.items()
-        if (extra := BACKENDS[name][1]) and not found["works"] and packages[EXTRAS[extra].package]
-    ]
     broken = [f"{name} is not installed" for name in REQUIRED if packages[name] is None]
-    broken += [f"torch does not load: {backends['torch']['reason']}"] if not backends["torch"]["works"] else []
+    broken += [] if backends["torch"].works else [f"torch does not load: {backends['torch'].reason}"]
+    advice = [f"{problem.message}; {problem.hint}" for problem in map(missing, absent)]
+    advice += [
+        f"{name} is installed, but does not load: {state.reason}; pip install --force-reinstall 'r1quant[{extra}]'"
+        for name, state in backends.items()
+        if (extra := BACKENDS[name][1]) and not state.works and packages[EXTRAS[extra].package]
+    ]
     advice += [f"{line}; pip install --force-reinstall r1quant" for line in broken]
-    found: dict[str, Any] = {
-        "packages": packages,
-        "backends": backends,
-        "extras": {name: {"installed": name not in absent, "gives": e.purpose} for name, e in EXTRAS.items()},
-        "machine": machine,
-        "environment": {name: _shown(name) for name in sorted(os.environ) if name.startswith(HEED)},
-        "caches": _caches(),
-        "broken": broken,
-    }
-    if model is not None:
-        found["model"], more = _model(model)
-        advice += more
-    return found | {"advice": advice}
+    checkpoint = None if model is None else open_model(model)
+    return Diagnosis(
+        packages,
+        backends,
+        {name: ExtraState(name not in absent, extra.purpose) for name, extra in EXTRAS.items()},
+        machine,
+        {name: _shown(name) for name in sorted(os.environ) if name.startswith(HEED)},
+        _caches(),
+        tuple(broken),
+        (*advice, *(_advice(checkpoint) if checkpoint else ())),
+        _model(checkpoint) if checkpoint else None,
+    )
 
 
-def _tried(module: str) -> dict[str, Any]:
-    """Whether a package can be imported, and why not."""
+def _backend(module: str) -> BackendState:
     try:
         loaded = importlib.import_module(module)
     except Exception as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return {"works": False, "version": None, "reason": said[:200]}
-    return {"works": True, "version": getattr(loaded, "__version__", None), "reason": None}
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return BackendState(False, None, reason[:200])
+    return BackendState(True, getattr(loaded, "__version__", None), None)
 
 
-def _machine() -> dict[str, Any]:
+def _machine() -> MachineState:
     info = Path("/proc/cpuinfo")
     flags = set(info.read_text("utf-8").split()) if info.is_file() else set()
     here = host()
-    return {
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "platform": platform_line(),
-        "processor": here.processor,
-        "cores": here.cores,
-        "memory_bytes": here.memory_bytes,
-        "free_disk_bytes": shutil.disk_usage(".").free,
-        "instructions": [name for name in EXTENSIONS if name in flags],
-        "gpus": [vars(gpu) for gpu in gpus()],
-    }
+    return MachineState(
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.machine()}",
+        platform=platform_line(),
+        processor=here.processor,
+        cores=here.cores,
+        memory_bytes=here.memory_bytes,
+        free_disk_bytes=shutil.disk_usage(".").free,
+        instructions=tuple(name for name in EXTENSIONS if name in flags),
+        gpus=tuple(gpus()),
+    )
 
 
 def _shown(name: str) -> str:
@@ -103,11 +183,11 @@ def _shown(name: str) -> str:
     return "set" if "@" in value or any(word in name.upper() for word in SECRET) else value
 
 
-def _caches() -> dict[str, Any]:
-    """Where things are kept, and how much is there: answers and sensitivity passes; models of the Hub."""
+def _caches() -> dict[str, CacheState]:
+    """r1quant's own, of answers and sensitivity passes, and that of models of the Hub."""
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     places = {"r1quant": cache_folder(), "hub": Path(os.environ.get("HF_HUB_CACHE") or home / "hub")}
-    return {name: {"path": str(path), "bytes": _size(path)} for name, path in places.items()}
+    return {name: CacheState(str(path), _size(path)) for name, path in places.items()}
 
 
 def _size(folder: Path) -> int:
@@ -120,17 +200,17 @@ def _size(folder: Path) -> int:
     )
 
 
-def _model(model: str | Path) -> tuple[dict[str, Any], list[str]]:
-    checkpoint, advice = open_model(model), []
+def _model(checkpoint: Checkpoint) -> ModelState:
+    stretched, kind = yarn(checkpoint.config), checkpoint.config.get("model_type")
+    return ModelState(checkpoint.source, kind, None if stretched is None else stretched.as_dict())
+
+
+def _advice(checkpoint: Checkpoint) -> Iterator[str]:
+    """On what is peculiar about a model."""
     stretched = yarn(checkpoint.config)
     if stretched is not None and stretched.disagree:
-        advice.append(stretched.explanation)
+        yield stretched.explanation
     if not has_chat_template(checkpoint.side_files):
-        advice.append("the model has no chat template: chat prompts must be formatted by hand")
+        yield "the model has no chat template: chat prompts must be formatted by hand"
     if "tokenizer.json" not in checkpoint.side_files:
-        advice.append("the model has no tokenizer.json, which calibration, measuring and GGUF need")
-    return {
-        "name": checkpoint.source,
-        "model_type": checkpoint.config.get("model_type"),
-        "yarn": None if stretched is None else stretched.as_dict(),
-    }, advice
+        yield "the model has no tokenizer.json, which calibration, measuring and GGUF need"

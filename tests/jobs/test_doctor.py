@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from r1quant.core.platforms import platform_line
 from r1quant.extras import EXTRAS
 from r1quant.hardware import detect
 from r1quant.jobs import doctor as job
+from tests import models
 from tests.conftest import Run
 
 
@@ -66,3 +68,20 @@ def test_a_broken_installation_is_an_exit_code(run: Run, monkeypatch: pytest.Mon
     ran = run("doctor", "--json")
     assert ran.code == 1 and ran.json["broken"] == ["numba is not installed"]
     assert any("pip install --force-reinstall r1quant" in line for line in ran.json["advice"])
+
+
+def test_how_far_this_system_is_tested_is_said(run: Run) -> None:
+    line = job.diagnose().machine.platform
+    assert line == platform_line() and line.startswith(job.diagnose().machine.system)
+    shown = run("doctor")
+    assert "platform" in shown.out and line.split(":")[0] in shown.out
+
+
+def test_a_model_without_a_tokenizer_is_advised_on(run: Run, in_tmp: Path) -> None:
+    models.write_model(in_tmp / "m", "llama")
+    for path in (in_tmp / "m").glob("tokenizer*"):
+        path.unlink()
+    diagnosis = job.diagnose(in_tmp / "m")
+    assert diagnosis.model is not None and diagnosis.model.model_type == "llama"
+    assert any("no tokenizer.json" in line for line in diagnosis.advice)
+    assert "model" not in job.doctor() and job.doctor(in_tmp / "m")["model"]["model_type"] == "llama"
