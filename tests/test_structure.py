@@ -32,7 +32,7 @@ FLOORS: tuple[set[str], ...] = (
 )
 # The same for the verbs, inside jobs.
 JOBS: tuple[set[str], ...] = (
-    {"identity", "checkpoint_writer"},
+    {"identity", "checkpoint_writer", "setup"},
     {"artifacts", "runtimes"},
     {"inspect", "doctor", "check", "generate", "fit", "serving"},
     {"bench", "quantize"},

@@ -3,76 +3,46 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from r1quant.cli import console
+from r1quant.cli.options import Given, Grouped, GroupedOption, ModelName, at_server, build, part_of, takes
+from r1quant.jobs.bench.options import BenchOptions
+from r1quant.jobs.setup import RUNTIME, Setup
 
 if TYPE_CHECKING:
     from r1quant.records.bench import Bench
 
-BACKENDS = "auto, torch, onnxruntime, llamacpp, openai"
 
-
-@click.command()
-@click.argument("out", required=False)
-@click.option("--baseline", help="The float model to take turns with, or none.  [default: what OUT's record says]")
-@click.option("--backend", help=f"Runs OUT: {BACKENDS}.  [default: auto, or openai with --base-url]")
-@click.option("--base-url", "base_urls", multiple=True, help="A server that runs OUT. Repeatable.")
-@click.option("--served-model", "served", help="What the server calls OUT.  [default: the first it lists]")
-@click.option("--prompt-tokens", multiple=True, default=["512"], show_default=True, help="Of each text: 512,4096.")
-@click.option("--new-tokens", multiple=True, default=["128"], show_default=True, help="Of each text.")
-@click.option("--batch", multiple=True, default=["1"], show_default=True, help="Texts at the same time: 1,8,32.")
-@click.option("--repeats", default=5, show_default=True, help="Times that each is measured.")
-@click.option("--warm-up", default=1, show_default=True, help="Times that each is run before that.")
-@click.option("--device", default="auto", show_default=True, help="Of models in torch: cpu, cuda, or auto.")
-@click.option("--dtype", default="auto", show_default=True, help="Of models in torch: float32, bfloat16, ... or auto.")
+@click.command(cls=Grouped)
+@click.argument("out", required=False, type=ModelName())
+@click.option(
+    "--baseline",
+    cls=GroupedOption,
+    group=RUNTIME,
+    help="The float model that takes turns with OUT, or none.",
+    show_default="what the record of OUT says",
+)
+@takes(BenchOptions, Setup, but=("concurrency", "patience"))
 @console.recorded
 @console.common
-def bench(
-    out: str | None,
-    baseline: str | None,
-    prompt_tokens: tuple[str, ...],
-    new_tokens: tuple[str, ...],
-    batch: tuple[str, ...],
-    repeats: int,
-    warm_up: int,
-    record: Path | None,
-    as_json: bool,
-    debug: bool,
-    **how: Any,
-) -> int:
+def bench(out: str | None, baseline: str | None, given: Given, record: Path | None, as_json: bool, debug: bool) -> int:
     """Measure how fast OUT and the model it was made from run here: tokens a second, time to first token, memory.
 
-    --prompt-tokens, --new-tokens and --batch may be given several times or as lists; all combinations are measured.
+    All combinations of --prompt-tokens, --new-tokens and --batch are measured.
     What a card of 40 GB would do is modelled where there is none here, and labelled so.
     OUT left out is the quantized checkpoint last written into the current folder.
     """
-    from r1quant.jobs.bench.run import Protocol
     from r1quant.jobs.bench.run import bench as job
-    from r1quant.jobs.runtimes import Setup
 
-    protocol = Protocol(
-        numbers("prompt-tokens", prompt_tokens), numbers("new-tokens", new_tokens), numbers("batch", batch),
-        repeats, warm_up,
-    )  # fmt: skip
-    how["backend"] = how["backend"] or ("openai" if how["base_urls"] else "auto")
+    setup, options = build(Setup, at_server(part_of(Setup, given))), build(BenchOptions, part_of(BenchOptions, given))
     with console.watching() as progress:
-        measured = job(out, baseline, Setup(**how), protocol, progress, debug)
+        measured = job(out, baseline, setup, options, progress, debug)
     console.write_record(record, measured.as_dict())
     console.emit(measured.as_dict(), as_json, lambda: show(measured))
     return 0
-
-
-def numbers(name: str, values: tuple[str, ...]) -> tuple[int, ...]:
-    """Whole numbers out of what was given, lists taken apart, each once. Raises RecipeError."""
-    from r1quant.errors import RecipeError
-
-    words = [word.strip() for value in values for word in value.split(",")]
-    if not all(word.isdecimal() for word in words):
-        raise RecipeError(f"--{name} {','.join(values)} are not whole numbers", f"give one or several: --{name} 1,8")
-    return tuple(dict.fromkeys(map(int, words)))
 
 
 def show(record: Bench) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Any
 
 import click
 
 from r1quant.cli import console
+from r1quant.cli.options import Given, Grouped, GroupedOption, ModelName, at_server, build, part_of, takes
 from r1quant.cli.settings import pick_model
 from r1quant.core.formatting import seconds_text
+from r1quant.jobs.generate.options import GenerateOptions
+from r1quant.jobs.setup import Setup
+from r1quant.recipe import OUTPUT
 
 
 @click.group()
@@ -18,41 +21,33 @@ def calib() -> None:
     """Text to calibrate on: have a model write its own, and see what a text holds."""
 
 
-@calib.command()
-@click.argument("model", required=False)
-@click.option("--prompts", help="A JSONL file of prompts.  [default: 128 bundled ones; for tiny-r1, its own problems]")
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="The JSONL file.  [default: MODEL-self.jsonl]")
-@click.option("--limit", type=int, help="Only the first so many prompts.")
-@click.option("--samples-per-prompt", type=int, help="Texts for each prompt.  [default: 1]")
-@click.option("--max-tokens", type=int, help="Of a text; longer ones are cut off there, and kept.  [default: 4096]")
-@click.option("--temperature", type=float, help="0 is greedy.  [default: 0.6]")
-@click.option("--top-p", type=float, help="Of the draws.  [default: 0.95]")
-@click.option("--seed", type=int, help="Of the draws.  [default: 0]")
-@click.option("--backend", help="Runs MODEL: torch, onnxruntime, llamacpp, openai, mock or auto.  [default: auto]")
+@calib.command(cls=Grouped)
+@click.argument("model", required=False, type=ModelName())
 @click.option(
-    "--base-url", "base_urls", multiple=True, help="A server that runs MODEL: http://localhost:8000/v1. Repeatable."
+    "-o",
+    "--out",
+    cls=GroupedOption,
+    group=OUTPUT,
+    type=click.Path(path_type=Path),
+    help="JSONL file that is written.",
+    show_default="MODEL-self.jsonl",
 )
-@click.option("--served-model", "served", help="What the server calls MODEL.  [default: the first it lists]")
-@click.option("--concurrency", type=int, help="Requests to servers at a time.  [default: 8]")
-@click.option("--patience", type=float, help="Seconds to wait for servers of which none answers.  [default: 300]")
-@click.option("--device", help="cpu, cuda, or auto.  [default: auto]")
-@click.option("--dtype", help="Precision of torch: float32, bfloat16, float16 or auto.  [default: auto]")
+@takes(GenerateOptions, Setup)
 @console.common
-def generate(model: str | None, out: Path | None, as_json: bool, debug: bool, **given: Any) -> int:
+def generate(model: str | None, out: Path | None, given: Given, as_json: bool, debug: bool) -> int:
     """Have MODEL answer prompts in its own chat format, and write what it says, reasoning and all, for --calib.
 
     Answers are kept in $R1QUANT_CACHE (~/.cache/r1quant) as they arrive: interrupted, the same command goes on, and
     ends in the same file. Its first line says how the others were drawn.
     """
     from r1quant.jobs.generate.run import generate as job
-    from r1quant.jobs.generate.selftext import GenerateOptions, summary_line
+    from r1quant.jobs.generate.selftext import summary_line
 
-    chosen = {key: value for key, value in given.items() if value not in (None, ())}
-    if "base_urls" in chosen:
-        chosen.setdefault("backend", "openai")
+    setup = build(Setup, at_server(part_of(Setup, given)))
+    options = build(GenerateOptions, {**part_of(GenerateOptions, given), "setup": setup})
     name = pick_model(model)
     with console.watching() as progress:
-        done = job(name, out, GenerateOptions.of(chosen), progress)
+        done = job(name, out, options, progress)
 
     def show() -> None:
         again = " (it was complete already)" if done.already_complete else ""
@@ -65,9 +60,14 @@ def generate(model: str | None, out: Path | None, as_json: bool, debug: bool, **
     return 0
 
 
-@calib.command("show")
+@calib.command("show", cls=Grouped)
 @click.argument("text", required=False)
-@click.option("--model", help="Whose tokenizer counts.  [default: as everywhere]")
+@click.option(
+    "--model",
+    type=ModelName(),
+    help="Model whose tokenizer counts the tokens.",
+    show_default="$R1QUANT_MODEL, `model` of r1quant.toml, or tiny-r1",
+)
 @console.common
 def show_text(text: str | None, model: str | None, as_json: bool, debug: bool) -> int:
     """Count what TEXT, a text or JSONL file, holds: documents, tokens, and how many of them are reasoning.

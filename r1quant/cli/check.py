@@ -10,8 +10,10 @@ from r1quant.cli import console
 @click.command()
 @click.argument("a")
 @click.argument("b")
-@click.option("--logits/--no-logits", default=None, help="Also run both.  [default: where both runtimes are installed]")
-@click.option("--tokens", default=64, show_default=True, help="Tokens that both are run on.")
+@click.option(
+    "--logits/--no-logits", default=None, help="Also run both.", show_default="if both runtimes are installed"
+)
+@click.option("--tokens", default=64, show_default=True, help="Number of tokens that both are run on.")
 @console.common
 def check(a: str, b: str, logits: bool | None, tokens: int, as_json: bool, debug: bool) -> int:
     """Prove that A and B, of any two formats, hold the same weights: dequantized, every number equal.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from r1quant.cli import console
+from r1quant.cli.options import ModelName
 from r1quant.core.formatting import bytes_text
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model", required=False)
+@click.argument("model", required=False, type=ModelName())
 @console.common
 def doctor(model: str | None, as_json: bool, debug: bool) -> int:
     """Say what this machine has of all that r1quant can use and, with MODEL, what is peculiar about that model.

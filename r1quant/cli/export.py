@@ -3,45 +3,40 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 from r1quant.cli import console
 from r1quant.cli.next_steps import show as show_next
+from r1quant.cli.options import Given, Grouped, GroupedOption, ModelName, Word, build, takes
 from r1quant.core.formatting import bytes_text, seconds_text
+from r1quant.planning.targets import ExportOptions
+from r1quant.recipe import OUTPUT
 from r1quant.registry import FORMATS
 
 
-@click.command()
-@click.argument("source", required=False)
-@click.option("--to", required=True, help=f"One or more of {', '.join(FORMATS)}, with commas between.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="Output.  [default: named after SOURCE and format]")
+@click.command(cls=Grouped)
+@click.argument("source", required=False, type=ModelName())
 @click.option(
-    "--type", "kind", default="auto", show_default=True, help="GGUF: auto (exact), q4_0, q8_0, bf16, Q4_K_M …"
+    "--to",
+    cls=GroupedOption,
+    group=OUTPUT,
+    required=True,
+    type=Word(tuple(FORMATS)),
+    help="Formats to write, one or more with commas between.",
 )
-@click.option("--embedding", help="exact, f16 or q8_0.  [default: exact]")
-@click.option("--head", help="The output projection: exact, f16 or q8_0.  [default: exact]")
-@click.option("--dtype", help="Floats: float16, bfloat16, float32.  [default: as stored; ONNX float32]")
-@click.option("--onnx-style", "style", default="matmulnbits", show_default=True, help="matmulnbits, or qdq (standard).")
-@click.option("--accuracy-level", type=int, help="ONNX: what is computed in: 1 float32, 4 int8, faster.  [default: 1]")
-@click.option("--zero-points", is_flag=True, help="ONNX: write those of symmetric grids too; DirectML wants them.")
-@click.option("--threads", default=0, show_default=True, help="ONNX: threads for onnxruntime-genai; 0 is its default.")
-@click.option("--split-bytes", type=int, help="GGUF: about how large a part may become.")
-@click.option("--pre", help="GGUF: the pre-tokenizer's name, where it cannot be told.")
 @click.option(
-    "--imatrix",
-    default="guided",
-    show_default=True,
-    help="K-quants: guided (measured, tokens count by how much the answer depends on them), plain (measured, all count "
-    "alike), none, or an importance matrix's file.",
+    "-o",
+    "--out",
+    cls=GroupedOption,
+    group=OUTPUT,
+    type=click.Path(path_type=Path),
+    help="File or folder that is written.",
+    show_default="named after SOURCE and the format",
 )
-@click.option("--calib", help="K-quants: calibration text, as for quantize.  [default: the bundled set]")
-@click.option("--samples", default=64, show_default=True, help="K-quants: calibration windows.")
-@click.option("--seq-len", default=512, show_default=True, help="K-quants: tokens in a window.")
-@click.option("--seed", default=0, show_default=True, help="K-quants: seed of the calibration's shuffle.")
+@takes(ExportOptions)
 @console.common
-def export(source: str | None, to: str, out: Path | None, kind: str, as_json: bool, debug: bool, **rest: Any) -> None:
+def export(source: str | None, to: str, out: Path | None, given: Given, as_json: bool, debug: bool) -> None:
     """Write SOURCE in other formats, with the same weights bit for bit.
 
     SOURCE is a quantized checkpoint (GPTQ, AWQ, compressed-tensors), a GGUF file, an ONNX folder, or a float model,
@@ -51,12 +46,11 @@ def export(source: str | None, to: str, out: Path | None, kind: str, as_json: bo
     from r1quant.jobs.artifacts import newest_output
     from r1quant.jobs.export.run import export as job
     from r1quant.jobs.serving import as_dict, next_steps
-    from r1quant.planning.targets import ExportOptions
 
     name = source if source is not None else newest_output(Path())
     formats = [word.strip() for word in to.split(",") if word.strip()]
     with console.watching() as progress:
-        done = job(name, formats, out, ExportOptions(type=kind, **rest), progress)
+        done = job(name, formats, out, build(ExportOptions, given), progress)
     steps = [next_steps(written.path) for written in done.written]
     content = {**done.as_dict(), "next": [as_dict(step) for artifact in steps for step in artifact]}
 

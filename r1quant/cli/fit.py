@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from r1quant.cli import console
-from r1quant.cli.bench import numbers
+from r1quant.cli.options import Given, Grouped, ModelName, build, takes
 from r1quant.cli.settings import pick_model
 from r1quant.core.formatting import bytes_text, tokens_text
+from r1quant.jobs.fit.options import FitOptions
 from r1quant.records.speed_rows import load_text
 
 if TYPE_CHECKING:
@@ -29,45 +29,25 @@ OVERVIEW = ("fp16", "gptq-w8", "gptq-w4", "gguf-q4_k_m")
 BOUGHT = ("consumer", "apple", "workstation", "data-centre")
 
 
-@click.command()
-@click.argument("model", required=False)
-@click.option("--gpu", "gpus", multiple=True, help="A card, part of its name, or a kind such as laptop. Repeatable.")
-@click.option("--context", type=int, help="Tokens of each text, prompt and answer.  [default: 32768, or the longest]")
-@click.option("--batch", type=int, default=1, show_default=True, help="Texts at the same time.")
-@click.option("--bits", multiple=True, help="Only formats of these bits: 4, or 4,8; 16 are floats.")
-@click.option("--format", "formats", multiple=True, help="Only these: gptq, awq, gguf, gguf-q4_k_m, ... Repeatable.")
-@click.option("--kv-bits", type=int, default=16, show_default=True, help="Of a number in the cache: 16, 8 or 4.")
-@click.option("--gpus", "count", type=int, default=1, show_default=True, help="Cards that share the model.")
-@click.option("--hardware", type=click.Path(path_type=Path), help="A TOML file with cards of your own.")
-@click.option("--detect", is_flag=True, help="Take this machine: its processor and memory, and its GPUs.")
-@click.option(
-    "--records",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="Records of bench, or their folder. Repeatable.",
-)
+@click.command(cls=Grouped)
+@click.argument("model", required=False, type=ModelName())
+@takes(FitOptions)
 @console.common
-def fit(
-    model: str | None,
-    bits: tuple[str, ...],
-    as_json: bool,
-    debug: bool,
-    **asked: Any,
-) -> None:
+def fit(model: str | None, given: Given, as_json: bool, debug: bool) -> None:
     """Say what MODEL needs of hardware in every format, and how fast it would be: memory, context, tokens a second.
 
     With --gpu or --detect: what can I run on this? Without: which hardware holds it, and which is the smallest?
     Reads headers only; of a model on the Hub or a folder, config.json is enough.
     """
-    from r1quant.jobs.fit.run import FitOptions
+    from r1quant.jobs.fit.options import FitOptions
     from r1quant.jobs.fit.run import fit as job
 
-    wanted = FitOptions(bits=numbers("bits", bits) if bits else (), **asked)
-    found = job(pick_model(model), wanted)
+    options = build(FitOptions, given)
+    found = job(pick_model(model), options)
     console.emit(
         found.as_dict(),
         as_json,
-        lambda: show(found, wanted.named or bool(found.records and found.records.measurements)),
+        lambda: show(found, options.named or bool(found.records and found.records.measurements)),
     )
 
 

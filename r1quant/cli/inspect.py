@@ -5,11 +5,12 @@ from __future__ import annotations
 import click
 
 from r1quant.cli import console
+from r1quant.cli.options import ModelName
 from r1quant.cli.settings import pick_model
 
 
 @click.command()
-@click.argument("model", required=False)
+@click.argument("model", required=False, type=ModelName())
 @console.common
 def inspect(model: str | None, as_json: bool, debug: bool) -> None:
     """Say what MODEL is: architecture, size, what can be quantized. Reads headers only."""

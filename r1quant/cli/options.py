@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from r1quant.core.options import OneOf, Option, Size, Text, Within, options_of
+from r1quant.jobs.setup import SERVER
 
 F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R")
@@ -19,8 +20,10 @@ Given = Mapping[str, object]  # what was given of the options of a command, by t
 OTHER = "Other options"
 # In the order in which a help shows them.
 HEADINGS = (
-    "Bits", "Budget instead of bits", "Rounding", "Transforms before rounding", "Calibration", "Output",
-    "Text", "Problems", "Tasks", "Backends and servers", "Device", "Gates", OTHER,
+    "Bits", "Budget instead of bits", "Rounding", "Transforms before rounding", "Calibration",
+    "Text", "Problems", "Tasks", "Loads", "Repeats", "Hardware", "Texts", "Formats", "Prompts", "Answers",
+    "Output", "Floats", "GGUF", "Importance for K-quants of GGUF", "ONNX",
+    "Evidence", "Safety", "Hub", "Backends and servers", "Device", "Gates", OTHER,
 )  # fmt: skip
 
 
@@ -112,10 +115,10 @@ class Grouped(click.Command):
                 formatter.write_dl(sections[heading])
 
 
-def takes(*kinds: type) -> Callable[[Callable[..., R]], Callable[..., R]]:
-    """Decorates a command: it has an option for each field of these dataclasses, and gets those that were given, and
-    only those, as `given`."""
-    options = [option for kind in kinds for option in options_of(kind)]
+def takes(*kinds: type, but: tuple[str, ...] = ()) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """Decorates a command: it has an option for each field of these dataclasses, but not for some, and gets those that
+    were given, and only those, as `given`."""
+    options = [option for kind in kinds for option in options_of(kind) if option.name not in but]
 
     def decorate(function: Callable[..., R]) -> Callable[..., R]:
         @click.pass_context
@@ -147,9 +150,16 @@ def build(kind: Callable[..., R], given: Given) -> R:
     return kind(**given)
 
 
-def at_server(given: Given, urls: str = "base_url", backend: str = "backend") -> dict[str, object]:
-    """With the backend openai if servers are named and no backend is."""
-    return {backend: "openai", **given} if given.get(urls) else dict(given)
+def part_of(kind: type, given: Given) -> Given:
+    """Those that are options of this dataclass."""
+    names = {option.name for option in options_of(kind)}
+    return {name: value for name, value in given.items() if name in names}
+
+
+def at_server(given: Given) -> Given:
+    """With the backend openai for a model whose server is named and whose backend is not."""
+    servers = {"base_url": "backend", "base_urls": "backend", "baseline_url": "baseline_backend"}
+    return {**{backend: SERVER for urls, backend in servers.items() if given.get(urls)}, **given}
 
 
 def _decorator(option: Option) -> Callable[[F], F]:

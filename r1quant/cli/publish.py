@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import click
 
 from r1quant.cli import console
+from r1quant.cli.options import Given, Grouped, GroupedOption, ModelName, build, takes
 from r1quant.core.formatting import bytes_text
+from r1quant.jobs.publish.options import PublishOptions
+from r1quant.recipe import OUTPUT
 
 
-@click.command()
-@click.argument("out", required=False)
-@click.option("--to", required=True, help="A folder to write, or owner/name on the Hugging Face Hub.")
+@click.command(cls=Grouped)
+@click.argument("out", required=False, type=ModelName())
 @click.option(
-    "--record", "records", multiple=True, type=click.Path(path_type=Path),
-    help="A record of verify or bench, or a folder of them. Repeatable.  [default: those in and beside OUT]",
-)  # fmt: skip
-@click.option("--base-model", help="The model it was made from, as owner/name.  [default: what its record says]")
-@click.option("--license", "licence", help="Its licence, where that cannot be found out: mit, apache-2.0 ...")
-@click.option("--force", is_flag=True, help="Publish although something speaks against it; the card tells what.")
-@click.option("--dry-run", is_flag=True, help="Upload nothing: write the folder, and say what would be uploaded.")
-@click.option("--private", is_flag=True, help="A new repository is private.")
-@click.option("--revision", help="The branch to commit to.  [default: main]")
-@click.option("--message", help="Of the commit.")
+    "--to",
+    cls=GroupedOption,
+    group=OUTPUT,
+    required=True,
+    help="Folder to write, or owner/name on the Hugging Face Hub.",
+)
+@takes(PublishOptions)
 @console.common
-def publish(out: str | None, as_json: bool, debug: bool, **given: Any) -> int:
+def publish(out: str | None, to: str, given: Given, as_json: bool, debug: bool) -> int:
     """Give OUT away with its measurements, licence, checksums and provenance: in a folder, or on the Hub.
 
     OUT is a folder that quantize or export wrote, or one that holds several of those; left out, it is the quantized
@@ -34,16 +30,15 @@ def publish(out: str | None, as_json: bool, debug: bool, **given: Any) -> int:
     or of other files, the licence is unknown or forbids it, or something looks like a secret. The token for the Hub is
     that of HF_TOKEN or of 'hf auth login'.
     """
-    from r1quant.jobs.publish.run import PublishOptions
     from r1quant.jobs.publish.run import publish as job
 
     with console.watching() as progress:
-        done = job(out, PublishOptions(**given), progress)
+        done = job(out, build(PublishOptions, {"to": to, **given}), progress)
     found = done.as_dict()
 
     def show() -> None:
         if not done.done:
-            console.note(f"refused: {given['to']} was not written")
+            console.note(f"refused: {to} was not written")
         elif found["forced"]:
             console.note("published by --force, although:")
         for reason in found["refused"]:

@@ -20,13 +20,13 @@ from r1quant.cli import console
     help="Folder of the report.",
 )
 @click.option("--png", is_flag=True, help="Also draw the main chart as PNG, for model cards.")
-@click.option("--check", is_flag=True, help="Write nothing; exit with 1 where the report that is there would differ.")
+@click.option("--check", is_flag=True, help="Write nothing; exit with 1 if the report that is there would differ.")
 @console.common
 def report(records: tuple[Path, ...], out: Path, png: bool, check: bool, as_json: bool, debug: bool) -> int:
     """Make a report of RECORDS: one HTML page that needs no network, Markdown, and JSON.
 
     RECORDS are files that quantize, verify and bench wrote with --record, outputs of quantize, or folders that hold
-    such.  [default: the current folder]
+    such; left out, they are those in the current folder.
     """
     from r1quant.jobs.report.run import report as job
 

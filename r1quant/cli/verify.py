@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from r1quant.cli import console
-from r1quant.cli.options import Given, Grouped, GroupedOption, at_server, build, takes
+from r1quant.cli.options import Given, Grouped, GroupedOption, ModelName, at_server, build, takes
 from r1quant.cli.settings import read_settings
-from r1quant.jobs.verify.options import RUNTIME as MODELS
+from r1quant.jobs.setup import RUNTIME
 from r1quant.jobs.verify.options import VerifyOptions
 
 if TYPE_CHECKING:
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Grouped)
-@click.argument("out", required=False)
+@click.argument("out", required=False, type=ModelName())
 @click.option(
     "--baseline",
     cls=GroupedOption,
-    group=MODELS,
+    group=RUNTIME,
     help="The float model that OUT was made from.",
     show_default="what the record of OUT says",
 )
@@ -75,7 +75,7 @@ def verify(
 
 def chosen(given: Given) -> VerifyOptions:
     """The options that were given, with what follows from naming a server: most servers cannot score a text."""
-    values = at_server(at_server(given), "baseline_url", "baseline_backend")
+    values = dict(at_server(given))
     if values.get("base_url") and values.keys() & {"aime", "health", "tasks"}:
         values.setdefault("windows", 0)
     return build(VerifyOptions, values)

@@ -2,60 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from r1quant.arch.tables import architecture_of
 from r1quant.backends import Runtime
 from r1quant.checkpoint.artifact import Artifact
 from r1quant.checkpoint.tokenizer import Tokenizer
-from r1quant.core.options import Text
 from r1quant.errors import RecipeError
 from r1quant.extras import need
+from r1quant.jobs.setup import BACKENDS, SERVER, Setup
 
-LOCAL = ("torch", "onnxruntime", "llamacpp")
-SERVER = "openai"
-BACKENDS = (*LOCAL, SERVER, "mock")
 OF_FORMAT = {"onnx": "onnxruntime", "gguf": "llamacpp"}  # else torch
 EXTRA_OF = {"onnxruntime": "onnxruntime", "llamacpp": "llamacpp", SERVER: "server"}
-DTYPES = ("float32", "bfloat16", "float16")
-BACKEND = Text(f"choose from auto, {', '.join(BACKENDS)}", suggestions=("auto", *BACKENDS))
-ADDRESS = Text("give an address such as http://localhost:8000/v1")
-
-
-@dataclass(frozen=True)
-class Setup:
-    """How a model is run. Raises RecipeError where servers are named for another backend than openai, or none for it,
-    and for numbers that ask nobody.
-
-    backend        one of BACKENDS, or auto, which is the one that the model's format is made for
-    device, dtype  where and in what precision torch computes; auto takes what suits this machine
-    slots          the most texts that torch completes at a time; memory decides where it is None
-    base_urls      OpenAI-compatible servers of this one model, such as http://localhost:8000/v1
-    served         the name it is served under; the first that the server lists where it is None
-    concurrency    requests under way at a time, over all servers
-    patience       seconds to wait for servers of which none answers
-    """
-
-    backend: str = "auto"
-    device: str = "auto"
-    dtype: str = "auto"
-    slots: int | None = None
-    base_urls: tuple[str, ...] = ()
-    served: str | None = None
-    concurrency: int = 8
-    patience: float = 300.0
-
-    def __post_init__(self) -> None:
-        if bool(self.base_urls) != (self.backend == SERVER):
-            raise RecipeError("--base-url and the backend openai belong together", "give both, or leave out --base-url")
-        if self.concurrency < 1 or not 0 <= self.patience < math.inf:
-            raise RecipeError(
-                f"servers cannot be asked with concurrency {self.concurrency} and patience {self.patience}",
-                "give a whole number from 1 up, and seconds from 0 up",
-            )
 
 
 def backend_of(artifact: Artifact, wanted: str) -> str:

@@ -8,20 +8,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from r1quant.arch.tables import Architecture
 from r1quant.checkpoint.artifact import LinearSpec
+from r1quant.core.options import OneOf, Size, Text, Within, check, option
 from r1quant.errors import RecipeError
 from r1quant.formats.codec import other_kind
-from r1quant.formats.gguf.options import K_QUANTS, GgufOptions
+from r1quant.formats.gguf.options import K_QUANTS, TYPES, GgufOptions
 from r1quant.formats.gguf.options import problem as gguf_problem
 from r1quant.formats.onnx.options import OnnxOptions
 from r1quant.formats.onnx.options import problem as onnx_problem
 from r1quant.formats.onnx.options import unsupported as onnx_unsupported
 from r1quant.formats.table import CODECS
+from r1quant.recipe import ENOUGH_TEXT
 from r1quant.registry import FORMATS
 
+FLOATS, GGUF, KQUANTS, ONNX = "Floats", "GGUF", "Importance for K-quants of GGUF", "ONNX"
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 TABLES = ("exact", "f16", "q8_0")
 GUIDED, PLAIN, NONE = "guided", "plain", "none"
@@ -37,49 +40,81 @@ ONLY_FOR: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How it is written, beyond the format.
+    """How a model is written, beyond the format. Left at its default, an option says nothing to a format."""
 
-    type              of GGUF: auto (exact), a block or float type, or a K-quant such as Q4_K_M (a requantization)
-    dtype             floats of safetensors and activations of ONNX: float16, bfloat16, float32; None keeps the stored
-                      dtype (safetensors) or takes float32 (ONNX)
-    embedding, head   exact, f16 or q8_0; None is exact, or what a float `type` of GGUF says for the whole file
-    style             of ONNX: matmulnbits or qdq
-    accuracy_level    of ONNX's MatMulNBits: 0 .. 4; None takes the default
-    zero_points       of ONNX: write those of symmetric grids too, which DirectML wants
-    threads           of onnxruntime-genai; 0 leaves it to the runtime
-    split_bytes       of GGUF: about how large a part may become
-    pre               of GGUF: the pre-tokenizer's name, where it cannot be told
-    imatrix           of K-quants: guided (measured, each token counts by the norm of its gradient), plain (measured,
-                      all count alike), none, or the file of an importance matrix that is there already
-    calib, samples, seq_len, seed    of K-quants: the text that importance is measured on, as in a recipe
-    """
-
-    type: str = "auto"
-    dtype: str | None = None
-    embedding: str | None = None
-    head: str | None = None
-    style: str = "matmulnbits"
-    accuracy_level: int | None = None
-    zero_points: bool = False
-    threads: int = 0
-    split_bytes: int | None = None
-    pre: str | None = None
-    imatrix: str = GUIDED
-    calib: str | None = None
-    samples: int = 64
-    seq_len: int = 512
-    seed: int = 0
+    type: str = option(
+        "auto",
+        GGUF,
+        "Type of the weights in GGUF: auto (the smallest exact one), q4_0, q8_0, bf16, ..., or a K-quant such "
+        "as Q4_K_M, which rounds anew.",
+        Text("name a type such as auto, q8_0 or Q4_K_M", suggestions=(*TYPES, *K_QUANTS)),
+    )
+    dtype: str | None = option(
+        None,
+        FLOATS,
+        "Precision of the floats in safetensors, and of activations in ONNX.",
+        OneOf(tuple(DTYPES)),
+        shown="as stored; float32 in ONNX",
+    )
+    embedding: str | None = option(
+        None,
+        FLOATS,
+        "How the embedding is written in GGUF and ONNX.",
+        OneOf(TABLES),
+        shown="exact, or the --type of a GGUF file of floats",
+    )
+    head: str | None = option(
+        None,
+        FLOATS,
+        "How the output projection is written in GGUF and ONNX.",
+        OneOf(TABLES),
+        shown="exact, or the --type of a GGUF file of floats",
+    )
+    style: str = option(
+        "matmulnbits",
+        ONNX,
+        "Operators in ONNX: onnxruntime's own MatMulNBits, which is fast, or the standard ones of qdq.",
+        OneOf(("matmulnbits", "qdq")),
+        flag="--onnx-style",
+    )
+    accuracy_level: int | None = option(
+        None,
+        ONNX,
+        "What MatMulNBits computes with: 1 is float32; 4 is int8, faster and less exact; 0 is the runtime's choice.",
+        OneOf((0, 1, 2, 3, 4)),
+        shown=str(OnnxOptions.accuracy_level),
+    )
+    zero_points: bool = option(False, ONNX, "Write the zero points of symmetric grids too, which DirectML wants.")
+    threads: int = option(
+        0, ONNX, "Threads that onnxruntime-genai is told to take; 0 leaves it to the runtime.", Within(0, 65535)
+    )
+    split_bytes: int | None = option(
+        None, GGUF, "Split the GGUF file into parts of about this size, such as 4GB.", Size(), shown="one file"
+    )
+    pre: str | None = option(
+        None, GGUF, "Name of the pre-tokenizer in GGUF, if it cannot be told from the tokenizer.", Text(), shown=""
+    )
+    imatrix: str = option(
+        GUIDED,
+        KQUANTS,
+        "Importance of the weights: guided (measured, each token counts by its gradient), plain (measured, "
+        "all tokens count alike), none, or the file of an importance matrix.",
+        Text("choose from guided, plain and none, or name a file of llama.cpp's llama-imatrix", suggestions=MATRICES),
+    )
+    calib: str | None = option(
+        None,
+        KQUANTS,
+        "Text that importance is measured on: a text or JSONL file, or hub:NAME for a dataset.",
+        Text("give the name of a file, or hub:NAME"),
+        shown="the bundled text",
+    )
+    samples: int = option(64, KQUANTS, "Number of calibration windows.", Within(1, need=ENOUGH_TEXT))
+    seq_len: int = option(512, KQUANTS, "Tokens in each calibration window.", Within(2, need=ENOUGH_TEXT))
+    seed: int = option(0, KQUANTS, "Seed of the shuffle that chooses the calibration windows.", Within(0))
 
     def __post_init__(self) -> None:
         """Raises RecipeError naming the first value that is not possible."""
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise RecipeError(f"dtype {self.dtype!r} is not supported", f"choose from {', '.join(DTYPES)}")
-        for name in ("embedding", "head"):
-            if getattr(self, name) not in (None, *TABLES):
-                wrong = f"{name} {getattr(self, name)!r} is not supported"
-                raise RecipeError(wrong, f"choose from {', '.join(TABLES)}")
-        if self.samples < 1 or self.seq_len < 2:
-            raise RecipeError(f"samples {self.samples} x seq-len {self.seq_len} is no text", "use at least 1 x 2")
+        check(self)
         if self.imatrix not in MATRICES and not Path(self.imatrix).is_file():
             wrong = f"there is no importance matrix {self.imatrix!r}"
             raise RecipeError(wrong, f"use {', '.join(MATRICES)}, or name a file of llama.cpp's llama-imatrix")
@@ -119,6 +154,26 @@ class ExportOptions:
             chosen["accuracy_level"] = self.accuracy_level
         chosen |= {key: "q8" for key in ("embedding", "head") if getattr(self, key) == "q8_0"}
         return OnnxOptions(**chosen)
+
+
+class ExportArguments(TypedDict, total=False):
+    """The fields of ExportOptions as named arguments."""
+
+    type: str
+    dtype: str | None
+    embedding: str | None
+    head: str | None
+    style: str
+    accuracy_level: int | None
+    zero_points: bool
+    threads: int
+    split_bytes: int | None
+    pre: str | None
+    imatrix: str
+    calib: str | None
+    samples: int
+    seq_len: int
+    seed: int
 
 
 def problem(format: str, form: LinearSpec, options: ExportOptions) -> str | None:

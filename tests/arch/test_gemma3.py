@@ -26,7 +26,8 @@ from r1quant.engine.transforms.folds import folded, folds
 from r1quant.engine.transforms.rotate import rotated
 from r1quant.errors import CheckpointError, RecipeError
 from r1quant.jobs.artifacts import open_artifact
-from r1quant.jobs.fit.run import FitOptions, fit
+from r1quant.jobs.fit.options import FitOptions
+from r1quant.jobs.fit.run import fit
 from r1quant.planning.targets import ExportOptions
 from tests import independent, models
 

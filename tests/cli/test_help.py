@@ -14,17 +14,32 @@ import pytest
 from r1quant.cli import cli
 from r1quant.cli.options import HEADINGS
 from r1quant.core.options import OneOf, options_of
+from r1quant.jobs.bench.options import BenchOptions
+from r1quant.jobs.fit.options import FitOptions
+from r1quant.jobs.generate.options import GenerateOptions
+from r1quant.jobs.publish.options import PublishOptions
+from r1quant.jobs.setup import Setup
 from r1quant.jobs.verify.options import VerifyOptions
+from r1quant.planning.targets import ExportOptions
 from r1quant.recipe import Recipe
 from r1quant.registry import PRESETS
 from tests.conftest import Run
 
-DECLARED = {"plan": Recipe, "quantize": Recipe, "verify": VerifyOptions}
+DECLARED = [
+    ("plan", Recipe), ("quantize", Recipe), ("verify", VerifyOptions), ("export", ExportOptions),
+    ("bench", BenchOptions), ("fit", FitOptions), ("publish", PublishOptions), ("calib generate", GenerateOptions),
+    ("calib generate", Setup),
+]  # fmt: skip
 SECTIONS = {
     "quantize": [
         "Bits", "Budget instead of bits", "Rounding", "Transforms before rounding", "Calibration", "Output", "Device",
         "Other options",
     ],
+    "bench": ["Loads", "Repeats", "Backends and servers", "Device", "Other options"],
+    "calib generate": ["Prompts", "Answers", "Output", "Backends and servers", "Device", "Other options"],
+    "export": ["Output", "Floats", "GGUF", "Importance for K-quants of GGUF", "ONNX", "Other options"],
+    "fit": ["Hardware", "Texts", "Formats", "Other options"],
+    "publish": ["Output", "Evidence", "Safety", "Hub", "Other options"],
     "verify": ["Text", "Problems", "Tasks", "Backends and servers", "Device", "Gates", "Other options"],
 }  # fmt: skip
 HEAVY = ("torch", "transformers", "numba", "tokenizers", "huggingface_hub", "gguf", "datasets", "jinja2", "safetensors")
@@ -84,7 +99,7 @@ OPTIONS = [
     (" ".join(path), option)
     for path, command in COMMANDS.items()
     for option in command.params
-    if isinstance(option, click.Option) and set(path) & set(DECLARED)
+    if isinstance(option, click.Option)
 ]
 
 
@@ -96,16 +111,16 @@ def test_no_help_text_states_a_default_by_hand(command: str, option: click.Optio
 
 
 def test_every_heading_is_in_the_order_of_headings() -> None:
-    groups = {option.declaration.group for kind in DECLARED.values() for option in options_of(kind)}
+    groups = {option.declaration.group for _, kind in DECLARED for option in options_of(kind)}
     assert groups <= set(HEADINGS)
 
 
 @pytest.mark.parametrize(
-    ("command", "kind"), DECLARED.items(), ids=lambda value: value if isinstance(value, str) else ""
+    ("command", "kind"), DECLARED, ids=[f"{command} {kind.__name__}" for command, kind in DECLARED]
 )
 def test_each_field_is_an_option_with_its_default(command: str, kind: type) -> None:
-    options = {option.name: option for option in cli.commands[command].params}
-    context = click.Context(cli.commands[command])
+    found = COMMANDS[tuple(command.split())]
+    options, context = {option.name: option for option in found.params}, click.Context(found)
     for declared in options_of(kind):
         option = options[declared.name]
         assert isinstance(option, click.Option) and option.help == declared.declaration.help
@@ -115,7 +130,9 @@ def test_each_field_is_an_option_with_its_default(command: str, kind: type) -> N
         assert option.hidden is (isinstance(values, OneOf) and len(values.values) == 1), "only if there is no choice"
         if shown is None and not option.hidden and declared.default not in (None, (), False):
             text = " ".join((option.get_help_record(context) or ("", ""))[1].split())
-            value = declared.flags[0].removeprefix("--") if declared.default is True else str(declared.default)
+            default = declared.default
+            value = str(default[0] if isinstance(default, tuple) else default)
+            value = declared.label if default is True else value
             assert f"[default: {value}" in text, (declared.name, text)
 
 
@@ -131,7 +148,7 @@ def test_what_presets_say_is_read_from_them() -> None:
 
 def test_long_helps_are_in_sections(run: Run) -> None:
     for command, headings in SECTIONS.items():
-        lines = run(command, "--help").out.splitlines()
+        lines = run(*command.split(), "--help").out.splitlines()
         found = [line.rstrip(":") for line in lines if line.endswith(":") and not line.startswith(" ")]
         assert found == headings, command
 

@@ -23,7 +23,8 @@ from r1quant.core.json import JsonObject
 from r1quant.errors import R1QuantError
 from r1quant.jobs.artifacts import open_artifact
 from r1quant.jobs.bench.process import BenchLoad, OpenedModel, PeakMemory, ProcessSettings
-from r1quant.jobs.runtimes import SERVER, backend_of, open_runtime
+from r1quant.jobs.runtimes import backend_of, open_runtime
+from r1quant.jobs.setup import SERVER
 from r1quant.metrics.speed import Timed
 from r1quant.records.bench import BenchCard
 from r1quant.storage.provenance import environment, peak_rss_bytes

@@ -17,7 +17,7 @@ from types import TracebackType
 from r1quant import errors
 from r1quant.core.json import JsonObject
 from r1quant.errors import R1QuantError
-from r1quant.jobs.runtimes import Setup
+from r1quant.jobs.setup import Setup
 from r1quant.metrics.speed import Timed
 from r1quant.records.bench import BenchCard
 from r1quant.records.reading import read
@@ -40,7 +40,8 @@ class ProcessSettings:
     @staticmethod
     def restored(values: JsonObject) -> ProcessSettings:
         """From what dataclasses.asdict made of them."""
-        return ProcessSettings(**{**values, "setup": Setup(**values["setup"])})
+        stated = values["setup"]
+        return ProcessSettings(**{**values, "setup": Setup(**{**stated, "base_urls": tuple(stated["base_urls"])})})
 
 
 @dataclass(frozen=True)

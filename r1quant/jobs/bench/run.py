@@ -27,10 +27,12 @@ from r1quant.data import windows
 from r1quant.errors import CheckpointError, RecipeError
 from r1quant.hardware.detect import host
 from r1quant.jobs.artifacts import newest_output, open_artifact, source_of
+from r1quant.jobs.bench.options import BenchOptions, Load
 from r1quant.jobs.bench.process import BenchLoad, BenchProcess, BenchPrompt, PeakMemory, ProcessSettings
 from r1quant.jobs.bench.record import headline, order, reference, stated_sizes
 from r1quant.jobs.identity import identity
-from r1quant.jobs.runtimes import SERVER, Setup, backend_of
+from r1quant.jobs.runtimes import backend_of
+from r1quant.jobs.setup import SERVER, Setup
 from r1quant.metrics.speed import Speed, latencies, ratios, speed, speeds
 from r1quant.progress import Progress, Silent
 from r1quant.records.bench import Bench, BenchMachine, BenchProtocol, BenchRow, BenchText, Timing
@@ -39,36 +41,6 @@ from r1quant.storage import provenance
 from r1quant.storage.cache import cache_folder
 
 NONE = "none"
-
-
-@dataclass(frozen=True)
-class Load:
-    """One point of the grid: `batch` texts at the same time, so many tokens in and out of each."""
-
-    prompt_tokens: int
-    new_tokens: int
-    batch: int
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """What is run, and how often. Raises RecipeError for numbers that measure nothing."""
-
-    prompt_tokens: tuple[int, ...] = (512,)
-    new_tokens: tuple[int, ...] = (128,)
-    batch: tuple[int, ...] = (1,)
-    repeats: int = 5
-    warm_up: int = 1
-
-    def __post_init__(self) -> None:
-        named = (("prompt-tokens", self.prompt_tokens, 1), ("new-tokens", self.new_tokens, 2), ("batch", self.batch, 1))
-        for name, values, least in (*named, ("repeats", (self.repeats,), 1), ("warm-up", (self.warm_up,), 0)):
-            if not values or min(values) < least:
-                raise RecipeError(f"{name} {min(values, default='')} is too few", f"give at least {least}")
-
-    @property
-    def loads(self) -> list[Load]:
-        return [Load(*point) for point in itertools.product(self.prompt_tokens, self.new_tokens, self.batch)]
 
 
 @dataclass
@@ -111,7 +83,7 @@ def bench(
     out: str | Path | None = None,
     baseline: str | Path | None = None,
     setup: Setup | None = None,
-    protocol: Protocol | None = None,
+    protocol: BenchOptions | None = None,
     progress: Progress | None = None,
     debug: bool = False,
 ) -> Bench:
@@ -126,7 +98,8 @@ def bench(
 
     Raises RecipeError, CheckpointError, MissingDependency, and R1QuantError if a model's process was ended.
     """
-    begun, setup, protocol, progress = time.monotonic(), setup or Setup(), protocol or Protocol(), progress or Silent()
+    begun, progress = time.monotonic(), progress or Silent()
+    setup, protocol = setup or Setup(), protocol or BenchOptions()
     options = _options(setup)
     case = _opened(out, baseline, setup, protocol)
     rows, environment = _measured(case, protocol, progress, debug)
@@ -171,7 +144,7 @@ def _options(setup: Setup) -> Settings:
     return {**own, "base_urls": urls, "served": setup.served}
 
 
-def _opened(out: str | Path | None, baseline: str | Path | None, setup: Setup, protocol: Protocol) -> _Case:
+def _opened(out: str | Path | None, baseline: str | Path | None, setup: Setup, protocol: BenchOptions) -> _Case:
     """Reads headers and the text. Raises what can be refused before a model is run."""
     named = str(out if out is not None else newest_output(Path()))
     artifact = open_artifact(named)
@@ -190,7 +163,7 @@ def _opened(out: str | Path | None, baseline: str | Path | None, setup: Setup, p
 
 
 def _measured(
-    case: _Case, protocol: Protocol, progress: Progress, debug: bool
+    case: _Case, protocol: BenchOptions, progress: Progress, debug: bool
 ) -> tuple[list[BenchRow], dict[str, str]]:
     """A row for every load, and the environment of the processes."""
     prompts = _Prompts(case.text.tokens.reshape(-1), case.tokenizer)
@@ -281,7 +254,7 @@ class _Prompts:
         return prompts
 
 
-def _check_context(artifact: Artifact, protocol: Protocol) -> None:
+def _check_context(artifact: Artifact, protocol: BenchOptions) -> None:
     longest, most = artifact.config.get("max_position_embeddings"), max(protocol.prompt_tokens)
     total = most + max(protocol.new_tokens)
     if isinstance(longest, int) and total > longest:

@@ -11,7 +11,8 @@ from r1quant.checkpoint.artifact import Artifact
 from r1quant.checkpoint.tokenizer import Tokenizer
 from r1quant.data import windows
 from r1quant.errors import CalibrationError, CheckpointError, MissingDependency
-from r1quant.jobs.runtimes import Setup, open_runtime
+from r1quant.jobs.runtimes import open_runtime
+from r1quant.jobs.setup import Setup
 from r1quant.progress import Progress
 
 UNASKED_LIMIT = 2 * 10**9  # bytes of float32 weights up to which models are run without being asked to

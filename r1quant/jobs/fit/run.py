@@ -19,10 +19,10 @@ from r1quant.hardware import roofline
 from r1quant.hardware.cards import Card, cards, matching, with_own
 from r1quant.hardware.inventory import Inventory
 from r1quant.jobs.fit.model import outline
+from r1quant.jobs.fit.options import FitOptions
 from r1quant.jobs.fit.rows import BASELINE_CARD, BASELINE_FORMAT, Row, Rows
 from r1quant.planning.recommend import Capacities, Load, Recommendation, candidates, recommend, usual_efficiency
 from r1quant.planning.variants import FormatVariant, VariantWeights, held, usual, variants
-from r1quant.recipe import FLOAT
 
 TYPICAL = ("RTX 4060", "RTX 3060 12GB", "RTX 4090", "A100 80GB")  # for which something is recommended if none is named
 DEFAULT_CONTEXT = 32768  # what reasoning takes
@@ -31,49 +31,6 @@ ALONE = ("laptop", "apple", "jetson", "cpu")  # kinds of which one does not buy 
 
 if TYPE_CHECKING:
     from r1quant.jobs.fit.records import Records
-
-
-@dataclass(frozen=True)
-class FitOptions:
-    """What is asked.
-
-    gpus      names of cards, or of kinds of them; all if it is empty
-    formats   names of formats or of variants, bits: of weights; the usual ones if both are empty
-    context   tokens of each text, prompt and answer; None takes what reasoning needs, or the model's longest
-    batch     texts at the same time
-    kv_bits   of a number in the cache
-    count     cards of one kind that share the model
-    hardware  a file with cards of one's own
-    detect    whether this machine is one of them
-    records   files of bench, or folders with them
-    """
-
-    gpus: tuple[str, ...] = ()
-    formats: tuple[str, ...] = ()
-    bits: tuple[int, ...] = ()
-    context: int | None = None
-    batch: int = 1
-    kv_bits: int = FLOAT
-    count: int = 1
-    hardware: Path | None = None
-    detect: bool = False
-    records: tuple[Path, ...] = ()
-
-    @property
-    def named(self) -> bool:
-        """Whether hardware is named, rather than asked for."""
-        return bool(self.gpus or self.hardware or self.detect)
-
-    @property
-    def narrowed(self) -> bool:
-        """Whether formats or bits are named."""
-        return bool(self.formats or self.bits)
-
-    def __post_init__(self) -> None:
-        """Raises RecipeError for numbers that are not possible."""
-        for name, value in (("context", self.context), ("batch", self.batch), ("gpus", self.count)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise RecipeError(f"{name} is {value!r}", f"give a whole number of at least 1 with --{name}")
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from r1quant.checkpoint.tokenizer import Tokenizer
 from r1quant.data import prompts, texts, windows
 from r1quant.errors import CalibrationError, RecipeError, ResumeError
 from r1quant.jobs.artifacts import open_artifact
-from r1quant.jobs.generate.selftext import GeneratedText, GenerateOptions, TextGenerator, summary
+from r1quant.jobs.generate.options import GenerateOptions
+from r1quant.jobs.generate.selftext import GeneratedText, TextGenerator, summary
 from r1quant.metrics import tokenclass
 from r1quant.progress import Progress, Silent
 from r1quant.records.text import THINKING

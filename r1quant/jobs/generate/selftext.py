@@ -9,12 +9,11 @@ import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
-from r1quant.backends import Prompt, Runtime, Sampling
+from r1quant.backends import Prompt, Runtime
 from r1quant.backends.openai_client import redact_url
 from r1quant.checkpoint.artifact import Artifact, stop_tokens
 from r1quant.checkpoint.resolve import is_embedded
@@ -24,58 +23,19 @@ from r1quant.core.thinking import CLOSING
 from r1quant.data import prompts, selfcalib, windows
 from r1quant.data.prompts import Messages
 from r1quant.data.windows import Calibration
-from r1quant.errors import CalibrationError, RecipeError
+from r1quant.errors import CalibrationError
 from r1quant.formats import table
+from r1quant.jobs.generate.options import GenerateOptions
 from r1quant.jobs.generate.samples import Sample, Samples, collect, prompt_for, token_prompt
 from r1quant.jobs.identity import identity
-from r1quant.jobs.runtimes import Setup, backend_of, installed, open_runtime
+from r1quant.jobs.runtimes import backend_of, installed, open_runtime
+from r1quant.jobs.setup import Setup
 from r1quant.progress import Progress
 from r1quant.recipe import Recipe
 from r1quant.storage.cache import cache_folder
 
 TOKENS_GUESSED = 256  # of a text, as long as there is none to go by
 Asked = tuple[str, Messages, int]  # a prompt's name, what it says, and for which time it is asked
-
-
-@dataclass(frozen=True)
-class GenerateOptions:
-    """What a model is asked, and how its answers are drawn.
-
-    prompts             a JSONL file, or None for the bundled prompts; limit: only the first so many
-    samples_per_prompt  answers to each, with the seeds that follow from `seed`
-    setup               how the model is run
-    """
-
-    prompts: str | None = None
-    limit: int | None = None
-    samples_per_prompt: int = 1
-    max_tokens: int = 4096
-    temperature: float = selfcalib.TEMPERATURE
-    top_p: float = selfcalib.TOP_P
-    seed: int = 0
-    setup: Setup = field(default_factory=Setup)
-
-    def __post_init__(self) -> None:
-        """Raises RecipeError naming the first value that is not possible."""
-        for name in ("limit", "samples_per_prompt", "max_tokens"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise RecipeError(f"{name.replace('_', '-')} is {value}", "give a whole number of at least 1")
-        if not (0 <= self.temperature < math.inf and 0 < self.top_p <= 1 and self.seed >= 0):
-            raise RecipeError(
-                f"temperature {self.temperature}, top-p {self.top_p}, seed {self.seed} cannot be drawn with",
-                "give a temperature from 0 up, a top-p above 0 and up to 1, and a seed from 0 up",
-            )
-
-    @staticmethod
-    def of(values: Mapping[str, Any]) -> GenerateOptions:
-        """From options and those of the setup in one. Raises TypeError for a name that neither has."""
-        names = {each.name for each in fields(Setup)} & set(values)
-        rest = {name: value for name, value in values.items() if name not in names}
-        return GenerateOptions(**rest, setup=Setup(**{name: values[name] for name in names}))
-
-    @property
-    def sampling(self) -> Sampling:
-        return Sampling(self.temperature, self.top_p, self.max_tokens)
 
 
 @dataclass(frozen=True)

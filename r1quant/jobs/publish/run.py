@@ -13,12 +13,12 @@ from functools import partial
 from pathlib import Path
 
 from r1quant.arch.tables import architecture_of
-from r1quant.checkpoint.resolve import HUB_ID
 from r1quant.checkpoint.safetensors import short_name
 from r1quant.core.json import JsonObject
 from r1quant.errors import CheckpointError, OutOfSpaceError, RecipeError, ResumeError
 from r1quant.jobs.artifacts import newest_output
 from r1quant.jobs.checkpoint_writer import RECORD, record_bytes
+from r1quant.jobs.publish.options import PublishOptions
 from r1quant.jobs.publish.origin import Origin, origin
 from r1quant.jobs.publish.parts import Opened, files_of, parts_of, with_equals
 from r1quant.jobs.publish.records import RECORDS, SMALL, found_records
@@ -38,29 +38,6 @@ from r1quant.storage.jsonfile import read_object
 
 CARD, LICENCE = "README.md", "LICENSE"
 REWRITTEN = {CARD, SUMS, STATEMENT}  # what is written anew, whatever OUT has under these names
-
-
-@dataclass(frozen=True)
-class PublishOptions:
-    """to: a folder, or owner/name on the Hub; records: files or folders, beside those that are found; base_model and
-    licence: what cannot be found out; revision: a branch; force: publish even if something speaks against it."""
-
-    to: str
-    records: tuple[Path, ...] = ()
-    base_model: str | None = None
-    licence: str | None = None
-    force: bool = False
-    dry_run: bool = False
-    private: bool = False
-    revision: str | None = None
-    message: str | None = None
-
-    @property
-    def repo(self) -> str | None:
-        """If it is one on the Hub: what lies on the local disk, or begins with a dot or slash, is a folder."""
-        path = Path(self.to)
-        named = HUB_ID.fullmatch(self.to) and not (path.exists() or path.parent.exists())
-        return self.to if named else None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from r1quant.backends import Prompt, Runtime, Sampling
 from r1quant.checkpoint.tokenizer import Message, Tokenizer
 from r1quant.core.json import JsonObject
 from r1quant.errors import CheckpointError, RecipeError
-from r1quant.jobs.runtimes import SERVER
+from r1quant.jobs.setup import SERVER
 
 Logits = npt.NDArray[np.float32]
 TOKENS_PER_BATCH = 16384  # scored at a time

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import TypedDict
 
 from r1quant.core.options import OneOf, Text, Within, check, option
 from r1quant.errors import RecipeError, RecordError
-from r1quant.jobs.runtimes import ADDRESS, BACKEND, DTYPES, SERVER
+from r1quant.jobs.setup import ADDRESS, BACKEND, DEVICE, DTYPES, RUNTIME, SERVER
 from r1quant.records.fields import Settings
 from r1quant.records.reading import read
 
-TEXT, PROBLEMS, TASKS, RUNTIME, DEVICE, GATES = (
-    "Text", "Problems", "Tasks", "Backends and servers", "Device", "Gates",
-)  # fmt: skip
+TEXT, PROBLEMS, TASKS, GATES = "Text", "Problems", "Tasks", "Gates"
 SETS = ("mini", "aime24", "aime25", "aime")
 
 
@@ -131,3 +130,34 @@ class VerifyOptions:
             return read(VerifyOptions, values)
         except RecordError as error:
             raise RecipeError(f"the options of the record are not possible: {error.message}", error.hint) from None
+
+
+class VerifyArguments(TypedDict, total=False):
+    """The fields of VerifyOptions, beside text, as named arguments."""
+
+    windows: int
+    seq_len: int
+    backend: str
+    baseline_backend: str
+    base_url: tuple[str, ...]
+    baseline_url: tuple[str, ...]
+    served_model: str | None
+    baseline_served: str | None
+    concurrency: int
+    patience: float
+    device: str
+    dtype: str
+    aime: str | None
+    limit: int | None
+    samples: int
+    temperature: float
+    top_p: float
+    max_tokens: int
+    seed: int
+    health: bool
+    tasks: tuple[str, ...]
+    task_folder: str | None
+    task_limit: int | None
+    task_chat: bool
+    task_tokens: int | None
+    gate: tuple[str, ...]

@@ -14,7 +14,8 @@ from r1quant.checkpoint.tokenizer import Tokenizer
 from r1quant.core.thinking import OPENING
 from r1quant.data import problemsets
 from r1quant.data.problemsets import ProblemSet
-from r1quant.jobs.runtimes import Setup, backend_of, open_runtime
+from r1quant.jobs.runtimes import backend_of, open_runtime
+from r1quant.jobs.setup import Setup
 from r1quant.jobs.verify.options import VerifyOptions
 
 

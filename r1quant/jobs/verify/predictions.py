@@ -22,7 +22,7 @@ from r1quant.backends.topk_logprobs import TopKLogprobs, sketch
 from r1quant.backends.torch import TorchModel
 from r1quant.engine.forward import pick_device
 from r1quant.extras import EXTRAS
-from r1quant.jobs.runtimes import LOCAL
+from r1quant.jobs.setup import LOCAL
 from r1quant.jobs.verify.baselines import Arrays
 from r1quant.jobs.verify.pair import Pair
 from r1quant.storage import provenance

@@ -18,25 +18,27 @@ import r1quant
 from r1quant.checkpoint.tokenizer import Tokenizer
 from r1quant.cli import console
 from r1quant.cli.bench import bench as command
-from r1quant.cli.bench import numbers
+from r1quant.core.options import parsed
 from r1quant.data import windows
 from r1quant.errors import CheckpointError, R1QuantError, RecipeError
 from r1quant.jobs.artifacts import open_artifact
 from r1quant.jobs.bench import child
 from r1quant.jobs.bench import run as job
 from r1quant.jobs.bench.child import _error_json
+from r1quant.jobs.bench.options import BenchOptions, Load
 from r1quant.jobs.bench.process import BenchProcess, BenchPrompt, ProcessSettings
 from r1quant.jobs.bench.record import reference, stored_sizes
-from r1quant.jobs.bench.run import Load, Protocol, _Prompts, bench
-from r1quant.jobs.fit.run import FitOptions, fit
+from r1quant.jobs.bench.run import _Prompts, bench
+from r1quant.jobs.fit.options import FitOptions
+from r1quant.jobs.fit.run import fit
 from r1quant.jobs.identity import identity
-from r1quant.jobs.runtimes import Setup
+from r1quant.jobs.setup import Setup
 from r1quant.metrics.speed import FIGURES, Timed
 from r1quant.progress import Silent
 from r1quant.records.bench import BenchRow, Timing
 from r1quant.records.reading import read
 
-SMALL = Protocol((24,), (6,), (1,), repeats=2, warm_up=0)
+SMALL = BenchOptions((24,), (6,), (1,), repeats=2, warm_up=0)
 
 
 @pytest.fixture(scope="session")
@@ -225,21 +227,21 @@ def test_errors_of_the_process_are_raised_here(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"prompt_tokens": (0,)}, "prompt-tokens 0 is too few"),
-        ({"new_tokens": (8, 1)}, "new-tokens 1 is too few"),
-        ({"batch": ()}, "batch  is too few"),
-        ({"repeats": 0}, "repeats 0 is too few"),
-        ({"warm_up": -1}, "warm-up -1 is too few"),
+        ({"prompt_tokens": (0,)}, "prompt-tokens is 0"),
+        ({"new_tokens": (8, 1)}, "new-tokens is 1"),
+        ({"batch": ()}, "batch is empty"),
+        ({"repeats": 0}, "repeats is 0"),
+        ({"warm_up": -1}, "warm-up is -1"),
     ],
 )
 def test_protocols_that_measure_nothing(options: dict[str, Any], reason: str) -> None:
     with pytest.raises(RecipeError, match=reason):
-        Protocol(**options)
+        BenchOptions(**options)
 
 
 def test_refusals_come_before_a_model_is_run(four_bits: Path) -> None:
     with pytest.raises(RecipeError, match="4090 \\+ 8 tokens are more than the model's 4096 positions"):
-        bench(four_bits, protocol=Protocol((4090,), (8,)))
+        bench(four_bits, protocol=BenchOptions((4090,), (8,)))
     with pytest.raises(RecipeError, match="llamacpp does not run gptq"):
         bench(four_bits, setup=Setup("llamacpp"), protocol=SMALL)
     with pytest.raises(CheckpointError, match="absent"):
@@ -250,12 +252,12 @@ def test_refusals_come_before_a_model_is_run(four_bits: Path) -> None:
 
 
 def test_the_grid_and_its_words() -> None:
-    assert numbers("batch", ("1,8", "32", "8")) == (1, 8, 32)
-    loads = Protocol((64, 512), (16,), (1, 8)).loads
+    assert parsed(BenchOptions, {"batch": ("1,8", "32", "8")}) == {"batch": (1, 8, 32)}
+    loads = BenchOptions((64, 512), (16,), (1, 8)).loads
     assert loads == [Load(64, 16, 1), Load(64, 16, 8), Load(512, 16, 1), Load(512, 16, 8)]
     for words in (("one",), ("1,,2",), ("-3",), ("1.5",)):
-        with pytest.raises(RecipeError, match="--batch"):
-            numbers("batch", words)
+        with pytest.raises(RecipeError, match="batch is"):
+            BenchOptions(**parsed(BenchOptions, {"batch": words}))  # type: ignore[arg-type]
 
 
 def test_prompts_are_of_the_text_and_begin_each_at_another_place() -> None:

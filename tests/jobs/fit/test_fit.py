@@ -15,7 +15,8 @@ from r1quant.errors import RecipeError
 from r1quant.hardware import detect
 from r1quant.hardware.cards import card, cards
 from r1quant.hardware.detect import Gpu, Host
-from r1quant.jobs.fit.run import FitOptions, fit
+from r1quant.jobs.fit.options import FitOptions
+from r1quant.jobs.fit.run import fit
 from tests.configs import DEEPSEEK_V3, MISTRAL_7B, R1_QWEN3_8B
 from tests.conftest import Run
 
@@ -135,8 +136,8 @@ def test_a_file_of_ones_own_cards(run: Run, r1: Path, in_tmp: Path) -> None:
         (["--batch", "0"], 2, "batch is 0", "at least 1"),
         (["--format", "gtpq"], 2, "there is no format 'gtpq'", "gptq"),
         (["--format", "awq", "--bits", "8"], 2, "no variant has these formats and bits", "--bits"),
-        (["--bits", "four"], 2, "--bits four are not whole numbers", "give"),
-        (["--kv-bits", "5"], 2, "a cache of 5 bits is not supported", "16, 8, 4"),
+        (["--bits", "four"], 2, "bits is 'four'", "a whole number from 1 to 16"),
+        (["--kv-bits", "5"], 2, "kv-bits 5 is not supported", "16, 8, 4"),
         (["--gpus", "3"], 2, "32 attention heads cannot be split over 3 cards", "1, 2, 4, 8"),
         (["--records", "none"], 2, "there is no none", "bench"),
     ],

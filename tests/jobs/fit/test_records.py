@@ -13,7 +13,8 @@ from r1quant.hardware import detect, roofline
 from r1quant.hardware.cards import card
 from r1quant.hardware.inventory import of_config
 from r1quant.hardware.roofline import Efficiency
-from r1quant.jobs.fit.run import FitOptions, fit
+from r1quant.jobs.fit.options import FitOptions
+from r1quant.jobs.fit.run import fit
 from r1quant.planning.variants import variants, weigh
 from tests.configs import R1_QWEN3_8B
 from tests.conftest import Run

@@ -18,7 +18,9 @@ from r1quant.data import windows as calibration
 from r1quant.errors import CalibrationError
 from r1quant.formats.table import artifact
 from r1quant.jobs.generate import selftext
+from r1quant.jobs.generate.options import GenerateOptions
 from r1quant.jobs.generate.selftext import TextGenerator, continued, own_text
+from r1quant.jobs.setup import Setup
 from r1quant.planning import planner
 from r1quant.progress import Silent
 from r1quant.recipe import Recipe
@@ -72,7 +74,7 @@ def test_the_windows_are_the_first_answers_however_many_are_asked_at_a_time(
     assert np.array_equal(found[0].tokens, found[1].tokens) and found[0].documents < 12
     author = TextGenerator(
         artifact(model),
-        selftext.GenerateOptions.of({"max_tokens": 40, "backend": "torch", "device": "cpu", "dtype": "float32"}),
+        GenerateOptions(max_tokens=40, setup=Setup("torch", "cpu", "float32")),
         Silent(),
     )
     texts = author.write((key, messages, 0) for key, messages in asked.prompts.items())

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 import r1quant
-from r1quant.jobs.bench.run import Protocol, bench
-from r1quant.jobs.runtimes import Setup
+from r1quant.jobs.bench.options import BenchOptions
+from r1quant.jobs.bench.run import bench
+from r1quant.jobs.setup import Setup
 from tests.jobs.publish.hub import Hub
 
 TOKEN = "hf_" + "t" * 34
@@ -39,7 +40,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     verified = r1quant.verify(out / "gptq", windows=4, seq_len=32, gate=("kl.mean<1", "top1>0.1"))
     record = folder / "verified.json"
     record.write_text(json.dumps(verified.as_dict()), "utf-8")
-    timed = bench(out / "gptq", "none", Setup(device="cpu"), Protocol((8,), (4,), repeats=2, warm_up=0))
+    timed = bench(out / "gptq", "none", Setup(device="cpu"), BenchOptions((8,), (4,), repeats=2, warm_up=0))
     (folder / "timed.json").write_text(json.dumps(timed.as_dict()), "utf-8")
     return Made(out, record)
 

@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import r1quant
+from r1quant.jobs.publish.options import PublishOptions
 from r1quant.jobs.publish.pull_check import pull_check
-from r1quant.jobs.publish.run import PublishOptions, publish
+from r1quant.jobs.publish.run import publish
 from r1quant.records.speed_rows import rate
 from tests.conftest import Run
 from tests.jobs.publish.conftest import Made

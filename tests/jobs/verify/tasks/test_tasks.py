@@ -18,7 +18,8 @@ from r1quant.backends import Runtime
 from r1quant.checkpoint.tokenizer import Tokenizer
 from r1quant.errors import CalibrationError, RecipeError
 from r1quant.jobs.artifacts import open_artifact
-from r1quant.jobs.runtimes import Setup, open_runtime
+from r1quant.jobs.runtimes import open_runtime
+from r1quant.jobs.setup import Setup
 from r1quant.jobs.verify import lmeval, tasks
 from r1quant.jobs.verify.harness import Harness
 from r1quant.jobs.verify.lmeval import TaskChoice, find, score
