@@ -6,7 +6,6 @@ It knows what is asked and what the answer is, not how answers are graded, and n
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,7 @@ from typing import Any, Literal
 from r1quant.data.texts import bundled
 from r1quant.errors import CalibrationError, RecipeError
 from r1quant.extras import need
+from r1quant.storage.provenance import sha256
 from r1quant.tinyr1 import problems as tinyr1
 
 MINI = "mini"
@@ -236,4 +236,4 @@ def _distinct(found: Iterable[tuple[Problem, str]]) -> list[Problem]:
 
 def _digest(problems: Iterable[Problem]) -> str:
     rows = [[problem.key, problem.question, problem.answer] for problem in problems]
-    return hashlib.sha256(json.dumps(rows, ensure_ascii=True, separators=(",", ":")).encode()).hexdigest()
+    return sha256(json.dumps(rows, ensure_ascii=True, separators=(",", ":")).encode())

@@ -6,7 +6,6 @@ nor one of the text that verify measures on. No prompt has a system turn, as Dee
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 from r1quant.data import problemsets, texts
 from r1quant.errors import CalibrationError, RecipeError
+from r1quant.storage.provenance import sha256
 from r1quant.tinyr1 import problems as tinyr1
 
 BUNDLED = "prompts.jsonl"
@@ -50,7 +50,7 @@ def load(spec: str | None = None, embedded: bool = False, limit: int | None = No
         raise CalibrationError(f"{source} holds no prompt", FORM)
     chosen = dict(islice(found.items(), limit))
     stated = json.dumps(list(chosen.items()), separators=(",", ":")).encode()
-    return PromptSet(source, hashlib.sha256(stated).hexdigest(), chosen)
+    return PromptSet(source, sha256(stated), chosen)
 
 
 def _tiny() -> dict[str, Messages]:
