@@ -32,7 +32,7 @@ POINTS = {
         "r1quant.jobs.quantize.layer_loop:save", after=True
     ),
     "the first layer is written": Point("r1quant.jobs.quantize.layer_files:write", after=True),
-    "a layer in the middle is being solved": Point("r1quant.engine.methods.gptq:_round", 7),
+    "a layer in the middle is being solved": Point("r1quant.engine.methods.gptq:round_columns", 7),
     "the second layer is written, an old input remains": Point("r1quant.storage.rundir:RunDir.forget_layer_inputs", 2),
     "the last layer is half done": Point("r1quant.engine.methods.gptq:quantize", 11),
     "all layers are done": Point("r1quant.jobs.quantize.finalize:build"),

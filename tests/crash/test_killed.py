@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import operator
+
 import pytest
 
 from tests.crash.conftest import BEST, Place, contents
@@ -120,3 +123,10 @@ def test_without_calibration(place: Place) -> None:
     assert ran.code == 0 and ran.json["resumed_layers"] == 1
     assert contents(place.out) == contents(whole.out)
     assert [path.name for path in place.folder.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("point", [*POINTS.values(), *GUIDED.values()], ids=lambda point: point.where)
+def test_every_point_is_a_function_that_is_there(point: Point) -> None:
+    """A name that has moved would leave a crash untried."""
+    module, _, path = point.where.partition(":")
+    assert callable(operator.attrgetter(path)(importlib.import_module(module)))

@@ -89,7 +89,9 @@ def test_changed_inputs_are_refused_by_name(begun: Place, what: str) -> None:
     assert f"holds an unfinished run with a different {name} (" in ran.error[0]
     assert str(begun.run_folder) in ran.error[1]
     assert not begun.out.exists()
-    parts = {name: content for name, content in contents(begun.run_folder).items() if name != "weights.json"}
+    parts = {
+        name: content for name, content in contents(begun.run_folder).items() if name not in ("weights.json", "lock")
+    }
     assert parts.items() <= finished.items()
     for path, content in kept.items():
         path.write_bytes(content)

@@ -5,6 +5,8 @@ Each file is written whole or not at all, and one that exists is complete, so th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from r1quant.core.json import JsonObject
 from r1quant.jobs.checkpoint_writer import (
     RECORD,
@@ -24,8 +26,8 @@ from r1quant.storage import atomic, provenance
 from r1quant.storage.rundir import RunDir
 
 
-def build(folder: RunDir, plan: Plan, origin: JsonObject) -> JsonObject:
-    """Writes everything into folder.output. Returns the record."""
+def build(folder: RunDir, plan: Plan, origin: JsonObject, environment: Mapping[str, str]) -> JsonObject:
+    """Writes everything into folder.output. Returns the record, which states the origin and the environment."""
     out, checkpoint = folder.output, plan.checkpoint
     out.mkdir(exist_ok=True)
     layer_of = {linear.name: linear.layer for linear in plan.linears}
@@ -41,7 +43,7 @@ def build(folder: RunDir, plan: Plan, origin: JsonObject) -> JsonObject:
     if quant_config:
         text = with_key(text, "quantization_config", quant_config)
     write_side_files(out, text, checkpoint.side_files, plan.codec.side_files(quant_config))
-    record = _record(folder, plan, origin)
+    record = _record(folder, plan, origin, environment)
     atomic.write_bytes(out / RECORD, record_bytes(record))
     return record
 
@@ -54,7 +56,7 @@ def _meta(recipe: Recipe) -> JsonObject:
     return meta | ({"damp_percent": recipe.damping} if feedback else {})
 
 
-def _record(folder: RunDir, plan: Plan, origin: JsonObject) -> JsonObject:
+def _record(folder: RunDir, plan: Plan, origin: JsonObject, environment: Mapping[str, str]) -> JsonObject:
     """What OUT says about itself. Nothing in it depends on when, or in how many starts, it was made; but if versions or
     threads changed on the way, `changed_on_resume` says from what to what."""
     reports = [report for layer in range(plan.layers) for report in layer_files.reports(folder.layer_file(layer))]
@@ -62,7 +64,7 @@ def _record(folder: RunDir, plan: Plan, origin: JsonObject) -> JsonObject:
     return {
         "schema": "r1quant.quantization/1",
         **origin,
-        "environment": provenance.environment(),
+        "environment": dict(environment),
         "bits_per_weight": plan.bits_per_weight,
         "quantized_parameters": plan.quantized_parameters,
         "predicted_kl": sum(predicted) if predicted else _predicted_kl(plan),

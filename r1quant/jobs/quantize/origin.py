@@ -46,11 +46,17 @@ def origin_of(
     }
 
 
-def fingerprint_of(origin: JsonObject) -> Fingerprint:
-    """All that decides the bytes of the result."""
+def environment() -> Mapping[str, str]:
+    """Versions and threads of this start, before anything is computed: compiled kernels change what torch says of its
+    threads."""
     import torch  # noqa: F401  (its version and thread count are part of the environment)
 
-    flat = {f"environment.{name}": value for name, value in provenance.environment().items()}
+    return provenance.environment()
+
+
+def fingerprint_of(origin: JsonObject, environment: Mapping[str, str]) -> Fingerprint:
+    """All that decides the bytes of the result."""
+    flat = {f"environment.{name}": value for name, value in environment.items()}
     for key, value in origin.items():
         entries = value if isinstance(value, dict) else {"": value}
         flat |= {f"{key}.{name}".rstrip("."): str(entry) for name, entry in entries.items()}

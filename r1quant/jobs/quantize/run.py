@@ -25,6 +25,7 @@ from r1quant.jobs.quantize import finalize
 from r1quant.jobs.quantize.calibration import CalibrationRun, calibration_of
 from r1quant.jobs.quantize.origin import (
     differences,
+    environment,
     fingerprint_of,
     keep_hashes,
     known_hashes,
@@ -114,9 +115,10 @@ def run(plan: Plan, progress: Progress | None = None, resume_anyway: bool = Fals
     plan.require()
     with disk_errors(plan.out.parent, cache_folder()):
         calibration = calibration_of(plan, progress) if plan.recipe.reads else None
+        job = _Run(calibration, environment(), progress)
         plan = prepared(plan, calibration, progress)
-        written = _written(plan, calibration, progress, resume_anyway) if finished_record(plan.out) is None else None
-        record = _compared(plan, calibration, progress) if written is None else written.record
+        written = job.write(plan, resume_anyway) if finished_record(plan.out) is None else None
+        record = job.compare(plan) if written is None else written.record
     return Quantized(
         plan.out,
         record,
@@ -136,55 +138,59 @@ class _Written:
     resumed_layers: int
 
 
-def _written(
-    plan: Plan, calibration: CalibrationRun | None, progress: Progress, resume_anyway: bool
-) -> _Written | None:
-    """Writes what is missing, and puts the result into its place. None if another process has done so meanwhile."""
-    with RunDir(folder_for(plan.out)) as folder:
-        if finished_record(plan.out) is not None:
-            return None
-        _check_space(plan, folder)
-        origin = origin_of(plan, calibration, progress, known_hashes(folder, plan))
-        keep_hashes(folder, plan, origin)
-        folder.claim(fingerprint_of(origin), may_change, resume_anyway)
-        done = folder.done(plan.layers)
-        if done < plan.layers:
-            _quantize_layers(plan, calibration, folder, progress)
-        record = finalize.build(folder, plan, origin)
-        finished_record(plan.out)  # refuses what somebody has put there meanwhile
-        atomic.rename_folder(folder.output, plan.out)
-        folder.remove()
-        return _Written(record, done)
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """One start. calibration: None if the recipe reads no text; environment: versions and threads as it began."""
 
+    calibration: CalibrationRun | None
+    environment: Mapping[str, str]
+    progress: Progress
 
-def _quantize_layers(plan: Plan, calibration: CalibrationRun | None, folder: RunDir, progress: Progress) -> None:
-    if METHODS[plan.recipe.method].calibrated and calibration is not None:
-        from r1quant.jobs.quantize import calibrated
+    def write(self, plan: Plan, resume_anyway: bool) -> _Written | None:
+        """Writes what is missing, and puts the result into its place. None if another process has done so meanwhile."""
+        with RunDir(folder_for(plan.out)) as folder:
+            if finished_record(plan.out) is not None:
+                return None
+            _check_space(plan, folder)
+            origin = origin_of(plan, self.calibration, self.progress, known_hashes(folder, plan))
+            keep_hashes(folder, plan, origin)
+            folder.claim(fingerprint_of(origin, self.environment), may_change, resume_anyway)
+            done = folder.done(plan.layers)
+            if done < plan.layers:
+                self._quantize_layers(plan, folder)
+            record = finalize.build(folder, plan, origin, self.environment)
+            finished_record(plan.out)  # refuses what somebody has put there meanwhile
+            atomic.rename_folder(folder.output, plan.out)
+            folder.remove()
+            return _Written(record, done)
 
-        calibrated.quantize_layers(plan, calibration, folder, progress)
-    else:
-        from r1quant.jobs.quantize import uncalibrated
+    def compare(self, plan: Plan) -> JsonObject:
+        """The record of a result that is there already. A run directory that a crash has left beside it goes.
 
-        uncalibrated.quantize_layers(plan, folder, progress)
+        Raises ResumeError if the result is not what the plan would write.
+        """
+        record, origin = finished_record(plan.out) or {}, origin_of(plan, self.calibration, self.progress)
+        if changed := differences(origin, record):
+            raise ResumeError(
+                f"{plan.out} holds a result with a different {', '.join(changed)}",
+                "choose another --out, or delete it first",
+            )
+        folder = folder_for(plan.out)
+        if folder.exists():
+            with suppress(ResumeError), RunDir(folder) as run_dir:
+                run_dir.claim(fingerprint_of(origin, self.environment))
+                run_dir.remove()
+        return record
 
+    def _quantize_layers(self, plan: Plan, folder: RunDir) -> None:
+        if METHODS[plan.recipe.method].calibrated and self.calibration is not None:
+            from r1quant.jobs.quantize import calibrated
 
-def _compared(plan: Plan, calibration: CalibrationRun | None, progress: Progress) -> JsonObject:
-    """The record of a result that is there already. A run directory that a crash has left beside it goes.
+            calibrated.quantize_layers(plan, self.calibration, folder, self.progress)
+        else:
+            from r1quant.jobs.quantize import uncalibrated
 
-    Raises ResumeError if the result is not what the plan would write.
-    """
-    record, origin = finished_record(plan.out) or {}, origin_of(plan, calibration, progress)
-    if changed := differences(origin, record):
-        raise ResumeError(
-            f"{plan.out} holds a result with a different {', '.join(changed)}",
-            "choose another --out, or delete it first",
-        )
-    folder = folder_for(plan.out)
-    if folder.exists():
-        with suppress(ResumeError), RunDir(folder) as run_dir:
-            run_dir.claim(fingerprint_of(origin))
-            run_dir.remove()
-    return record
+            uncalibrated.quantize_layers(plan, folder, self.progress)
 
 
 def _check_space(plan: Plan, folder: RunDir) -> None:
