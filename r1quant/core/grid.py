@@ -53,7 +53,7 @@ class Grid:
     group_size    columns that share one scale and zero point; -1 is the whole row
     symmetric     the zero point is 2**(bits-1) everywhere
     scale_dtype   `portable` (exact in float16 and bfloat16) or `float16`
-    zero_min      smallest zero point an asymmetric grid may use (1 where the format stores zero - 1)
+    zero_min      smallest zero point an asymmetric grid may use (1 if the format stores zero - 1)
     """
 
     bits: int = 4

@@ -49,7 +49,7 @@ class QLinear:
         w[o, i] = (codes[o, i] - zero[o, group[i]]) * scale[o, group[i]]
 
     codes   uint8 [out, in], 0 .. 2**bits - 1, one code per byte
-    scale   float16 [out, groups], finite, not zero; may be negative. float32 only where a foreign file has scales
+    scale   float16 [out, groups], finite, not zero; may be negative. float32 only if a foreign file has scales
             that float16 cannot hold
     zero    uint8 [out, groups], 0 .. 2**bits - 1
     group   int32 [in], the group of each input column

@@ -40,7 +40,7 @@ def quantize_layer(
     guidance   by the names of the linears within the layer
     read       gives the original weight of a linear by its full tensor name
 
-    Raises NumericError where an input of a linear holds NaN or Inf.
+    Raises NumericError if an input of a linear holds NaN or Inf.
     """
     solver = LayerSolver(layer_pass.layer, prefix, read, recipe)
     targets = repeat(None) if reference is None else (inputs for _, inputs in reference.stages())

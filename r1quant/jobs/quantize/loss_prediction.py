@@ -4,7 +4,7 @@ After the sensitivity pass the float model runs once more; of every linear 1/2 t
 an error E of its weight costs to second order, E being what the recipe's own method leaves. Plain rounding would not do
 in its place: how much less GPTQ loses differs from linear to linear. In this H tokens count by the square of their
 gradient at that linear, as in the Fisher matrix, though methods round by its norm: a few tokens have most of the
-gradient at v, and what they read is just where GPTQ errs least. Each layer's figures are kept as they are plan. Trials
+gradient at v, and what they read is just where GPTQ errs least. Each layer's figures are kept as they are made. Trials
 are made at few bits alone; beyond, an error of half the size costs a quarter.
 """
 
