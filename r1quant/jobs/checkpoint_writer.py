@@ -18,6 +18,7 @@ import numpy.typing as npt
 from r1quant.arch import rope
 from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.checkpoint.tensorfile import Content, TensorSpec, write
+from r1quant.core.json import JsonObject
 from r1quant.core.qlinear import QuantizedLinear
 from r1quant.errors import RecordError
 from r1quant.formats.codec import Encoder
@@ -80,7 +81,7 @@ def write_weights(out: Path, layout: Layout, contents: Contents, step: Step = la
         atomic.write_bytes(out / INDEX, layout.index)
 
 
-def write_side_files(out: Path, config_text: str, side_files: Mapping[str, bytes], files: Mapping[str, Any]) -> None:
+def write_side_files(out: Path, config_text: str, side_files: Mapping[str, bytes], files: JsonObject) -> None:
     """config.json and the carried files as they are, and further JSON files."""
     for name, content in side_files.items():
         atomic.write_bytes(out / name, content)
@@ -99,7 +100,7 @@ def own_record(folder: Path) -> Quantization | Export | None:
     return record if isinstance(record, Quantization | Export) else None
 
 
-def record_bytes(record: Mapping[str, Any]) -> bytes:
+def record_bytes(record: JsonObject) -> bytes:
     return (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode()
 
 
@@ -115,7 +116,7 @@ def with_attention_factor(text: str) -> str:
     return text
 
 
-def with_key(text: str, key: str, value: Mapping[str, Any]) -> str:
+def with_key(text: str, key: str, value: JsonObject) -> str:
     """A JSON object's text as it was, byte for byte, with one more key at its end."""
     body, brace, end = text.rpartition("}")
     body = body.rstrip()

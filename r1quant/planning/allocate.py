@@ -33,7 +33,7 @@ class Solution:
 
     @property
     def gap(self) -> float:
-        """How much better than this anything within the budget may be; 0 where this is the best, but for rounding."""
+        """How much better than this anything within the budget may be; 0 if this is the best, but for rounding."""
         return max(0.0, self.loss - self.bound)
 
 
@@ -51,7 +51,7 @@ def solve(
 ) -> Solution:
     """losses, sizes: of each group's candidates, finite; as many of one as of the other, and at least one.
 
-    Raises ValueError where the smallest candidates do not fit the budget together, or a loss is not finite.
+    Raises ValueError if the smallest candidates do not fit the budget together, or a loss is not finite.
     """
     groups = [_undominated(*group) for group in zip(losses, sizes, strict=True)]
     least = sum(int(group.sizes[0]) for group in groups)
@@ -106,7 +106,7 @@ def _hull(group: _Group) -> list[tuple[float, int]]:
 def _search(
     groups: Sequence[_Group], budget: int, price: float, known: Sequence[int], limit: int
 ) -> tuple[list[int], float]:
-    """The best answer that is found, and a lower bound of those that were not looked at; infinite where all were.
+    """The best answer that is found, and a lower bound of those that were not looked at; infinite if all were.
 
     known: an answer to start from. Keeps at most `limit` partial answers after each group, those of the least bound.
     """

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 from r1quant.arch.tables import Architecture
 from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.checkpoint.safetensors import Checkpoint
 from r1quant.core.formatting import bytes_text
 from r1quant.core.grid import BITS, Grid, Grids
+from r1quant.core.json import JsonObject
 from r1quant.errors import NumericError, RecipeError
 from r1quant.formats.codec import Codec
 from r1quant.formats.table import CODECS
@@ -45,7 +46,7 @@ class LossPredictions:
     source: str
 
     def of(self, linear: str, bits: int) -> float:
-        """Raises NumericError where it is not known, or no finite number."""
+        """Raises NumericError if it is not known, or no finite number."""
         loss = 0.0 if bits == FLOAT else self.losses.get(linear, {}).get(bits)
         if loss is None or not 0 <= loss < float("inf"):
             wrong = f"no loss is predicted for {linear} at {bits} bits" if loss is None else f"{linear} loses {loss}"
@@ -60,23 +61,50 @@ class LossPredictions:
 
 
 @dataclass(frozen=True)
+class BitsTarget:
+    """So many stored bits per weight of the linears."""
+
+    target_bpw: float
+
+
+@dataclass(frozen=True)
+class SizeTarget:
+    """So many bytes of all weight files."""
+
+    target_size: int
+
+
+@dataclass(frozen=True)
+class CardTarget:
+    """What a card leaves for weights: usable_bytes less those of the runtime and of the cache of `context` tokens."""
+
+    card: str
+    memory_bytes: int
+    usable_bytes: int
+    runtime_bytes: int
+    context: int
+    kv_bytes_per_token: float
+    kv_bytes: int
+
+
+@dataclass(frozen=True)
 class Budget:
     """nbytes: of the linears, or of all weight files; choices: the bits to choose from; terms: where it comes from."""
 
     nbytes: int
     of: Literal["linears", "files"]
     choices: tuple[int, ...]
-    terms: Mapping[str, Any]
+    terms: BitsTarget | SizeTarget | CardTarget
 
-    def as_dict(self) -> dict[str, Any]:
-        return {"bytes": self.nbytes, "of": self.of, "choices": list(self.choices), **self.terms}
+    def as_dict(self) -> JsonObject:
+        return {"bytes": self.nbytes, "of": self.of, "choices": list(self.choices), **asdict(self.terms)}
 
 
 @dataclass(frozen=True)
 class Allocation:
     """What was chosen: the grids, what they are predicted to lose together, and how much less could be lost at most.
 
-    source is that of the predictions; None where there were none, and every weight counted alike.
+    source is that of the predictions; None if there were none, and every weight counted alike.
     """
 
     grids: Grids
@@ -89,7 +117,7 @@ class Allocation:
         """Of each linear."""
         return {name: FLOAT if grid is None else grid.bits for name, grid in self.grids.items()}
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         return {"source": self.source, "predicted_kl": self.loss, "gap": self.gap, "bits": self.bits}
 
     def __str__(self) -> str:
@@ -110,7 +138,7 @@ def choices(recipe: Recipe, linears: tuple[LinearPlan, ...]) -> tuple[int, ...]:
 
 
 def tried(recipe: Recipe, found: Sequence[int]) -> tuple[int, ...]:
-    """Those of the bits at which rounding is tried out to predict all: where that takes long, the few at which each
+    """Those of the bits at which rounding is tried out to predict all: if that takes long, the few at which each
     linear loses much in its own way."""
     counts = sorted(bits for bits in found if bits != FLOAT)
     feedback = METHODS[recipe.method].feedback
@@ -130,20 +158,20 @@ def budget_of(
         return None, [_unmixed(recipe, linears, found, absent)]
     weights = sum(linear.weights for linear in linears)
     if recipe.target_bpw is not None:
-        terms: dict[str, Any] = {"target_bpw": recipe.target_bpw}
-        made = Budget(int(round(recipe.target_bpw * weights / 8, 3)), "linears", found, terms)
+        target = BitsTarget(recipe.target_bpw)
+        budget = Budget(int(round(recipe.target_bpw * weights / 8, 3)), "linears", found, target)
     elif recipe.target_size is not None:
-        made = Budget(recipe.target_size, "files", found, {"target_size": recipe.target_size})
+        budget = Budget(recipe.target_size, "files", found, SizeTarget(recipe.target_size))
     else:
-        made, problems = _on_card(checkpoint, arch, recipe, found)
+        budget, problems = _on_card(checkpoint, arch, recipe, found)
         if problems:
             return None, problems
     smallest = _smallest(linears, recipe, found)
     stored = sum(linear.stored(smallest[linear.name], codec) for linear in linears)
-    least = stored if made.of == "linears" else layout_of(smallest).nbytes
-    if least <= made.nbytes:
-        return made, []
-    problem = _too_small(made, recipe, least, weights)
+    least = stored if budget.of == "linears" else layout_of(smallest).nbytes
+    if least <= budget.nbytes:
+        return budget, []
+    problem = _too_small(budget, recipe, least, weights)
     if recipe.fit_gpu is not None:
         held = what_fits(checkpoint, card(recipe.fit_gpu), recipe.context or 0)
         problem = replace(problem, hint=f"{problem.hint}; {held}")
@@ -155,7 +183,7 @@ def decide(
 ) -> Allocation:
     """The grids that lose the least within a budget.
 
-    Raises NumericError where a prediction is missing, RecipeError where nothing would be quantized.
+    Raises NumericError if a prediction is missing, RecipeError if nothing would be quantized.
     """
     codec = CODECS[recipe.format]
     groups: dict[tuple[int, str], list[LinearPlan]] = {}
@@ -213,24 +241,16 @@ def _on_card(
     of = sizes(checkpoint.config, arch)
     cache = round(of.cached(context))
     runtime = runtime_bytes(gpu) + of.activations.nbytes(context, 1)
-    terms = {
-        "card": gpu.name,
-        "memory_bytes": gpu.memory_bytes,
-        "usable_bytes": usable(gpu),
-        "runtime_bytes": runtime,
-        "context": context,
-        "kv_bytes_per_token": of.kv_bytes,
-        "kv_bytes": cache,
-    }
+    terms = CardTarget(gpu.name, gpu.memory_bytes, usable(gpu), runtime, context, of.kv_bytes, cache)
     problems, longest = [], checkpoint.config.get("max_position_embeddings")
     if isinstance(longest, int) and context > longest:
-        wrong = f"context {context} is longer than the model's {longest} positions"
-        problems.append(PlanProblem(wrong, "lower --context"))
+        message = f"context {context} is longer than the model's {longest} positions"
+        problems.append(PlanProblem(message, "lower --context"))
     return Budget(usable(gpu) - runtime - cache, "files", found, terms), problems
 
 
 def _unmixed(recipe: Recipe, linears: tuple[LinearPlan, ...], found: tuple[int, ...], absent: list[int]) -> PlanProblem:
-    """What to say where a format does not hold the bits to choose from."""
+    """What to say if a format does not hold the bits to choose from."""
     named = recipe.allowed_bits or BITS
     wanted = named if absent else ()
     able = []
@@ -249,7 +269,7 @@ def _unmixed(recipe: Recipe, linears: tuple[LinearPlan, ...], found: tuple[int, 
 
 
 def _too_small(budget: Budget, recipe: Recipe, least: int, weights: int) -> PlanProblem:
-    """What to say where even the fewest bits are too many."""
+    """What to say if even the fewest bits are too many."""
     fewest = min(budget.choices)
     wider = "use fewer bits (--allowed-bits, or --format compressed-tensors), larger groups"
     if recipe.target_bpw is not None:
@@ -262,11 +282,13 @@ def _too_small(budget: Budget, recipe: Recipe, least: int, weights: int) -> Plan
         message += bytes_text(least)
         return PlanProblem(message, f"{wider}, or a higher --target-size")
     terms = budget.terms
-    room = (terms["usable_bytes"] - terms["runtime_bytes"] - least) // terms["kv_bytes_per_token"]
+    if not isinstance(terms, CardTarget):
+        raise ValueError("a budget is of bits, of bytes, or of a card")
+    room = (terms.usable_bytes - terms.runtime_bytes - least) // terms.kv_bytes_per_token
     message = (
-        f"the {terms['card']} is too small: of {bytes_text(terms['memory_bytes'])}, "
-        f"{bytes_text(terms['usable_bytes'])} are usable, less {bytes_text(terms['runtime_bytes'])} of runtime and "
-        f"{bytes_text(terms['kv_bytes'])} of cache for {terms['context']} tokens, which leaves "
+        f"the {terms.card} is too small: of {bytes_text(terms.memory_bytes)}, "
+        f"{bytes_text(terms.usable_bytes)} are usable, less {bytes_text(terms.runtime_bytes)} of runtime and "
+        f"{bytes_text(terms.kv_bytes)} of cache for {terms.context} tokens, which leaves "
         f"{bytes_text(max(0, budget.nbytes))}; with {fewest} bits everywhere the weight files take {bytes_text(least)}"
     )
     shorter = f", or --context {room} at most" if room > 0 else ""

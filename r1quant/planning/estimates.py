@@ -30,7 +30,7 @@ class Estimate:
     """Predictions, in bytes and seconds. Output bytes are exact; the others come from a cost model.
 
     run_bytes    of the run directory at its largest
-    cache_bytes  what a sensitivity pass and the choice of factors add to the cache at the most, where it does not have
+    cache_bytes  what a sensitivity pass and the choice of factors add to the cache at the most, if it does not have
                  them yet; kept_bytes, of these, stay there
     """
 
@@ -93,7 +93,7 @@ class _Shapes:
     """What the cost of a pass follows from; weights, rows and squares are of one decoder layer.
 
     stages   for each, its weights, its input channels and how many linears it has
-    item     bytes of an activation on the disk: where the dtype is automatic, those of float32
+    item     bytes of an activation on the disk: if the dtype is automatic, those of float32
     """
 
     tokens: int
@@ -142,7 +142,7 @@ class _Shapes:
 
 
 def _rounding(shapes: _Shapes, recipe: Recipe) -> _Pass:
-    """Layer by layer; where the float model runs beside, its layer and what belongs to its part of the text are there
+    """Layer by layer; if the float model runs beside, its layer and what belongs to its part of the text are there
     as well."""
     layers, cost = 2 if recipe.corrected else 1, METHODS[recipe.method].cost
     streams = 1 + recipe.corrected_windows / recipe.windows

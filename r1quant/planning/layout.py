@@ -34,7 +34,7 @@ class Layout:
 
     @property
     def index(self) -> bytes | None:
-        """The index file; None where one file holds everything."""
+        """The index file; None if one file holds everything."""
         if len(self.shards) == 1:
             return None
         total = sum(spec.nbytes for shard in self.shards for spec in shard)
@@ -53,7 +53,7 @@ def make(
 
     tensors  every tensor under its float name
     forms    the linears that are stored as integers, by name without `.weight`; the codec says as which tensors
-    dtype    the dtype of all that is not stored as integers; each tensor's own where it is empty
+    dtype    the dtype of all that is not stored as integers; each tensor's own if it is empty
     """
     shards: list[list[TensorSpec]] = [[]]
     filled = 0

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from r1quant.arch.tables import Architecture, linears, size
 from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.core.grid import BITS
+from r1quant.core.json import Config, JsonObject
 from r1quant.planning.targets import ExportOptions, family_problem, problem
 from r1quant.registry import FORMATS
 
@@ -24,9 +24,9 @@ class RuntimeRule:
     """What a runtime takes of a format beyond what the format holds.
 
     symmetric, asymmetric  the bits of grids of either kind
-    mixed                  whether linears of the layers may differ in bits, or stay in float: where all grids are
-                           symmetric, and where not
-    careful                what goes wrong, in some other way of loading it, where linears differ
+    mixed                  whether linears of the layers may differ in bits, or stay in float: if all grids are
+                           symmetric, and if not
+    careful                what goes wrong, in some other way of loading it, if linears differ
     """
 
     symmetric: tuple[int, ...] = BITS
@@ -81,12 +81,12 @@ class Verdict:
     loads: tuple[str, ...]
     refuses: Mapping[str, str]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         return {"runtime": self.runtime, "loads": list(self.loads), "refuses": dict(self.refuses)}
 
 
 def mixed_bits(format: str, symmetric: bool, name: str | None = None) -> frozenset[int]:
-    """The bits at which a runtime, any or the named one, loads a format where linears differ; none where none does."""
+    """The bits at which a runtime, any or the named one, loads a format if linears differ; none if none does."""
     rules = [runtime.rules[format] for runtime in RUNTIMES if format in runtime.rules and name in (None, runtime.name)]
     able = (rule for rule in rules if rule.mixed[not symmetric])
     return frozenset(b for rule in able for b in (rule.symmetric if symmetric else rule.asymmetric))
@@ -105,7 +105,7 @@ def formats(
 
 
 def runtimes(
-    arch: Architecture, config: Mapping[str, Any], linear_specs: Mapping[str, LinearSpec], devices: int = 1
+    arch: Architecture, config: Config, linear_specs: Mapping[str, LinearSpec], devices: int = 1
 ) -> list[Verdict]:
     """What each runtime makes of the linears; devices: over how many a serving runtime is to split them."""
     held = formats(arch, linear_specs)
@@ -128,9 +128,9 @@ def runtimes(
 
 
 def cautions(
-    arch: Architecture, config: Mapping[str, Any], linear_specs: Mapping[str, LinearSpec], format: str
+    arch: Architecture, config: Config, linear_specs: Mapping[str, LinearSpec], format: str
 ) -> Mapping[str, str]:
-    """By runtime, what to mind where it loads linears that differ from a format."""
+    """By runtime, what to mind if it loads linears that differ from a format."""
     if not _differ(arch, config, linear_specs):
         return {}
     found = {runtime.name: runtime.rules[format].careful for runtime in RUNTIMES if format in runtime.rules}
@@ -151,13 +151,13 @@ def _kernels(rule: RuntimeRule, linear_specs: Mapping[str, LinearSpec]) -> str |
     return None
 
 
-def _differ(arch: Architecture, config: Mapping[str, Any], linear_specs: Mapping[str, LinearSpec]) -> bool:
+def _differ(arch: Architecture, config: Config, linear_specs: Mapping[str, LinearSpec]) -> bool:
     """Whether the linears of the layers are not all of the same bits."""
     found = (linear_specs.get(name) for name in linears(config, arch)[:-1])
     return len({form and form.bits for form in found}) > 1
 
 
-def _fused(arch: Architecture, config: Mapping[str, Any], linear_specs: Mapping[str, LinearSpec]) -> str | None:
+def _fused(arch: Architecture, config: Config, linear_specs: Mapping[str, LinearSpec]) -> str | None:
     """Linears that share an input become one layer, so they must be alike."""
     for index in range(size(config, "num_hidden_layers")):
         for stage in arch.layer.stages:
@@ -170,9 +170,7 @@ def _fused(arch: Architecture, config: Mapping[str, Any], linear_specs: Mapping[
     return None
 
 
-def _sharded(
-    arch: Architecture, config: Mapping[str, Any], linear_specs: Mapping[str, LinearSpec], devices: int
-) -> str | None:
+def _sharded(arch: Architecture, config: Config, linear_specs: Mapping[str, LinearSpec], devices: int) -> str | None:
     """Rows of q, k, v, gate and up are split, and columns of the attention output and down, at group borders."""
     if devices == 1:
         return None

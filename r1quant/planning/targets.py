@@ -136,7 +136,7 @@ class ExportOptions:
 
     @property
     def k_quant(self) -> str | None:
-        """The type of llama.cpp's own that is asked for; None where ours is."""
+        """The type of llama.cpp's own that is asked for; None if ours is."""
         return self.type.upper() if self.type.upper() in K_QUANTS else None
 
     @property
@@ -177,7 +177,7 @@ class ExportArguments(TypedDict, total=False):
 
 
 def problem(format: str, form: LinearSpec, options: ExportOptions) -> str | None:
-    """Why a format cannot hold a quantized linear of this form exactly; None where it can."""
+    """Why a format cannot hold a quantized linear of this form exactly; None if it can."""
     if format == "safetensors":
         return None
     other = other_kind(format, form.kind)
@@ -191,7 +191,7 @@ def problem(format: str, form: LinearSpec, options: ExportOptions) -> str | None
 
 
 def family_problem(format: str, arch: Architecture) -> str | None:
-    """Why a format cannot hold a family of models at all; None where it can."""
+    """Why a format cannot hold a family of models at all; None if it can."""
     return onnx_unsupported(arch) if format == "onnx" else None
 
 

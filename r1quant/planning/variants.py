@@ -48,7 +48,7 @@ class FormatVariant:
     """label       gptq-w4-g128, gguf-q4_k_m, fp16: what tells it from all others
     format      of registry.FORMATS
     bits        of a weight, nominally
-    group_size  -1 for whole rows, None where the format decides
+    group_size  -1 for whole rows, None if the format decides
     kind        of GGUF, the block type or llama.cpp's mixture; of ONNX, the dtype of floats
     """
 
@@ -77,7 +77,7 @@ class VariantWeights:
     """Bytes of a model in a variant.
 
     total      of the weight files
-    embedding  of the embedding, 0 where it is the head too; it is not read for a token
+    embedding  of the embedding, 0 if it is the head too; it is not read for a token
     experts    of all routed experts together
     """
 
@@ -114,7 +114,7 @@ def held(model: Inventory, wanted: Sequence[FormatVariant]) -> dict[FormatVarian
 
 
 def usual(model: Inventory) -> dict[FormatVariant, VariantWeights]:
-    """Those that are shown where nothing is asked for: of the usual formats and bits the first group size that fits."""
+    """Those that are shown if nothing is asked for: of the usual formats and bits the first group size that fits."""
     first: dict[tuple[str, int, str], FormatVariant] = {}
     found: dict[FormatVariant, VariantWeights] = {}
     for variant in variants():
@@ -129,7 +129,7 @@ def usual(model: Inventory) -> dict[FormatVariant, VariantWeights]:
 
 
 def weigh(variant: FormatVariant, model: Inventory) -> VariantWeights:
-    """The bytes of a model in a variant. Raises CheckpointError where the format cannot hold it."""
+    """The bytes of a model in a variant. Raises CheckpointError if the format cannot hold it."""
     sized = {part: _bytes(variant, model, part) for part in model.parts}
     total = sum(sized.values()) + _beside(variant, model)
     embedding = 0 if model.tied else sum(n for part, n in sized.items() if part.role == "embedding")

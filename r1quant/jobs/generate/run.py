@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from r1quant.checkpoint.artifact import stop_tokens
 from r1quant.checkpoint.resolve import is_embedded
 from r1quant.checkpoint.safetensors import short_name
 from r1quant.checkpoint.tokenizer import Tokenizer
+from r1quant.core.json import JsonObject
 from r1quant.data import prompts, texts, windows
 from r1quant.errors import CalibrationError, RecipeError, ResumeError
 from r1quant.jobs.artifacts import open_artifact
@@ -39,11 +39,11 @@ class Generated:
     """What was written. header is the first line of the file; seconds are of this process alone."""
 
     out: Path
-    header: Mapping[str, Any]
+    header: JsonObject
     seconds: float
     already_complete: bool
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         found = {"out": str(self.out), "seconds": self.seconds, "already_complete": self.already_complete}
         return found | dict(self.header["summary"]) | {"header": dict(self.header)}
 
@@ -52,9 +52,9 @@ class Generated:
 class Shown:
     """What a calibration text holds.
 
-    thinking   tokens inside `<think>`, `</think>` included; None where the model does not know these marks
+    thinking   tokens inside `<think>`, `</think>` included; None if the model does not know these marks
     unclosed   documents that end inside `<think>`
-    header     what the file says of how it was written; None where it says nothing
+    header     what the file says of how it was written; None if it says nothing
     """
 
     source: str
@@ -63,9 +63,9 @@ class Shown:
     longest: int
     thinking: int | None
     unclosed: int | None
-    header: Mapping[str, Any] | None
+    header: JsonObject | None
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         share = None if self.thinking is None else self.thinking / max(1, self.tokens)
         return {
             "source": self.source,
@@ -87,9 +87,9 @@ def generate(
 ) -> Generated:
     """Has a model answer prompts, and writes what it says, reasoning and all, as JSON lines for `--calib`.
 
-    out  MODEL-self.jsonl in the current folder where it is left out
+    out  MODEL-self.jsonl in the current folder if it is left out
 
-    Raises RecipeError, CheckpointError, CalibrationError, ResumeError where `out` is something else, MissingDependency,
+    Raises RecipeError, CheckpointError, CalibrationError, ResumeError if `out` is something else, MissingDependency,
     and what the backend raises. Answers that came until then are in the cache.
     """
     begun, options, progress = time.monotonic(), options or GenerateOptions(), progress or Silent()
@@ -112,7 +112,7 @@ def generate(
     if unasked := options.samples_per_prompt * len(asked.prompts) - len(texts):
         progress.note(f"{unasked} prompts did not fit the model's context and are left out")
     environment = provenance.environment() | provenance.versions(PACKAGES)
-    header |= {"summary": summary(texts), "environment": environment}
+    header = {**header, "summary": summary(texts), "environment": environment}
     with atomic.replacing(out) as file:
         for row in (header, *map(_row, texts)):
             file.write((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "replace"))
@@ -120,9 +120,9 @@ def generate(
 
 
 def show(text: str | None, model: str | Path) -> Shown:
-    """What the tokenizer of a model makes of a calibration text: a file, or the bundled one where it is None.
+    """What the tokenizer of a model makes of a calibration text: a file, or the bundled one if it is None.
 
-    Raises CalibrationError where the text cannot be read, CheckpointError where the tokenizer cannot.
+    Raises CalibrationError if the text cannot be read, CheckpointError if the tokenizer cannot.
     """
     artifact = open_artifact(model)
     tokenizer = Tokenizer.from_files(artifact.side_files, artifact.source)
@@ -154,7 +154,7 @@ def _is_open(document: Sequence[int], opening: int | None, closing: int | None) 
     return last != closing
 
 
-def _header(name: str, author: TextGenerator, asked: prompts.PromptSet) -> dict[str, Any]:
+def _header(name: str, author: TextGenerator, asked: prompts.PromptSet) -> JsonObject:
     """All that decides the texts."""
     options, identity = author.options, author.identity
     return {
@@ -170,8 +170,8 @@ def _header(name: str, author: TextGenerator, asked: prompts.PromptSet) -> dict[
     }
 
 
-def _row(text: GeneratedText) -> dict[str, Any]:
-    row: dict[str, Any] = {"kind": "self", "key": text.key, "finished": text.finished, "text": text.text}
+def _row(text: GeneratedText) -> JsonObject:
+    row = {"kind": "self", "key": text.key, "finished": text.finished, "text": text.text}
     return row | ({"tokens": text.tokens} if text.tokens else {})
 
 
@@ -182,8 +182,8 @@ def _check_place(out: Path) -> None:
         raise RecipeError(f"there is no folder {out.parent} for the text", "make it, or choose another -o")
 
 
-def _finished(out: Path, header: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The first line of a file that is there already; None where there is none. Raises ResumeError for another."""
+def _finished(out: Path, header: JsonObject) -> JsonObject | None:
+    """The first line of a file that is there already; None if there is none. Raises ResumeError for another."""
     if not out.exists():
         return None
     found = texts.header(out) if out.is_file() else None

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from r1quant.backends import Prompt, Runtime, Sampling
 from r1quant.checkpoint.tokenizer import Tokenizer
+from r1quant.core.json import JsonObject
 from r1quant.errors import CheckpointError, OutOfSpaceError, ResumeError
 from r1quant.progress import Progress
 from r1quant.storage import atomic, cache
@@ -33,7 +34,7 @@ class Sample:
     key       of the prompt
     count     of its tokens
     finished  whether it ended by itself
-    ids       its tokens, the one that ended it included; empty where nobody asked for them to be kept, or none came
+    ids       its tokens, the one that ended it included; empty if nobody asked for them to be kept, or none came
     """
 
     key: str
@@ -52,10 +53,10 @@ class Samples:
     @classmethod
     @contextmanager
     def open(cls, folder: Path, identity: Mapping[str, str]) -> Iterator[Samples]:
-        """The samples of `identity`, for as long as the block lasts; folder and file are made where they are not.
+        """The samples of `identity`, for as long as the block lasts; folder and file are made if they are not there.
 
-        A last line that a crash has cut off is dropped. Raises ResumeError where another process writes the file, or
-        where it holds something else.
+        A last line that a crash has cut off is dropped. Raises ResumeError if another process writes the file, or
+        if it holds something else.
         """
         folder.mkdir(parents=True, exist_ok=True)
         path = _path(folder, identity)
@@ -70,7 +71,7 @@ class Samples:
     def peek(folder: Path, identity: Mapping[str, str]) -> Mapping[str, Sample]:
         """The samples of `identity` that are there by now, by key. Locks and changes nothing, whoever is writing.
 
-        Raises ResumeError where the file holds something else.
+        Raises ResumeError if the file holds something else.
         """
         path = _path(folder, identity)
         try:
@@ -107,7 +108,7 @@ def collect(
 
     decode  token ids to text, for runtimes that give ids; the tokens in `stop` are left out of it
 
-    Raises what the runtime raises; ValueError where two prompts have one key; CheckpointError where the runtime gives
+    Raises what the runtime raises; ValueError if two prompts have one key; CheckpointError if the runtime gives
     no answer to some. What came until then is in the store.
     """
     keys = {prompt.key for prompt in prompts}
@@ -140,7 +141,7 @@ def prompt_for(
 ) -> Prompt:
     """Messages in the model's chat format, asked for the number-th time; key and seed follow from all of it.
 
-    Raises CalibrationError where the model has no chat template, or one that cannot render them.
+    Raises CalibrationError if the model has no chat template, or one that cannot render them.
     """
     tokens = tokenizer.encode(tokenizer.render(messages, add_generation_prompt=True))
     return token_prompt(name, tokens, number, seed, messages)
@@ -158,7 +159,7 @@ def _path(folder: Path, identity: Mapping[str, str]) -> Path:
     return folder / f"samples-{cache.key(identity)}.jsonl"
 
 
-def _line(content: Mapping[str, Any]) -> bytes:
+def _line(content: JsonObject) -> bytes:
     return (json.dumps(content, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
 
 
@@ -180,7 +181,7 @@ def _append(file: IO[bytes], line: bytes, path: Path) -> None:
 
 
 def _read(path: Path, file: IO[bytes], identity: Mapping[str, str]) -> dict[str, Sample]:
-    """What the file holds; begins it where it holds nothing. Raises ResumeError."""
+    """What the file holds; begins it if it holds nothing. Raises ResumeError."""
     content = file.read()
     lines = _whole(content)
     if (length := sum(map(len, lines))) < len(content):
@@ -215,7 +216,7 @@ def _known(path: Path, lines: Sequence[bytes], identity: Mapping[str, str]) -> d
     return have
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
+def _parsed(line: bytes) -> JsonObject | None:
     """A whole line, None for one that is cut off or damaged."""
     try:
         found = json.loads(line) if line.endswith(b"\n") else None
@@ -224,7 +225,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _sample(line: Mapping[str, Any] | None) -> Sample | None:
+def _sample(line: JsonObject | None) -> Sample | None:
     names = {field.name for field in fields(Sample)}
     if line is None or set(line) | {"ids"} != names:
         return None

@@ -43,7 +43,7 @@ class GeneratedText:
     """A prompt and its answer.
 
     text      both, as the model saw and wrote them
-    tokens    the same; empty where the runtime gives text only
+    tokens    the same; empty if the runtime gives text only
     answer    the answer alone, new: its tokens
     finished  whether it ended by itself
     """
@@ -57,11 +57,11 @@ class GeneratedText:
 
 
 class TextGenerator:
-    """A model that is asked. It is opened only where answers are missing."""
+    """A model that is asked. It is opened only if answers are missing."""
 
     def __init__(self, model: Artifact, options: GenerateOptions, progress: Progress, endless: bool = False) -> None:
         """endless: it goes on where a text would end. Raises RecipeError for a backend that cannot run this model,
-        MissingDependency where it is not installed."""
+        MissingDependency if it is not installed."""
         self.model, self.options, self.progress = model, options, progress
         self.tokenizer = Tokenizer.from_files(model.side_files, model.source)
         self.stop = frozenset[int]() if endless else stop_tokens(model, self.tokenizer.eos_id)
@@ -73,7 +73,7 @@ class TextGenerator:
     def write(self, asked: Iterable[Asked]) -> list[GeneratedText]:
         """The answers, in the order of the prompts; those that did not fit the context are left out.
 
-        Raises CalibrationError where the model has no chat template, and what the runtime raises.
+        Raises CalibrationError if the model has no chat template, and what the runtime raises.
         """
         prompted = [prompt_for(self.tokenizer, *each, self.options.seed) for each in asked]
         found = zip(prompted, self.complete(prompted), strict=True)
@@ -151,9 +151,9 @@ def summary_line(found: Mapping[str, int]) -> str:
 
 def own_text(checkpoint: Checkpoint, recipe: Recipe, progress: Progress) -> Calibration:
     """What `--calib self` means: the model's answers to as many prompts as fill the windows, each prompt again with
-    other luck where all have been asked.
+    other luck if all have been asked.
 
-    Raises CalibrationError where it writes nothing.
+    Raises CalibrationError if it writes nothing.
     """
     asked = prompts.load(embedded=is_embedded(checkpoint.source, checkpoint.folder))
     setup = Setup("torch", recipe.device, recipe.dtype)
