@@ -137,10 +137,10 @@ def choices(recipe: Recipe, linears: tuple[LinearPlan, ...]) -> tuple[int, ...]:
     return held if recipe.allowed_bits or len(loaded) < 2 else tuple(bits for bits in held if bits in loaded)
 
 
-def tried(recipe: Recipe, found: Sequence[int]) -> tuple[int, ...]:
+def tried(recipe: Recipe, allowed: Sequence[int]) -> tuple[int, ...]:
     """Those of the bits at which rounding is tried out to predict all: if that takes long, the few at which each
     linear loses much in its own way."""
-    counts = sorted(bits for bits in found if bits != FLOAT)
+    counts = sorted(bits for bits in allowed if bits != FLOAT)
     feedback = METHODS[recipe.method].feedback
     return tuple(b for b in counts if not feedback or b <= max(MOST_TRIED, counts[0]))
 
@@ -152,21 +152,21 @@ def budget_of(
 
     Raises RecipeError for a card that is not known.
     """
-    found, codec = choices(recipe, linears), CODECS[recipe.format]
-    absent = sorted(set(recipe.allowed_bits) - set(found))
-    if len(found) < 2 or absent:
-        return None, [_unmixed(recipe, linears, found, absent)]
+    allowed, codec = choices(recipe, linears), CODECS[recipe.format]
+    absent = sorted(set(recipe.allowed_bits) - set(allowed))
+    if len(allowed) < 2 or absent:
+        return None, [_unmixed(recipe, linears, allowed, absent)]
     weights = sum(linear.weights for linear in linears)
     if recipe.target_bpw is not None:
         target = BitsTarget(recipe.target_bpw)
-        budget = Budget(int(round(recipe.target_bpw * weights / 8, 3)), "linears", found, target)
+        budget = Budget(int(round(recipe.target_bpw * weights / 8, 3)), "linears", allowed, target)
     elif recipe.target_size is not None:
-        budget = Budget(recipe.target_size, "files", found, SizeTarget(recipe.target_size))
+        budget = Budget(recipe.target_size, "files", allowed, SizeTarget(recipe.target_size))
     else:
-        budget, problems = _on_card(checkpoint, arch, recipe, found)
+        budget, problems = _on_card(checkpoint, arch, recipe, allowed)
         if problems:
             return None, problems
-    smallest = _smallest(linears, recipe, found)
+    smallest = _smallest(linears, recipe, allowed)
     stored = sum(linear.stored(smallest[linear.name], codec) for linear in linears)
     least = stored if budget.of == "linears" else layout_of(smallest).nbytes
     if least <= budget.nbytes:
@@ -203,19 +203,17 @@ def decide(
         smallest = _smallest(linears, recipe, budget.choices)
         limit += least - layout_of(smallest).nbytes
     while True:  # headers of files change a little with the choice
-        found = allocate.solve(losses, sized, max(limit, least))
+        best = allocate.solve(losses, sized, max(limit, least))
         grids: dict[str, Grid | None] = {}
-        for group, allowed, chosen in zip(groups.values(), bits, found.chosen, strict=True):
+        for group, allowed, chosen in zip(groups.values(), bits, best.chosen, strict=True):
             grids |= dict.fromkeys((x.name for x in group), _grid(recipe, allowed[chosen]))
         over = layout_of(grids).nbytes - budget.nbytes if budget.of == "files" else 0
-        if over <= 0 or found.nbytes == least:
+        if over <= 0 or best.nbytes == least:
             break
-        limit = found.nbytes - over
+        limit = best.nbytes - over
     if not any(grids.values()):
         raise RecipeError("within this budget every linear stays in float", "ask for less, or leave out 16 bits")
-    return Allocation(
-        {linear.name: grids[linear.name] for linear in linears}, found.loss, found.gap, predictions.source
-    )
+    return Allocation({linear.name: grids[linear.name] for linear in linears}, best.loss, best.gap, predictions.source)
 
 
 def _grid(recipe: Recipe, bits: int) -> Grid | None:
@@ -227,14 +225,14 @@ def _holds(recipe: Recipe, linear: LinearPlan, bits: int, codec: Codec | None = 
     return grid is None or (codec or CODECS[recipe.format]).problem(LinearSpec.planned(linear.shape, grid)) is None
 
 
-def _smallest(linears: tuple[LinearPlan, ...], recipe: Recipe, found: tuple[int, ...]) -> Grids:
+def _smallest(linears: tuple[LinearPlan, ...], recipe: Recipe, allowed: tuple[int, ...]) -> Grids:
     """The fewest bits that each linear may have."""
-    held = {linear.name: [b for b in found if _holds(recipe, linear, b)] for linear in linears}
-    return {name: _grid(recipe, min(allowed)) for name, allowed in held.items()}
+    held = {linear.name: [b for b in allowed if _holds(recipe, linear, b)] for linear in linears}
+    return {name: _grid(recipe, min(bits)) for name, bits in held.items()}
 
 
 def _on_card(
-    checkpoint: Checkpoint, arch: Architecture, recipe: Recipe, found: tuple[int, ...]
+    checkpoint: Checkpoint, arch: Architecture, recipe: Recipe, allowed: tuple[int, ...]
 ) -> tuple[Budget, list[PlanProblem]]:
     """What a card leaves for weights beside the runtime and the cache of one text, whose numbers have 16 bits."""
     gpu, context = card(recipe.fit_gpu or ""), recipe.context or 0
@@ -246,10 +244,12 @@ def _on_card(
     if isinstance(longest, int) and context > longest:
         message = f"context {context} is longer than the model's {longest} positions"
         problems.append(PlanProblem(message, "lower --context"))
-    return Budget(usable(gpu) - runtime - cache, "files", found, terms), problems
+    return Budget(usable(gpu) - runtime - cache, "files", allowed, terms), problems
 
 
-def _unmixed(recipe: Recipe, linears: tuple[LinearPlan, ...], found: tuple[int, ...], absent: list[int]) -> PlanProblem:
+def _unmixed(
+    recipe: Recipe, linears: tuple[LinearPlan, ...], allowed: tuple[int, ...], absent: list[int]
+) -> PlanProblem:
     """What to say if a format does not hold the bits to choose from."""
     named = recipe.allowed_bits or BITS
     wanted = named if absent else ()
@@ -258,7 +258,7 @@ def _unmixed(recipe: Recipe, linears: tuple[LinearPlan, ...], found: tuple[int, 
         held = [b for b in named if any(_holds(replace(recipe, format=name), x, b, codec) for x in linears)]
         if len(held) > 1 and set(wanted) <= set(held):
             able.append(name)
-    has = " and ".join(map(str, found)) or "none of these"
+    has = " and ".join(map(str, allowed)) or "none of these"
     if absent:
         message = f"{recipe.format} does not hold {' or '.join(map(str, absent))} bits here"
     elif recipe.allowed_bits:

@@ -76,8 +76,8 @@ def form_problems(linears: tuple[LinearPlan, ...], grids: Grids, recipe: Recipe)
     for linear in linears:
         first = alike.setdefault((linear.layer, linear.stage), linear)
         if grids[linear.name] != grids[first.name]:
-            wrong = f"{linear.name} has another grid than {first.name}, which shares its input"
-            problems.append(PlanProblem(wrong, "linears that share an input are rounded, and served, as one"))
+            message = f"{linear.name} has another grid than {first.name}, which shares its input"
+            problems.append(PlanProblem(message, "linears that share an input are rounded, and served, as one"))
     first_of = {form: name for name, form in reversed(forms_of(linears, grids).items())}
     for form, name in sorted(first_of.items(), key=lambda item: (item[0].shape, item[0].bits)):
         reason = ENCODERS[recipe.format].problem(form)

@@ -98,13 +98,13 @@ def generate(
     out = Path(out) if out is not None else Path(f"{name.removesuffix('.gguf')}-self.jsonl")
     _check_place(out)
     asked = prompts.load(options.prompts, is_embedded(artifact.source, artifact.folder), options.limit)
-    author = TextGenerator(artifact, options, progress)
-    header = _header(name, author, asked)
+    generator = TextGenerator(artifact, options, progress)
+    header = _header(name, generator, asked)
     finished = _finished(out, header)
     if finished is not None:
         return Generated(out, finished, time.monotonic() - begun, True)
     rounds = range(options.samples_per_prompt)
-    texts = author.write((key, messages, n) for n, (key, messages) in product(rounds, asked.prompts.items()))
+    texts = generator.write((key, messages, n) for n, (key, messages) in product(rounds, asked.prompts.items()))
     if not texts:
         raise CalibrationError(
             f"{artifact.source} wrote nothing: no prompt fits its context", "give shorter ones with --prompts"
@@ -154,17 +154,17 @@ def _is_open(document: Sequence[int], opening: int | None, closing: int | None) 
     return last != closing
 
 
-def _header(name: str, author: TextGenerator, asked: prompts.PromptSet) -> JsonObject:
+def _header(name: str, generator: TextGenerator, asked: prompts.PromptSet) -> JsonObject:
     """All that decides the texts."""
-    options, identity = author.options, author.identity
+    options, identity = generator.options, generator.identity
     return {
         texts.HEADER: VERSION,
         "model": name,
         "model_sha256": identity["model"],
-        "tokenizer_sha256": provenance.sha256_of_files(author.model.side_files),
+        "tokenizer_sha256": provenance.sha256_of_files(generator.model.side_files),
         **{key: identity[key] for key in ("backend", "server", "served", "device", "dtype")},
         "sampling": {key: getattr(options, key) for key in ("temperature", "top_p", "max_tokens", "seed")},
-        "stop": sorted(author.stop),
+        "stop": sorted(generator.stop),
         "prompts": {"source": asked.source, "sha256": asked.sha256, "count": len(asked.prompts)},
         "samples_per_prompt": options.samples_per_prompt,
     }

@@ -158,12 +158,12 @@ def own_text(checkpoint: Checkpoint, recipe: Recipe, progress: Progress) -> Cali
     asked = prompts.load(embedded=is_embedded(checkpoint.source, checkpoint.folder))
     setup = Setup("torch", recipe.device, recipe.dtype)
     options = GenerateOptions(max_tokens=selfcalib.MAX_TOKENS, seed=recipe.seed, setup=setup)
-    author = TextGenerator(table.artifact(checkpoint), options, progress)
+    generator = TextGenerator(table.artifact(checkpoint), options, progress)
     endless = ((name, messages, n) for n in itertools.count() for name, messages in asked.prompts.items())
     need, texts, have = recipe.samples * recipe.seq_len, list[GeneratedText](), 0
     while have < need:
         mean = have / len(texts) if texts else TOKENS_GUESSED
-        fresh = author.write(itertools.islice(endless, min(math.ceil((need - have) / mean), len(asked.prompts))))
+        fresh = generator.write(itertools.islice(endless, min(math.ceil((need - have) / mean), len(asked.prompts))))
         if not fresh:
             raise CalibrationError(
                 f"{checkpoint.source} wrote nothing: its context is too short for the prompts",
@@ -175,7 +175,7 @@ def own_text(checkpoint: Checkpoint, recipe: Recipe, progress: Progress) -> Cali
     label = f"the model's own answers to {asked.source}"
     vocabulary = int(checkpoint.config["vocab_size"])
     documents = [text.tokens for text in texts]
-    return windows.of_documents(documents, label, author.tokenizer, recipe.samples, recipe.seq_len, vocabulary)
+    return windows.of_documents(documents, label, generator.tokenizer, recipe.samples, recipe.seq_len, vocabulary)
 
 
 def continued(checkpoint: Checkpoint, recipe: Recipe, text: Calibration, progress: Progress) -> Calibration:
@@ -186,12 +186,12 @@ def continued(checkpoint: Checkpoint, recipe: Recipe, text: Calibration, progres
     options = GenerateOptions(
         max_tokens=recipe.seq_len - keep, temperature=1.0, top_p=1.0, seed=recipe.seed, setup=setup
     )
-    author = TextGenerator(table.artifact(checkpoint), options, progress, endless=True)
+    generator = TextGenerator(table.artifact(checkpoint), options, progress, endless=True)
     prompted = []
     for count in range(math.ceil(recipe.continued * text.windows)):
         number, window = divmod(count, text.windows)
         prompted.append(token_prompt(f"window-{window}", text.tokens[window, -keep:].tolist(), number, recipe.seed))
-    written = [[*p.tokens, *sample.ids] for p, sample in zip(prompted, author.complete(prompted), strict=True)]
+    written = [[*p.tokens, *sample.ids] for p, sample in zip(prompted, generator.complete(prompted), strict=True)]
     label = f"{text.source}, and {len(written)} windows that the model wrote on"
     return text.followed_by(np.array(written, np.int64), label)
 
