@@ -53,14 +53,14 @@ def quantize(
 
     def show() -> None:
         result = done.record
-        worst = max(result["linears"], key=lambda linear: linear["relative_loss"])
+        worst = max(result.linears, key=lambda linear: linear.relative_loss)
         again = " (it was complete already)" if done.already_complete else ""
         console.table(
             [
                 ["written", f"{done.out}{again}"],
-                ["bits per quantized weight", f"{result['bits_per_weight']:.3f}"],
-                ["worst relative loss", f"{worst['relative_loss']:.2e} in {worst['name']}"],
-                ["not as usual", "\n".join(result["fallbacks"]) or "nothing"],
+                ["bits per quantized weight", f"{result.bits_per_weight:.3f}"],
+                ["worst relative loss", f"{worst.relative_loss:.2e} in {worst.name}"],
+                ["not as usual", "\n".join(result.fallbacks) or "nothing"],
                 ["time", seconds_text(done.seconds)],
                 ["peak memory", bytes_text(done.peak_rss_bytes)],
             ],

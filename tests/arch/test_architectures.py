@@ -98,8 +98,8 @@ def test_quantize_and_verify(model: Path, tmp_path: Path, text_file: Path) -> No
     done = r1quant.quantize(
         model, out, bits=4, group_size=32, calib=str(text_file), samples=8, seq_len=64, dtype="float32"
     )
-    assert len(done.record["linears"]) == 7 * source.config["num_hidden_layers"]
-    assert all(linear["loss"] > 0 for linear in done.record["linears"])
+    assert len(done.record.linears) == 7 * source.config["num_hidden_layers"]
+    assert all((linear.loss or 0.0) > 0 for linear in done.record.linears)
     written = open_folder(out)
     weights = table.artifact(written)
     assert set(weights.tensors) == set(source.tensors)
@@ -153,7 +153,7 @@ def test_every_grid_is_written_and_read_back(
     stated = json.loads((out / "quantize_config.json").read_text())
     assert (stated["bits"], stated["group_size"], stated["sym"]) == (bits, group_size, symmetric)
     assert (
-        done.record["bits_per_weight"]
+        done.record.bits_per_weight
         == r1quant.plan(llama, method="rtn", bits=bits, group_size=group_size, symmetric=symmetric).bits_per_weight
     )
 
@@ -220,7 +220,7 @@ def test_dead_channels_are_reported(tmp_path: Path, text_file: Path) -> None:
     tensors["model.layers.0.input_layernorm.weight"][[5, 6]] = 0
     save_file(tensors, model / "model.safetensors", {"format": "pt"})
     done = r1quant.quantize(model, tmp_path / "out", group_size=32, calib=str(text_file), samples=4, seq_len=32)
-    assert any("layers.0.self_attn.q_proj: 2 dead input columns" in line for line in done.record["fallbacks"])
+    assert any("layers.0.self_attn.q_proj: 2 dead input columns" in line for line in done.record.fallbacks)
 
 
 def test_qwen3_8b_has_the_shapes_it_is_known_for() -> None:

@@ -99,7 +99,7 @@ def test_quantize_verify_and_every_format(tmp_path: Path, how: dict[str, str], t
     changes = json.loads((model / "config.json").read_text()) | {"sliding_window_pattern": 6}  # as GGUF has it
     (model / "config.json").write_text(json.dumps(changes))
     asked = QUICK | {"calib": str(text_file), "format": "gptq", "bits": 4} | how
-    assert len(r1quant.quantize(model, out, **asked).record["linears"]) == 14
+    assert len(r1quant.quantize(model, out, **asked).record.linears) == 14
     record = r1quant.verify(out, model, str(text_file), windows=2, seq_len=48).numbers()
     source, artifact = open_folder(model), open_artifact(out)
     assert 0 < record["kl.mean"] < 1
@@ -128,7 +128,7 @@ def test_a_gguf_file_is_a_source(tmp_path: Path) -> None:
     assert_close(torch.from_numpy(torch_model(back).logits(IDS)), logits(source))
     assert r1quant.check(model, export.path).identical
     done = r1quant.quantize(export.path, tmp_path / "out", method="rtn", group_size=32)
-    assert len(done.record["linears"]) == 42
+    assert len(done.record.linears) == 42
 
 
 def test_gguf_holds_one_plus_the_weight_of_norms(tmp_path: Path) -> None:

@@ -16,13 +16,13 @@ from r1quant.checkpoint.artifact import Artifact
 from r1quant.checkpoint.resolve import is_embedded
 from r1quant.checkpoint.safetensors import Checkpoint
 from r1quant.checkpoint.tokenizer import Tokenizer
-from r1quant.core.json import JsonObject
 from r1quant.data import texts, windows
 from r1quant.data.windows import Calibration
 from r1quant.formats import table
 from r1quant.jobs.identity import identity
 from r1quant.planning.plan import Plan
 from r1quant.progress import Progress
+from r1quant.records.quantization import CalibrationText
 from r1quant.storage import provenance
 from r1quant.storage.cache import Fingerprint, cache_folder
 
@@ -53,16 +53,17 @@ class CalibrationRun:
     def compute(self) -> dict[str, str]:
         return {"device": self.device, "dtype": self.dtype}
 
-    def as_dict(self) -> JsonObject:
+    @property
+    def text_record(self) -> CalibrationText:
         """What a record says of the text."""
-        return {
-            "source": self.text.source,
-            "sha256": self.text.sha256,
-            "samples": self.text.windows,
-            "requested_samples": self.text.requested,
-            "seq_len": self.tokens.shape[1],
-            "documents": self.text.documents,
-        }
+        return CalibrationText(
+            source=self.text.source,
+            sha256=self.text.sha256,
+            samples=self.text.windows,
+            requested_samples=self.text.requested,
+            seq_len=self.tokens.shape[1],
+            documents=self.text.documents,
+        )
 
 
 def calibration_run(

@@ -6,6 +6,7 @@ Each file is written whole or not at all, and one that exists is complete, so th
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from r1quant.core.json import JsonObject
 from r1quant.jobs.checkpoint_writer import (
@@ -20,13 +21,13 @@ from r1quant.jobs.checkpoint_writer import (
 from r1quant.jobs.quantize import layer_files
 from r1quant.planning.plan import Plan
 from r1quant.recipe import Recipe
-from r1quant.records.writing import as_json
+from r1quant.records.quantization import Changed, Quantization
 from r1quant.registry import METHODS
 from r1quant.storage import atomic, provenance
 from r1quant.storage.rundir import RunDir
 
 
-def build(folder: RunDir, plan: Plan, origin: JsonObject, environment: Mapping[str, str]) -> JsonObject:
+def build(folder: RunDir, plan: Plan, origin: Quantization, environment: Mapping[str, str]) -> Quantization:
     """Writes everything into folder.output. Returns the record, which states the origin and the environment."""
     out, checkpoint = folder.output, plan.checkpoint
     out.mkdir(exist_ok=True)
@@ -44,7 +45,7 @@ def build(folder: RunDir, plan: Plan, origin: JsonObject, environment: Mapping[s
         text = with_key(text, "quantization_config", quant_config)
     write_side_files(out, text, checkpoint.side_files, plan.codec.side_files(quant_config))
     record = _record(folder, plan, origin, environment)
-    atomic.write_bytes(out / RECORD, record_bytes(record))
+    atomic.write_bytes(out / RECORD, record_bytes(record.as_dict()))
     return record
 
 
@@ -56,31 +57,28 @@ def _meta(recipe: Recipe) -> JsonObject:
     return meta | ({"damp_percent": recipe.damping} if feedback else {})
 
 
-def _record(folder: RunDir, plan: Plan, origin: JsonObject, environment: Mapping[str, str]) -> JsonObject:
+def _record(folder: RunDir, plan: Plan, origin: Quantization, environment: Mapping[str, str]) -> Quantization:
     """What OUT says about itself. Nothing in it depends on when, or in how many starts, it was made; but if versions or
     threads changed on the way, `changed_on_resume` says from what to what."""
     reports = [report for layer in range(plan.layers) for report in layer_files.reports(folder.layer_file(layer))]
     predicted = [report.predicted_kl for report in reports if report.predicted_kl is not None]
-    return {
-        "schema": "r1quant.quantization/1",
-        **origin,
-        "environment": dict(environment),
-        "bits_per_weight": plan.bits_per_weight,
-        "quantized_parameters": plan.quantized_parameters,
-        "predicted_kl": sum(predicted) if predicted else _predicted_kl(plan),
-        "fallbacks": [report.remark for report in reports if report.remark],
-        **({"changed_on_resume": changes} if (changes := _changes(folder)) else {}),
-        "linears": [as_json(report) for report in reports],
-    }
+    return replace(
+        origin,
+        environment=dict(environment),
+        bits_per_weight=plan.bits_per_weight,
+        quantized_parameters=plan.quantized_parameters,
+        predicted_kl=sum(predicted) if predicted else _predicted_kl(plan),
+        fallbacks=tuple(report.remark for report in reports if report.remark),
+        changed_on_resume=_changes(folder) or None,
+        linears=tuple(reports),
+    )
 
 
-def _changes(folder: RunDir) -> list[JsonObject]:
-    """What changed between the starts of the run, as `records.quantization.Changed` has it."""
-    return [
-        {"name": name, "before": before, "after": after}
-        for changed in folder.changes
-        for name, (before, after) in changed.items()
-    ]
+def _changes(folder: RunDir) -> tuple[Changed, ...]:
+    """What changed between the starts of the run."""
+    return tuple(
+        Changed(name, before, after) for changed in folder.changes for name, (before, after) in changed.items()
+    )
 
 
 def _predicted_kl(plan: Plan) -> float | None:

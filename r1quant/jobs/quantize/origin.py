@@ -12,18 +12,24 @@ from r1quant.core.json import JsonObject
 from r1quant.jobs.quantize.calibration import CalibrationRun
 from r1quant.planning.plan import Plan
 from r1quant.progress import Progress
+from r1quant.records.quantization import ChosenBits, Compute, Quantization
+from r1quant.records.writing import as_json
 from r1quant.storage import atomic, provenance
 from r1quant.storage.cache import Fingerprint
 from r1quant.storage.rundir import RunDir
 
 HASHES = "weights.json"  # in the run directory: hashes of the weight files, with what changes when a file does
+KEYS = (
+    "model", "source", "architecture", "weights", "config", "tokenizer", "recipe", "compute", "allocation",
+    "calibration",
+)  # fmt: skip
 MAY_CHANGE = ("environment.", "model", "source")  # names, or the beginnings of names, of entries of a fingerprint
 
 
 def origin_of(
     plan: Plan, calibration: CalibrationRun | None, progress: Progress, known: Mapping[str, str] | None = None
-) -> JsonObject:
-    """The inputs and options of a run, as its record states them.
+) -> Quantization:
+    """The record of a run as far as it is known before: inputs and options.
 
     known  the hashes of the weight files if they are known; else all weights are read, and checked for NaN and Inf
 
@@ -32,18 +38,19 @@ def origin_of(
     checkpoint = plan.checkpoint
     if not known:
         progress.begin("checking weights", sum(info.nbytes for info in checkpoint.tensors.values()))
-    return {
-        "model": checkpoint.name,
-        "source": _seen_from(plan.out, checkpoint),
-        "architecture": plan.arch.model_type,
-        "weights": dict(known or checkpoint.survey(progress.advance)),
-        "config": provenance.sha256(checkpoint.config_text.encode()),
-        "tokenizer": provenance.sha256_of_files(checkpoint.side_files),
-        "recipe": plan.recipe.as_dict(),
-        "compute": None if calibration is None else calibration.compute,
-        "allocation": None if plan.allocation is None else plan.allocation.as_dict(),
-        "calibration": None if calibration is None else calibration.as_dict(),
-    }
+    chosen = plan.allocation
+    return Quantization(
+        model=checkpoint.name,
+        source=_seen_from(plan.out, checkpoint),
+        architecture=plan.arch.model_type,
+        weights=dict(known or checkpoint.survey(progress.advance)),
+        config=provenance.sha256(checkpoint.config_text.encode()),
+        tokenizer=provenance.sha256_of_files(checkpoint.side_files),
+        recipe=plan.recipe.as_dict() | {"allowed_bits": plan.recipe.allowed_bits},
+        compute=None if calibration is None else Compute(calibration.device, calibration.dtype),
+        allocation=None if chosen is None else ChosenBits(chosen.bits, chosen.source, chosen.loss, chosen.gap),
+        calibration=None if calibration is None else calibration.text_record,
+    )
 
 
 def environment() -> Mapping[str, str]:
@@ -54,10 +61,16 @@ def environment() -> Mapping[str, str]:
     return provenance.environment()
 
 
-def fingerprint_of(origin: JsonObject, environment: Mapping[str, str]) -> Fingerprint:
+def stated(origin: Quantization) -> JsonObject:
+    """The entries of its JSON that are known before a run."""
+    content = as_json(origin)
+    return {key: content[key] for key in KEYS}
+
+
+def fingerprint_of(origin: Quantization, environment: Mapping[str, str]) -> Fingerprint:
     """All that decides the bytes of the result."""
     flat = {f"environment.{name}": value for name, value in environment.items()}
-    for key, value in origin.items():
+    for key, value in stated(origin).items():
         entries = value if isinstance(value, dict) else {"": value}
         flat |= {f"{key}.{name}".rstrip("."): str(entry) for name, entry in entries.items()}
     return flat
@@ -69,10 +82,10 @@ def may_change(name: str) -> bool:
     return name.startswith(MAY_CHANGE[:1]) or name in MAY_CHANGE[1:]
 
 
-def differences(origin: JsonObject, record: JsonObject) -> list[str]:
+def differences(origin: Quantization, record: JsonObject) -> list[str]:
     """The entries in which a finished result differs from what would be written."""
-    stated = json.loads(json.dumps(origin))
-    return [key for key in stated if record.get(key) != stated[key]]
+    entries = json.loads(json.dumps(stated(origin)))
+    return [key for key in entries if record.get(key) != entries[key]]
 
 
 def known_hashes(run: RunDir, plan: Plan) -> Mapping[str, str]:
@@ -85,8 +98,8 @@ def known_hashes(run: RunDir, plan: Plan) -> Mapping[str, str]:
     return hashes
 
 
-def keep_hashes(run: RunDir, plan: Plan, origin: JsonObject) -> None:
-    atomic.write_bytes(run.folder / HASHES, json.dumps([_stamps(plan), origin]).encode())
+def keep_hashes(run: RunDir, plan: Plan, origin: Quantization) -> None:
+    atomic.write_bytes(run.folder / HASHES, json.dumps([_stamps(plan), stated(origin)]).encode())
 
 
 def _seen_from(out: Path, checkpoint: Checkpoint) -> str:

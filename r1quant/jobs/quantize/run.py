@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from r1quant.core.formatting import bytes_text
 from r1quant.core.json import JsonObject
 from r1quant.data import texts
 from r1quant.errors import OutOfSpaceError, ResumeError
-from r1quant.jobs.checkpoint_writer import RECORD
+from r1quant.jobs.checkpoint_writer import RECORD, own_record
 from r1quant.jobs.quantize import finalize
 from r1quant.jobs.quantize.calibration import CalibrationRun, calibration_of
 from r1quant.jobs.quantize.origin import (
@@ -38,12 +37,11 @@ from r1quant.planning.place import default_out, finished_record
 from r1quant.planning.plan import Plan
 from r1quant.progress import Progress, Silent
 from r1quant.recipe import Recipe
+from r1quant.records.quantization import Quantization, QuantizeRun, RunPrediction
 from r1quant.registry import METHODS
 from r1quant.storage import atomic, provenance
 from r1quant.storage.cache import cache_folder
 from r1quant.storage.rundir import RunDir, folder_for
-
-SCHEMA = "r1quant.quantize/1"
 
 
 @dataclass(frozen=True)
@@ -57,29 +55,29 @@ class Quantized:
     """
 
     out: Path
-    record: JsonObject
+    record: Quantization
     seconds: float
     peak_rss_bytes: int
     resumed_layers: int
     already_complete: bool
-    predicted: Mapping[str, float]
+    predicted: RunPrediction
 
     def as_dict(self) -> JsonObject:
         files = [path for path in self.out.iterdir() if path.name != RECORD]
-        return {
-            "schema": SCHEMA,
-            "out": str(self.out),
-            "seconds": self.seconds,
-            "peak_rss_bytes": self.peak_rss_bytes,
-            "bits_per_weight": self.record["bits_per_weight"],
-            "linears": self.record["linears"],
-            "resumed_layers": self.resumed_layers,
-            "already_complete": self.already_complete,
-            "output_bytes": sum(path.stat().st_size for path in files),
-            "predicted": dict(self.predicted),
-            "config": json.loads((self.out / "config.json").read_text("utf-8")),
-            "record": dict(self.record),
-        }
+        run = QuantizeRun(
+            out=str(self.out),
+            record=self.record,
+            seconds=self.seconds,
+            peak_rss_bytes=self.peak_rss_bytes,
+            bits_per_weight=self.record.bits_per_weight,
+            linears=self.record.linears,
+            resumed_layers=self.resumed_layers,
+            already_complete=self.already_complete,
+            output_bytes=sum(path.stat().st_size for path in files),
+            predicted=self.predicted,
+            config=json.loads((self.out / "config.json").read_text("utf-8")),
+        )
+        return run.as_dict()
 
 
 def make_plan(model: str | Path, recipe: Recipe, out: Path | None = None, devices: int = 1) -> Plan:
@@ -126,7 +124,7 @@ def run(plan: Plan, progress: Progress | None = None, resume_anyway: bool = Fals
         provenance.peak_rss_bytes(),
         plan.layers if written is None else written.resumed_layers,
         written is None,
-        asdict(plan.estimate),
+        RunPrediction(**asdict(plan.estimate)),
     )
 
 
@@ -134,7 +132,7 @@ def run(plan: Plan, progress: Progress | None = None, resume_anyway: bool = Fals
 class _Written:
     """The record of a result that this process has written, and how many layers it found done."""
 
-    record: JsonObject
+    record: Quantization
     resumed_layers: int
 
 
@@ -164,13 +162,13 @@ class _Run:
             folder.remove()
             return _Written(record, done)
 
-    def compare(self, plan: Plan) -> JsonObject:
+    def compare(self, plan: Plan) -> Quantization:
         """The record of a result that is there already. A run directory that a crash has left beside it goes.
 
         Raises ResumeError if the result is not what the plan would write.
         """
-        record, origin = finished_record(plan.out) or {}, origin_of(plan, self.calibration, self.progress)
-        if changed := differences(origin, record):
+        origin = origin_of(plan, self.calibration, self.progress)
+        if changed := differences(origin, finished_record(plan.out) or {}):
             raise ResumeError(
                 f"{plan.out} holds a result with a different {', '.join(changed)}",
                 "choose another --out, or delete it first",
@@ -180,7 +178,8 @@ class _Run:
             with suppress(ResumeError), RunDir(folder) as run_dir:
                 run_dir.claim(fingerprint_of(origin, self.environment))
                 run_dir.remove()
-        return record
+        record = own_record(plan.out)
+        return record if isinstance(record, Quantization) else origin
 
     def _quantize_layers(self, plan: Plan, folder: RunDir) -> None:
         if METHODS[plan.recipe.method].calibrated and self.calibration is not None:

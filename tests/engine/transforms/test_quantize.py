@@ -47,7 +47,7 @@ def test_eight_bits_behind_a_transform_are_the_model(
     before = checkpoint.read("model.layers.1.mlp.down_proj.weight").float()
     after = weights.read("model.layers.1.mlp.down_proj.weight").float()
     assert (before - after).norm() > 0.05 * before.norm()
-    recipe = done.record["recipe"]
+    recipe = done.record.recipe
     assert {key: recipe[key] for key in KINDS[kind] if key != "preset"} == {
         key: value for key, value in KINDS[kind].items() if key != "preset"
     }

@@ -94,9 +94,9 @@ def test_every_linear_has_the_bits_that_were_chosen(
     done = mixed(model, tmp_path / "out", bits, method, format)
     assert widths(tmp_path / "out") == bits
     written, before = artifact(open_folder(tmp_path / "out")), artifact(open_folder(model))
-    assert len(done.record["linears"]) == len(written.linear_specs) == 14 - list(bits.values()).count(16)
+    assert len(done.record.linears) == len(written.linear_specs) == 14 - list(bits.values()).count(16)
     linears = {n.removesuffix(".weight") for n in before.tensors if n.endswith("_proj.weight")}
-    assert done.record["allocation"]["bits"].keys() == linears
+    assert done.record.allocation is not None and done.record.allocation.bits.keys() == linears
     for name, form in written.linear_specs.items():
         weight = before.read(f"{name}.weight").float().numpy()
         error = np.square(written.qlinear(name).dequantize() - weight).mean() / np.square(weight).mean()
@@ -111,10 +111,10 @@ def test_the_plan_is_exact_to_the_byte(model: Path, tmp_path: Path) -> None:
         out = tmp_path / format
         record = mixed(model, out, bits, format=format).record
         files = sum(path.stat().st_size for path in out.glob("*.safetensors"))
-        recipe = from_values({k: v for k, v in record["recipe"].items() if k != "bits"})
+        recipe = from_values({k: v for k, v in record.recipe.items() if k != "bits"})
         recipe, predictions = wanting(model, recipe, bits)
         found = planner.allocated(planner.make(open_folder(model), recipe), predictions)
-        assert found.layout.nbytes == files and found.bits_per_weight == record["bits_per_weight"]
+        assert found.layout.nbytes == files and found.bits_per_weight == record.bits_per_weight
 
 
 def test_exports_of_mixed_bits(model: Path, tmp_path: Path) -> None:
@@ -171,7 +171,8 @@ def test_the_same_again_is_complete_and_another_choice_is_refused(model: Path, t
         return job.run(planner.allocated(plan, LossPredictions(losses, source)))
 
     first = run("a")
-    assert not first.already_complete and {4, 8} == set(first.record["allocation"]["bits"].values())
+    assert first.record.allocation is not None and set(first.record.allocation.bits.values()) == {4, 8}
+    assert not first.already_complete
     again = run("a")
     assert again.already_complete and again.record == first.record
     with pytest.raises(ResumeError, match="a different allocation"):

@@ -142,9 +142,9 @@ def test_a_toy_method_and_a_toy_grid_quantize_a_model(refined: Refined, in_tmp: 
     assert refined.tokens == [4 * 64] * 4 * layers, "each stage of each layer has statistics of all tokens"
     assert all(after < before for before, after in refined.losses)
     assert sum(after for _, after in refined.losses) < 0.95 * sum(before for before, _ in refined.losses)
-    reports = {report["name"]: report for report in done.record["linears"]}
-    assert list(reports) == names and done.record["recipe"]["grid"] == "powers"
-    total = sum(report["loss"] for report in reports.values())
+    reports = {report.name: report for report in done.record.linears}
+    assert list(reports) == names and done.record.recipe["grid"] == "powers"
+    total = sum(report.loss or 0.0 for report in reports.values())
     assert total == pytest.approx(sum(after for _, after in refined.losses), rel=1e-4)
 
     written = weights(in_tmp / "out")
@@ -168,7 +168,7 @@ def test_feedback_rounds_to_a_toy_grid_as_well(refined: Refined, in_tmp: Path) -
     for method in ("gptq", "awq"):
         values: RecipeArguments = {**SMALL, "method": method}
         done = r1quant.quantize("tiny-r1", in_tmp / method, **values)
-        losses[method] = sum(report["loss"] for report in done.record["linears"])
+        losses[method] = sum(report.loss or 0.0 for report in done.record.linears)
         assert all(map(on_powers, weights(in_tmp / method).values()))
     assert losses["gptq"] < 0.9 * losses["awq"]
 
