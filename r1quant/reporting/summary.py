@@ -137,7 +137,7 @@ class ModelSummary:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ModelVerdict:
     """chosen: the name of the model to take; passed: whether its gates hold, None if none was set."""
 
     chosen: str | None
@@ -152,6 +152,6 @@ class Summary(Record):
     SCHEMA: ClassVar[str] = "r1quant.report/2"
 
     models: tuple[str, ...]
-    verdict: Verdict
+    verdict: ModelVerdict
     variants: tuple[ModelSummary, ...]
     hardware: HardwareSummary | None

@@ -6,25 +6,25 @@ import math
 from collections.abc import Sequence
 
 from r1quant.reporting.formatting import figure, nbytes, percent, plural
-from r1quant.reporting.summary import ModelSummary, Verdict
+from r1quant.reporting.summary import ModelSummary, ModelVerdict
 
 EXAMPLE_GATE = "--gate 'kl.mean<0.05'"
 
 
-def verdict(models: Sequence[ModelSummary]) -> Verdict:
+def verdict(models: Sequence[ModelSummary]) -> ModelVerdict:
     """Chooses the smallest variant all of whose gates hold; without gates, the one closest to the baseline."""
     gated = [model for model in models if model.gates]
     passing = [model for model in gated if all(gate.passed for gate in model.gates)]
     if passing:
         best = min(passing, key=_size)
-        return Verdict(best.name, True, _take(best, len(gated)))
+        return ModelVerdict(best.name, True, _take(best, len(gated)))
     if gated:
         best = min(gated, key=_distance)
-        return Verdict(best.name, False, _refuse(best, len(gated)))
+        return ModelVerdict(best.name, False, _refuse(best, len(gated)))
     if not models:
-        return Verdict(None, None, "These records describe no quantized model.")
+        return ModelVerdict(None, None, "These records describe no quantized model.")
     best = min(models, key=_distance)
-    return Verdict(best.name, None, _undecided(best))
+    return ModelVerdict(best.name, None, _undecided(best))
 
 
 def _take(best: ModelSummary, gated: int) -> str:
