@@ -15,7 +15,7 @@ LOW, HIGH, CI95 = "low", "high", "_ci95"
 def as_json(part: Any) -> JsonObject:
     """A record type as a new dictionary, ready for json.dumps. Whole records say their schema first."""
     schema = getattr(part, "SCHEMA", None)
-    found: dict[str, Any] = {} if schema is None else {"schema": schema}
+    found: dict[str, object] = {} if schema is None else {"schema": schema}
     for member in _members_of(part):
         value = getattr(part, member.name)
         if value is None and (member.stored.omit or member.stored.inline):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -83,7 +82,7 @@ def predict(runtime: Runtime, text: Text, step: Step) -> Arrays:
 
 
 def nll(runtime: Runtime, text: Text, step: Step) -> Values:
-    """The negative log-probabilities of the targets alone, in nats: float64 [n]; NaN where a server gives none."""
+    """The negative log-probabilities of the targets alone, in nats: float64 [n]; NaN if a server gives none."""
     if isinstance(runtime, OpenAI):
         return runtime.nll(text.tokens).reshape(-1)
     if isinstance(runtime, TorchModel):
@@ -98,8 +97,8 @@ def restored(arrays: Arrays, opened: Callable[[], Runtime]) -> Baseline:
         assert isinstance(runtime, TorchModel)
         dtype = getattr(torch, str(arrays["dtype"]))
         projected = runtime.projected(torch.from_numpy(arrays["states"]).view(dtype))
-        summary: dict[str, Any] = {field.name: arrays[field.name] for field in fields(BaselineSummary)}
-        return StoredStates(projected, BaselineSummary(**summary))
+        stored = {field.name: arrays[field.name] for field in fields(BaselineSummary)}
+        return StoredStates(projected, BaselineSummary(**stored))  # type: ignore[arg-type]
     if "ids" in arrays:
         return TopKLogprobs(**arrays)  # type: ignore[arg-type]
     return arrays["nll"].astype(np.float64)
