@@ -206,7 +206,7 @@ class Recipe:
         None,
         BUDGET,
         'Card that will hold the weights and the cache of --context tokens, such as "RTX 4060".',
-        Text('give the name of a card, such as "RTX 4060"'),
+        Text('give the name of a card, such as "RTX 4060"', cards=True),
     )
     context: int | None = option(
         None,

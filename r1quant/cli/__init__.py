@@ -11,6 +11,7 @@ from r1quant.cli import console
 from r1quant.cli.bench import bench
 from r1quant.cli.calib import calib
 from r1quant.cli.check import check
+from r1quant.cli.completion import completion
 from r1quant.cli.doctor import doctor
 from r1quant.cli.export import export
 from r1quant.cli.fit import fit
@@ -36,6 +37,7 @@ def cli() -> None:
 
 for command in (
     inspect, plan, quantize, calib, export, check, verify, bench, fit, report, publish, pull_check, doctor,
+    completion,
 ):  # fmt: skip
     cli.add_command(command)
 

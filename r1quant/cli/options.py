@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,9 +45,20 @@ class Value(click.ParamType):  # type: ignore[type-arg]  # generic in new versio
         values = self.option.declaration.values
         if self.option.kind is Path:
             return [CompletionItem(incomplete, type="file")]
-        known = values.values if isinstance(values, OneOf) else values.suggestions if isinstance(values, Text) else ()
+        known = _known(values)
         before, comma, last = incomplete.rpartition(",") if self.option.commas else ("", "", incomplete)
         return [CompletionItem(f"{before}{comma}{value}") for value in map(str, known) if value.startswith(last)]
+
+
+def _known(values: object) -> Iterable[object]:
+    """Values that can be named before a model is looked at."""
+    if isinstance(values, OneOf):
+        return values.values
+    if isinstance(values, Text) and values.cards:
+        from r1quant.hardware.cards import cards
+
+        return list(cards())
+    return values.suggestions if isinstance(values, Text) else ()
 
 
 class Word(click.ParamType):  # type: ignore[type-arg]

@@ -78,12 +78,14 @@ class Text:
     pattern      what all of it must match
     suggestions  some of the values that are possible
     commas       whether several are given in one, with commas between
+    cards        whether it is the name of a card
     """
 
     hint: str = "give a name"
     pattern: str = ""
     suggestions: tuple[str, ...] = ()
     commas: bool = False
+    cards: bool = False
 
     def __contains__(self, value: object) -> bool:
         return (

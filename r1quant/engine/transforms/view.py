@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +16,7 @@ import torch
 
 from r1quant.checkpoint.safetensors import ITEM_SIZE, Checkpoint, TensorInfo, finite
 from r1quant.core.floats import round_to
+from r1quant.core.json import Config
 from r1quant.engine.transforms.orthogonal import Rotation
 from r1quant.errors import NumericError
 
@@ -140,15 +140,22 @@ class View(Checkpoint):
             yield piece
 
 
-def view(checkpoint: Checkpoint, turns: Mapping[str, Turn], **changes: Any) -> View:
-    """The checkpoint with these turns and, by name, other fields of a Checkpoint; the rest is as it is."""
-    presented: dict[str, Any] = {
-        "source": checkpoint.source,
-        "folder": checkpoint.folder,
-        "config": checkpoint.config,
-        "config_text": checkpoint.config_text,
-        "tensors": checkpoint.tensors,
-        "side_files": checkpoint.side_files,
-    } | changes
-    kept = {name: Turn(name) for name in presented["tensors"]}
-    return View(**presented, inner=checkpoint, turns=kept | dict(turns))
+def view(
+    checkpoint: Checkpoint,
+    turns: Mapping[str, Turn],
+    config: Config | None = None,
+    config_text: str | None = None,
+    tensors: Mapping[str, TensorInfo] | None = None,
+) -> View:
+    """The checkpoint with these turns and, if they are given, another config and other tensors."""
+    presented = checkpoint.tensors if tensors is None else tensors
+    return View(
+        source=checkpoint.source,
+        folder=checkpoint.folder,
+        config=checkpoint.config if config is None else config,
+        config_text=checkpoint.config_text if config_text is None else config_text,
+        tensors=presented,
+        side_files=checkpoint.side_files,
+        inner=checkpoint,
+        turns={name: Turn(name) for name in presented} | dict(turns),
+    )

@@ -9,7 +9,7 @@ from r1quant.core.options import OneOf, Text, Within, check, option
 from r1quant.recipe import FLOAT
 
 HARDWARE, LOAD, FORMATS = "Hardware", "Texts", "Formats"
-CARD = Text('give the name of a card, such as "RTX 4060", or a kind such as laptop')
+CARD = Text('give the name of a card, such as "RTX 4060", or a kind such as laptop', cards=True)
 
 
 @dataclass(frozen=True)
