@@ -97,11 +97,11 @@ def formats(
 ) -> dict[str, str | None]:
     """For every format None, or why it cannot hold the family, or all linears exactly."""
     options, kinds = options or ExportOptions(), dict.fromkeys(linear_specs.values())
-    found: dict[str, str | None] = {}
+    answers: dict[str, str | None] = {}
     for name in FORMATS:
         reasons = (problem(name, form, options) for form in kinds)
-        found[name] = family_problem(name, arch) or next((reason for reason in reasons if reason), None)
-    return found
+        answers[name] = family_problem(name, arch) or next((reason for reason in reasons if reason), None)
+    return answers
 
 
 def runtimes(
@@ -133,9 +133,9 @@ def cautions(
     """By runtime, what to mind if it loads linears that differ from a format."""
     if not _differ(arch, config, linear_specs):
         return {}
-    found = {runtime.name: runtime.rules[format].careful for runtime in RUNTIMES if format in runtime.rules}
+    texts = {runtime.name: runtime.rules[format].careful for runtime in RUNTIMES if format in runtime.rules}
     loads = {verdict.runtime for verdict in runtimes(arch, config, linear_specs) if format in verdict.loads}
-    return {name: text for name, text in found.items() if text and name in loads}
+    return {name: text for name, text in texts.items() if text and name in loads}
 
 
 def _kernels(rule: RuntimeRule, linear_specs: Mapping[str, LinearSpec]) -> str | None:
@@ -153,8 +153,8 @@ def _kernels(rule: RuntimeRule, linear_specs: Mapping[str, LinearSpec]) -> str |
 
 def _differ(arch: Architecture, config: Config, linear_specs: Mapping[str, LinearSpec]) -> bool:
     """Whether the linears of the layers are not all of the same bits."""
-    found = (linear_specs.get(name) for name in linears(config, arch)[:-1])
-    return len({form and form.bits for form in found}) > 1
+    specs = (linear_specs.get(name) for name in linears(config, arch)[:-1])
+    return len({form and form.bits for form in specs}) > 1
 
 
 def _fused(arch: Architecture, config: Config, linear_specs: Mapping[str, LinearSpec]) -> str | None:
@@ -183,10 +183,10 @@ def _sharded(arch: Architecture, config: Config, linear_specs: Mapping[str, Line
     if inner % devices:
         return f"the {inner} columns inside the MLP cannot be split over {devices} devices"
     for name in (name for stage in arch.layer.stages if stage.residual for name in stage.linears):
-        found = (
+        specs = (
             linear_specs.get(arch.layer_prefix(index) + name) for index in range(size(config, "num_hidden_layers"))
         )
-        for columns, group in dict.fromkeys((form.shape[1], form.group_size) for form in found if form):
+        for columns, group in dict.fromkeys((form.shape[1], form.group_size) for form in specs if form):
             if group not in (-1, None) and columns // devices % group:
                 share = columns // devices
                 return f"{name} has {share} columns on each of {devices} devices, no multiple of the group size"

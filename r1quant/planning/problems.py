@@ -98,8 +98,8 @@ def device_problems(
 
     def verdicts(size: int) -> list[preflight.Verdict]:
         sized = {n: replace(grid, group_size=size) if isinstance(grid, Grid) else grid for n, grid in grids.items()}
-        found = preflight.runtimes(arch, checkpoint.config, forms_of(linears, sized), devices)
-        return [v for v in found if recipe.format in (*v.loads, *v.refuses) and v.runtime in preflight.SERVING]
+        runtimes = preflight.runtimes(arch, checkpoint.config, forms_of(linears, sized), devices)
+        return [v for v in runtimes if recipe.format in (*v.loads, *v.refuses) and v.runtime in preflight.SERVING]
 
     ours = verdicts(recipe.group_size)
     if not ours or any(recipe.format in verdict.loads for verdict in ours):

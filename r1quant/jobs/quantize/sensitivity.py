@@ -96,9 +96,9 @@ def _gradient(run: RunDir, index: int) -> Path:
     return run.folder / f"gradient-{index:05d}.safetensors"
 
 
-def _numbered(found: Mapping[str, torch.Tensor], prefix: str) -> tuple[torch.Tensor, ...]:
-    count = sum(name.startswith(prefix) for name in found)
-    return tuple(found[f"{prefix}{number}"] for number in range(count))
+def _numbered(tensors: Mapping[str, torch.Tensor], prefix: str) -> tuple[torch.Tensor, ...]:
+    count = sum(name.startswith(prefix) for name in tensors)
+    return tuple(tensors[f"{prefix}{number}"] for number in range(count))
 
 
 @dataclass(frozen=True, eq=False)
