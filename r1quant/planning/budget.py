@@ -268,10 +268,18 @@ def _unmixed(
     return PlanProblem(message, f"use --format {' or '.join(able)}" if able else "allow other bits")
 
 
+def _wider(recipe: Recipe, fewest: int) -> str:
+    """What makes the weights smaller, of what is not chosen already."""
+    formats = "" if recipe.format == "compressed-tensors" else ", or --format compressed-tensors"
+    fewer = [f"fewer bits (--allowed-bits{formats})"] if fewest > min(BITS) else []
+    groups = ["larger groups"] if recipe.group_size != -1 else []
+    return f"use {', '.join([*fewer, *groups]) or 'a smaller model'}"
+
+
 def _too_small(budget: Budget, recipe: Recipe, least: int, weights: int) -> PlanProblem:
     """What to say if even the fewest bits are too many."""
     fewest = min(budget.choices)
-    wider = "use fewer bits (--allowed-bits, or --format compressed-tensors), larger groups"
+    wider = _wider(recipe, fewest)
     if recipe.target_bpw is not None:
         message = (
             f"{recipe.target_bpw:g} bits a weight are too few: {fewest} bits everywhere take {8 * least / weights:.3f}"

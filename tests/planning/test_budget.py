@@ -146,7 +146,11 @@ def test_until_something_is_predicted_bits_are_open(checkpoint: Checkpoint) -> N
         ({"allowed_bits": (4, 5)}, "gptq does not hold 5 bits here", "use --format compressed-tensors"),
         ({"allowed_bits": (4,)}, "with 4 bits alone there is nothing to choose", "--bits"),
         ({"target_bpw": 4.0}, "4 bits a weight are too few: 4 bits everywhere take 5.030", "--allowed-bits"),
-        ({"target_bpw": 2.1, "format": "compressed-tensors"}, "2 bits everywhere take 2.", "larger groups"),
+        (
+            {"target_bpw": 2.1, "format": "compressed-tensors"},
+            "2 bits everywhere take 2.",
+            "use larger groups, or a higher --target-bpw",
+        ),
     ],
     ids=str,
 )
