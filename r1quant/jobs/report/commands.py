@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import fields
 
+from r1quant.core.options import Option, options_of
 from r1quant.jobs.verify.options import VerifyOptions
 from r1quant.recipe import TARGETS, Recipe
 from r1quant.records.bench import Bench
@@ -13,13 +13,6 @@ from r1quant.reporting import untrusted
 from r1quant.reporting.variants import VariantRecords
 
 ALWAYS = ("method", "bits")  # a method that is named keeps presets out
-JOINED = ("tasks", "allowed_bits")  # options that take a list with commas; others are given again and again
-OFF = {
-    "symmetric": "asymmetric",
-    "scale_search": "min-max",
-    "act_order": "no-act-order",
-    "awq": "no-awq",
-}  # what false is called
 
 
 def commands(variant: VariantRecords) -> list[str]:
@@ -35,23 +28,24 @@ def commands(variant: VariantRecords) -> list[str]:
     return lines
 
 
-def _flags(options: Settings, defaults: Recipe | VerifyOptions) -> list[str]:
-    words = []
-    budget = any(options.get(name) is not None for name in TARGETS)
-    for field in fields(defaults):
-        name, value = field.name, options.get(field.name)
-        changed = value != getattr(defaults, name) or name in ALWAYS
-        if value is not None and changed and not (budget and name == "bits"):
-            words += _words(name, value)
+def _flags(stated: Settings, defaults: Recipe | VerifyOptions) -> list[str]:
+    words: list[str] = []
+    kind: type = type(defaults)
+    budget = any(stated.get(name) is not None for name in TARGETS)
+    for option in options_of(kind):
+        value = stated.get(option.name)
+        changed = value != option.default or option.name in ALWAYS
+        if value is not None and changed and not (budget and option.name == "bits"):
+            words += _words(option, value)
     return words
 
 
-def _words(name: str, value: Setting) -> list[str]:
-    flag = f"--{name.replace('_', '-')}"
+def _words(option: Option, value: Setting) -> list[str]:
+    flag = option.flags[0]
     if isinstance(value, bool):
-        return [flag] if value else [f"--{OFF.get(name, 'un' + name)}"]
+        return [flag if value else option.flags[-1]]
     if isinstance(value, tuple):
-        values = [",".join(map(str, value))] if name in JOINED else map(str, value)
+        values = [",".join(map(str, value))] if option.commas else map(str, value)
         return [word for one in values for word in (flag, untrusted.plain(one))]
     if isinstance(value, str):
         return [flag, untrusted.short(value) if value.startswith(("/", ".", "~")) else untrusted.plain(value)]
