@@ -72,7 +72,7 @@ class LinearSpec:
         return LinearSpec(shape, grid.bits, grid.group_size, zeros, 8 if grid.scale_dtype == "portable" else 11)
 
     @staticmethod
-    def found(
+    def of_arrays(
         shape: tuple[int, int],
         bits: int,
         group: npt.NDArray[np.int32] | None,
@@ -92,7 +92,7 @@ class LinearSpec:
 
     @staticmethod
     def of(q: QLinear) -> LinearSpec:
-        return LinearSpec.found(q.shape, q.bits, q.group, q.zero, q.scale)
+        return LinearSpec.of_arrays(q.shape, q.bits, q.group, q.zero, q.scale)
 
     def covers(self, other: LinearSpec) -> bool:
         """Whether a linear of the other form can be stored as one of this form: same shape, no less of anything."""

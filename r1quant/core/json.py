@@ -7,3 +7,4 @@ from typing import Any, TypeAlias
 
 JsonObject: TypeAlias = Mapping[str, Any]  # an object out of any file, or one that is about to be written
 Config: TypeAlias = JsonObject  # config.json of a model, as its makers wrote it
+QuantConfig: TypeAlias = JsonObject  # quantization_config: how the linears of a checkpoint are stored

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.checkpoint.tensorfile import TensorSpec
 from r1quant.core import bits as packing
+from r1quant.core.json import JsonObject, QuantConfig
 from r1quant.core.qlinear import QLinear, QuantizedLinear
 from r1quant.errors import RecipeError
 from r1quant.formats.codec import (
@@ -43,58 +44,58 @@ class Awq:
     suffixes = ("qweight", "qzeros", "scales")
     marker_suffix = "qweight"
 
-    def problem(self, form: LinearSpec) -> str | None:
-        if form.bits != BITS:
-            return f"AWQ files hold 4 bits, not {form.bits}"
-        if form.group_size is None:
+    def problem(self, spec: LinearSpec) -> str | None:
+        if spec.bits != BITS:
+            return f"AWQ files hold 4 bits, not {spec.bits}"
+        if spec.group_size is None:
             return "AWQ files hold equal groups of neighbouring columns, and these are not (act-order)"
-        if form.shape[0] % PER_WORD:
-            return f"{form.shape[0]} output rows are not a multiple of 8, which AWQ packing needs"
-        if form.scale_bits > 11:
+        if spec.shape[0] % PER_WORD:
+            return f"{spec.shape[0]} output rows are not a multiple of 8, which AWQ packing needs"
+        if spec.scale_bits > 11:
             return "AWQ files hold float16 scales, and a scale does not fit float16"
         return None
 
-    def specs(self, linear: str, form: LinearSpec) -> list[TensorSpec]:
-        out, columns = form.shape
+    def tensor_specs(self, linear: str, spec: LinearSpec) -> list[TensorSpec]:
+        out, columns = spec.shape
         return [
             TensorSpec(f"{linear}.qweight", "I32", (columns, out // PER_WORD)),
-            TensorSpec(f"{linear}.qzeros", "I32", (form.groups, out // PER_WORD)),
-            TensorSpec(f"{linear}.scales", "F16", (form.groups, out)),
+            TensorSpec(f"{linear}.qzeros", "I32", (spec.groups, out // PER_WORD)),
+            TensorSpec(f"{linear}.scales", "F16", (spec.groups, out)),
         ]
 
-    def encode(self, q: QuantizedLinear, form: LinearSpec | None = None) -> dict[str, npt.NDArray[Any]]:
+    def encode(self, q: QuantizedLinear, spec: LinearSpec | None = None) -> dict[str, npt.NDArray[Any]]:
         q = uniform(self, q)
-        refuse(self, q, form)
+        refuse(self, q, spec)
         return {
             "qweight": _pack(q.codes),
             "qzeros": _pack(q.zero),
             "scales": np.ascontiguousarray(q.scale.T.astype(np.float16, copy=False)),
         }
 
-    def form(self, codes: TensorSpec, arrays: Arrays, config: Mapping[str, Any]) -> LinearSpec:
+    def linear_spec(self, codes: TensorSpec, arrays: Arrays, quant_config: QuantConfig) -> LinearSpec:
         columns, words = packed_shape(codes)
-        group, scale, zero = self._all_but_codes(columns, words, arrays, config)
-        return LinearSpec.found((words * PER_WORD, columns), BITS, group, zero, scale)
+        group, scale, zero = self._all_but_codes(columns, words, arrays, quant_config)
+        return LinearSpec.of_arrays((words * PER_WORD, columns), BITS, group, zero, scale)
 
-    def decode(self, arrays: Arrays, config: Mapping[str, Any], linear: str = "") -> QLinear:
+    def decode(self, arrays: Arrays, quant_config: QuantConfig, linear: str = "") -> QLinear:
         words = tensor(arrays, "qweight", ("int32",), (None, None))
-        group, scale, zero = self._all_but_codes(len(words), words.shape[1], arrays, config)
+        group, scale, zero = self._all_but_codes(len(words), words.shape[1], arrays, quant_config)
         return QLinear(_unpack(words), as_stored_scale(scale), zero, group, BITS)
 
     def _all_but_codes(
-        self, columns: int, words: int, arrays: Arrays, config: Mapping[str, Any]
+        self, columns: int, words: int, arrays: Arrays, quant_config: QuantConfig
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[Any], npt.NDArray[np.uint8]]:
         """Group map, scale and zero, both [out, groups]. A group size that is not stated is that of equal groups."""
-        bits = whole(config, "bits", "w_bit")
+        bits = whole(quant_config, "bits", "w_bit")
         if bits not in (None, BITS):
             raise ValueError(f"the configuration states {bits} bits, and AWQ has {BITS}")
         scale = tensor(arrays, "scales", ("float16", "float32"), (None, words * PER_WORD)).T
         zero = tensor(arrays, "qzeros", ("int32",), (scale.shape[1], words))
-        return runs(columns, scale.shape[1], whole(config, "group_size", "q_group_size")), scale, _unpack(zero)
+        return runs(columns, scale.shape[1], whole(quant_config, "group_size", "q_group_size")), scale, _unpack(zero)
 
-    def config(
-        self, linear_specs: Mapping[str, LinearSpec], plain: tuple[str, ...], meta: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def quant_config(
+        self, linear_specs: Mapping[str, LinearSpec], plain: tuple[str, ...], meta: JsonObject
+    ) -> QuantConfig:
         """`modules_to_not_convert` is there only where a linear of the layers stays in float: null is more than readers
         bear, and the head is float in every such checkpoint, whether it is listed or not.
 
@@ -116,9 +117,9 @@ class Awq:
             "meta": dict(meta),
         }
 
-    def side_files(self, config: Mapping[str, Any]) -> dict[str, Any]:
+    def side_files(self, quant_config: QuantConfig) -> Mapping[str, JsonObject]:
         """AutoAWQ's own file, with its own names for the same things."""
-        theirs = {"w_bit": config["bits"], "q_group_size": config["group_size"]}
+        theirs = {"w_bit": quant_config["bits"], "q_group_size": quant_config["group_size"]}
         return {"quant_config.json": {"zero_point": True, **theirs, "version": "GEMM"}}
 
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from r1quant.checkpoint.artifact import CheckpointArtifact, LinearSpec
 from r1quant.checkpoint.tensorfile import TensorSpec
 from r1quant.core.floats import fits_float16
+from r1quant.core.json import Config, JsonObject, QuantConfig
 from r1quant.core.qlinear import QLinear, QuantizedLinear
 from r1quant.errors import CheckpointError, RecipeError
 from r1quant.registry import FORMATS
@@ -34,29 +35,29 @@ class Encoder(Protocol):
     def suffixes(self) -> tuple[str, ...]:
         """All that a linear can have. Those that can hold the codes come first."""
 
-    def problem(self, form: LinearSpec) -> str | None:
-        """Why a linear of this form, on a grid of a kind that it holds, cannot be stored; None if it can."""
+    def problem(self, spec: LinearSpec) -> str | None:
+        """Why a linear of this spec, on a grid of a kind that it holds, cannot be stored; None if it can."""
 
-    def specs(self, linear: str, form: LinearSpec) -> list[TensorSpec]:
+    def tensor_specs(self, linear: str, spec: LinearSpec) -> list[TensorSpec]:
         """What will be written for a linear, in the order of encode."""
 
-    def encode(self, q: QuantizedLinear, form: LinearSpec | None = None) -> dict[str, npt.NDArray[Any]]:
-        """Tensors by suffix, as specs(linear, form) has them; form is the linear's own where it is left out.
+    def encode(self, q: QuantizedLinear, spec: LinearSpec | None = None) -> dict[str, npt.NDArray[Any]]:
+        """Tensors by suffix, as tensor_specs(linear, spec) has them; without a spec, that of the linear itself.
 
-        A form known before the linear may allow more than it needs. Raises RecipeError where the format cannot hold
-        the linear exactly, ValueError where the form does not cover it.
+        A spec known before the linear may allow more than it needs. Raises RecipeError if the format cannot hold
+        the linear exactly, ValueError if the spec does not cover it.
         """
 
-    def config(
-        self, linear_specs: Mapping[str, LinearSpec], plain: tuple[str, ...], meta: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def quant_config(
+        self, linear_specs: Mapping[str, LinearSpec], plain: tuple[str, ...], meta: JsonObject
+    ) -> QuantConfig:
         """The quantization_config; empty if a reader needs none. plain: linears that stay in float; meta: how it was
         made.
 
         Raises RecipeError where the configuration cannot say how the linears differ.
         """
 
-    def side_files(self, config: Mapping[str, Any]) -> dict[str, Any]:
+    def side_files(self, quant_config: QuantConfig) -> Mapping[str, JsonObject]:
         """Further JSON files that readers look for, by name."""
 
 
@@ -67,13 +68,13 @@ class Codec(Encoder, Protocol):
     def marker_suffix(self) -> str:
         """The suffix that no other tensor has: where it is, there is a quantized linear."""
 
-    def form(self, codes: TensorSpec, arrays: Arrays, config: Mapping[str, Any]) -> LinearSpec:
+    def linear_spec(self, codes: TensorSpec, arrays: Arrays, quant_config: QuantConfig) -> LinearSpec:
         """What a linear is, without its codes: `codes` says where they are, arrays has all the other suffixes."""
 
-    def decode(self, arrays: Arrays, config: Mapping[str, Any], linear: str = "") -> QLinear:
-        """The inverse of encode, for anybody's tensors; config is the quantization_config.
+    def decode(self, arrays: Arrays, quant_config: QuantConfig, linear: str = "") -> QLinear:
+        """The inverse of encode, for anybody's tensors.
 
-        Raises CheckpointError or ValueError where the tensors cannot be a linear of this format.
+        Raises CheckpointError or ValueError if the tensors cannot be a linear of this format.
         """
 
 
@@ -90,86 +91,86 @@ def uniform(codec: Encoder, q: QuantizedLinear) -> QLinear:
     return q
 
 
-def refuse(codec: Codec, q: QLinear, form: LinearSpec | None = None) -> LinearSpec:
-    """The form that a linear is stored in. Raises RecipeError if it cannot be stored."""
+def refuse(codec: Codec, q: QLinear, spec: LinearSpec | None = None) -> LinearSpec:
+    """The spec that a linear is stored in. Raises RecipeError if it cannot be stored."""
     own = LinearSpec.of(q)
     reason = codec.problem(own)
     if reason:
         raise RecipeError(reason, "choose another format, or quantize with other options")
-    if form is not None and not form.covers(own):
-        raise ValueError(f"a linear of {own} is not one of {form}")
-    return form or own
+    if spec is not None and not spec.covers(own):
+        raise ValueError(f"a linear of {own} is not one of {spec}")
+    return spec or own
 
 
 def as_stored_scale(scale: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Scales as a QLinear holds them: float16 where that is exact, else float32."""
+    """Scales as a QLinear holds them: float16 if that is exact, else float32."""
     return np.ascontiguousarray(scale.astype(np.float16 if fits_float16(scale) else np.float32))
 
 
 def group_sizes(linear_specs: Mapping[str, LinearSpec]) -> dict[str, int | None]:
     """The group size of each linear, so that they differ as little as they can.
 
-    Where a whole row is as long as the groups of other linears, it is a group of that size, and not -1.
+    If a whole row is as long as the groups of other linears, its group has that size, and not -1.
     """
-    sizes = {form.group_size for form in linear_specs.values()}
-    rows = {name: form.shape[1] for name, form in linear_specs.items() if form.group_size == -1}
-    return {name: rows[name] if rows.get(name, 0) in sizes else form.group_size for name, form in linear_specs.items()}
+    sizes = {spec.group_size for spec in linear_specs.values()}
+    rows = {name: spec.shape[1] for name, spec in linear_specs.items() if spec.group_size == -1}
+    return {name: rows[name] if rows.get(name, 0) in sizes else spec.group_size for name, spec in linear_specs.items()}
 
 
 def tensor(arrays: Arrays, suffix: str, dtypes: tuple[str, ...], shape: tuple[int | None, ...]) -> npt.NDArray[Any]:
     """A tensor of a linear; None in the shape is any length but 0.
 
-    Raises ValueError where it has another shape or dtype, or is missing.
+    Raises ValueError if it has another shape or dtype, or is missing.
     """
     if suffix not in arrays:
         raise ValueError(f"{suffix} is missing")
     array = arrays[suffix]
     fits = len(shape) == array.ndim and all(n == m or n is None for n, m in zip(shape, array.shape, strict=True))
     if not fits or array.size == 0:
-        wanted = ", ".join("any" if n is None else str(n) for n in shape)
-        raise ValueError(f"{suffix} has the shape {list(array.shape)} where [{wanted}] is needed")
+        needed = ", ".join("any" if n is None else str(n) for n in shape)
+        raise ValueError(f"{suffix} has the shape {list(array.shape)} but [{needed}] is needed")
     if array.dtype.name not in dtypes:
         raise ValueError(f"{suffix} is {array.dtype.name}, not {' or '.join(dtypes)}")
     return array
 
 
 def packed_shape(codes: TensorSpec) -> tuple[int, int]:
-    """The shape of a matrix of 32-bit words, known from its header. Raises ValueError where it is something else."""
+    """The shape of a matrix of 32-bit words, known from its header. Raises ValueError if it is something else."""
     if codes.dtype != "I32" or len(codes.shape) != 2 or 0 in codes.shape:
         raise ValueError(f"{codes.name.rpartition('.')[2]} is {codes.dtype} {list(codes.shape)}, not a matrix of I32")
     return codes.shape[0], codes.shape[1]
 
 
-def whole(stated: Mapping[str, Any], *keys: str) -> int | None:
-    """The integer that a configuration states under the first of the keys that is there; None where none is.
+def whole(options: JsonObject, *keys: str) -> int | None:
+    """The integer that a configuration states under the first of the keys that is there; None if none is.
 
-    Raises ValueError where it is no integer.
+    Raises ValueError if it is no integer.
     """
     for key in keys:
-        value = stated.get(key)
+        value = options.get(key)
         if value is not None:
             if not isinstance(value, int) or isinstance(value, bool):
-                raise ValueError(f"the configuration states {key} {value!r}")
+                raise ValueError(f"the configuration has {key} {value!r}, which is no integer")
             return value
     return None
 
 
 def runs(columns: int, groups: int, size: int | None) -> npt.NDArray[np.int32]:
-    """int32 [columns]: the group of each column where groups are runs of `size`; below 1 one run, None equal runs.
+    """int32 [columns]: the group of each column if groups are runs of `size`; below 1 one run, None equal runs.
 
-    Raises ValueError where these are not as many groups as there are.
+    Raises ValueError if these are not as many groups as there are.
     """
     if size is None and columns % groups == 0:
         size = columns // groups
     length = columns if size is not None and size < 1 else size
     if length is None or -(-columns // length) != groups:
-        stated = "equal groups" if size is None else "one group" if size < 1 else f"groups of {size}"
-        raise ValueError(f"{groups} groups of scales do not fit {columns} columns in {stated}")
+        layout = "equal groups" if size is None else "one group" if size < 1 else f"groups of {size}"
+        raise ValueError(f"{groups} groups of scales do not fit {columns} columns in {layout}")
     return (np.arange(columns) // length).astype(np.int32)
 
 
 def matches(pattern: str, linear: str) -> bool:
-    """Whether the name begins as a regular expression says. Raises ValueError where it is none."""
+    """Whether the name begins as a regular expression says. Raises ValueError if it is none."""
     try:
         return re.match(pattern, linear) is not None
     except (re.error, OverflowError, RecursionError):
@@ -178,7 +179,7 @@ def matches(pattern: str, linear: str) -> bool:
 
 @contextmanager
 def _named(linear: str) -> Iterator[None]:
-    """Whatever does not fit together in foreign tensors is said with the name of the linear."""
+    """Turns a ValueError about foreign tensors into a CheckpointError that names the linear."""
     try:
         yield
     except ValueError as error:
@@ -189,7 +190,7 @@ def _named(linear: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class CodecArtifact(CheckpointArtifact):
-    """A quantized safetensors checkpoint as an Artifact (or a float one, where codec is None)."""
+    """A quantized safetensors checkpoint as an Artifact (or a float one, if codec is None)."""
 
     codec: Codec | None
 
@@ -198,12 +199,12 @@ class CodecArtifact(CheckpointArtifact):
         return self.codec.name if self.codec else "safetensors"
 
     @property
-    def stated(self) -> Mapping[str, Any]:
+    def quant_config(self) -> QuantConfig:
         """The quantization_config."""
         return self.checkpoint.config.get("quantization_config") or {}
 
     @cached_property
-    def config(self) -> Mapping[str, Any]:
+    def config(self) -> Config:
         return {key: value for key, value in self.checkpoint.config.items() if key != "quantization_config"}
 
     @cached_property
@@ -227,27 +228,27 @@ class CodecArtifact(CheckpointArtifact):
     @cached_property
     def tensors(self) -> Mapping[str, TensorSpec]:
         packed = {f"{linear}.{suffix}" for linear, suffixes in self._parts.items() for suffix in suffixes}
-        found: dict[str, TensorSpec] = {}
+        specs: dict[str, TensorSpec] = {}
         for name, info in self.checkpoint.tensors.items():
             if name not in packed:
-                found[name] = TensorSpec(name, info.dtype, info.shape)
+                specs[name] = TensorSpec(name, info.dtype, info.shape)
             elif self.codec and name.endswith("." + self.codec.marker_suffix):
                 weight = name.rpartition(".")[0] + ".weight"
-                found[weight] = TensorSpec(weight, "F32", self.linear_specs[weight.removesuffix(".weight")].shape)
-        return found
+                specs[weight] = TensorSpec(weight, "F32", self.linear_specs[weight.removesuffix(".weight")].shape)
+        return specs
 
     @cached_property
     def linear_specs(self) -> Mapping[str, LinearSpec]:
         """Read from scales, zero points and group maps, so that what a configuration claims does not matter."""
-        return {linear: self._form(linear) for linear in self._parts}
+        return {linear: self._linear_spec(linear) for linear in self._parts}
 
-    def _form(self, linear: str) -> LinearSpec:
+    def _linear_spec(self, linear: str) -> LinearSpec:
         assert self.codec is not None
         codes, *others = self._parts[linear]
         info = self.checkpoint.info(f"{linear}.{codes}")
         arrays = {suffix: self._array(f"{linear}.{suffix}") for suffix in others}
         with _named(linear):
-            return self.codec.form(TensorSpec(info.name, info.dtype, info.shape), arrays, self.stated)
+            return self.codec.linear_spec(TensorSpec(info.name, info.dtype, info.shape), arrays, self.quant_config)
 
     def holds(self, linear: str) -> bool:
         return linear in self._parts
@@ -257,7 +258,7 @@ class CodecArtifact(CheckpointArtifact):
             raise CheckpointError(f"{linear} is not quantized in {self.source}", "name a linear that is")
         arrays = {suffix: self._array(f"{linear}.{suffix}") for suffix in self._parts[linear]}
         with _named(linear):
-            q = self.codec.decode(arrays, self.stated, linear)
+            q = self.codec.decode(arrays, self.quant_config, linear)
             q.validate()
         return q
 

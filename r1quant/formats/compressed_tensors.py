@@ -23,6 +23,7 @@ import numpy.typing as npt
 from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.checkpoint.tensorfile import TensorSpec
 from r1quant.core import bits as packing
+from r1quant.core.json import JsonObject, QuantConfig
 from r1quant.core.qlinear import QLinear, QuantizedLinear
 from r1quant.formats.codec import (
     HEAD,
@@ -58,63 +59,63 @@ class CompressedTensors:
     def name(self) -> str:
         return "compressed-tensors" if self.packed else "compressed-tensors-int"
 
-    def problem(self, form: LinearSpec) -> str | None:
-        if not self.packed and form.bits != 8:
-            return f"int-quantized compressed-tensors hold 8 bits, not {form.bits}"
-        if form.group_size is None:
+    def problem(self, spec: LinearSpec) -> str | None:
+        if not self.packed and spec.bits != 8:
+            return f"int-quantized compressed-tensors hold 8 bits, not {spec.bits}"
+        if spec.group_size is None:
             return "compressed-tensors hold equal groups of neighbouring columns, and these are not (act-order)"
-        if form.scale_bits > 11:
+        if spec.scale_bits > 11:
             return "the scales would be written in float16, and a scale does not fit it"
         return None
 
-    def specs(self, linear: str, form: LinearSpec) -> list[TensorSpec]:
-        (out, columns), groups = form.shape, form.groups
+    def tensor_specs(self, linear: str, spec: LinearSpec) -> list[TensorSpec]:
+        (out, columns), groups = spec.shape, spec.groups
         scale = TensorSpec(f"{linear}.weight_scale", "F16", (out, groups))
         if not self.packed:
-            zeros = [] if form.symmetric else [TensorSpec(f"{linear}.weight_zero_point", "I8", (out, groups))]
+            zeros = [] if spec.symmetric else [TensorSpec(f"{linear}.weight_zero_point", "I8", (out, groups))]
             return [TensorSpec(f"{linear}.weight", "I8", (out, columns)), scale, *zeros]
-        words = -(-out * form.bits // 32)
-        zeros = [] if form.symmetric else [TensorSpec(f"{linear}.weight_zero_point", "I32", (words, groups))]
+        words = -(-out * spec.bits // 32)
+        zeros = [] if spec.symmetric else [TensorSpec(f"{linear}.weight_zero_point", "I32", (words, groups))]
         return [
-            TensorSpec(f"{linear}.weight_packed", "I32", (out, -(-columns * form.bits // 32))),
+            TensorSpec(f"{linear}.weight_packed", "I32", (out, -(-columns * spec.bits // 32))),
             scale,
             *zeros,
             TensorSpec(f"{linear}.weight_shape", "I64", (2,)),
         ]
 
-    def encode(self, q: QuantizedLinear, form: LinearSpec | None = None) -> dict[str, npt.NDArray[Any]]:
+    def encode(self, q: QuantizedLinear, spec: LinearSpec | None = None) -> dict[str, npt.NDArray[Any]]:
         q = uniform(self, q)
-        form = refuse(self, q, form)
+        spec = refuse(self, q, spec)
         scale = np.ascontiguousarray(q.scale.astype(np.float16, copy=False))
         if not self.packed:
-            zeros = {} if form.symmetric else {"weight_zero_point": _signed(q.zero, q.bits)}
+            zeros = {} if spec.symmetric else {"weight_zero_point": _signed(q.zero, q.bits)}
             return {"weight": _signed(q.codes, q.bits), "weight_scale": scale, **zeros}
         packed_zeros = np.ascontiguousarray(_pack(np.ascontiguousarray(q.zero.T), q.bits).T)
         return {
             "weight_packed": _pack(q.codes, q.bits),
             "weight_scale": scale,
-            **({} if form.symmetric else {"weight_zero_point": packed_zeros}),
+            **({} if spec.symmetric else {"weight_zero_point": packed_zeros}),
             "weight_shape": np.array(q.shape, np.int64),
         }
 
-    def form(self, codes: TensorSpec, arrays: Arrays, config: Mapping[str, Any]) -> LinearSpec:
-        found = _all_but_codes(codes, arrays, config)
-        return LinearSpec.found(found.shape, found.bits, found.group, found.zero, found.scale)
+    def linear_spec(self, codes: TensorSpec, arrays: Arrays, quant_config: QuantConfig) -> LinearSpec:
+        grid = _all_but_codes(codes, arrays, quant_config)
+        return LinearSpec.of_arrays(grid.shape, grid.bits, grid.group, grid.zero, grid.scale)
 
-    def decode(self, arrays: Arrays, config: Mapping[str, Any], linear: str = "") -> QLinear:
+    def decode(self, arrays: Arrays, quant_config: QuantConfig, linear: str = "") -> QLinear:
         suffix = "weight_packed" if "weight_packed" in arrays else "weight"
         stored = tensor(arrays, suffix, ("int32",) if suffix == "weight_packed" else INTEGERS[:1], (None, None))
         header = TensorSpec(f"{linear}.{suffix}", "I32" if suffix == "weight_packed" else "I8", stored.shape)
-        found = _all_but_codes(header, arrays, config)
+        grid = _all_but_codes(header, arrays, quant_config)
         if suffix == "weight_packed":
-            codes = np.ascontiguousarray(packing.unpack(stored, found.bits)[:, : found.shape[1]])
+            codes = np.ascontiguousarray(packing.unpack(stored, grid.bits)[:, : grid.shape[1]])
         else:
-            codes = _unsigned(stored, found.bits, "code")
-        return QLinear(codes, as_stored_scale(found.scale), found.zero, found.group, found.bits)
+            codes = _unsigned(stored, grid.bits, "code")
+        return QLinear(codes, as_stored_scale(grid.scale), grid.zero, grid.group, grid.bits)
 
-    def config(
-        self, linear_specs: Mapping[str, LinearSpec], plain: tuple[str, ...], meta: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def quant_config(
+        self, linear_specs: Mapping[str, LinearSpec], plain: tuple[str, ...], meta: JsonObject
+    ) -> QuantConfig:
         """One config group for all linears, or one for each kind, which then names its linears.
 
         They are named one by one and as vLLM and SGLang fuse them. The head is a linear to readers even where it is the
@@ -122,8 +123,8 @@ class CompressedTensors:
         """
         sizes = group_sizes(linear_specs)
         kinds: dict[tuple[int, int | None, bool], list[str]] = {}
-        for name, form in linear_specs.items():
-            kinds.setdefault((form.bits, sizes[name], form.symmetric), []).append(name)
+        for name, spec in linear_specs.items():
+            kinds.setdefault((spec.bits, sizes[name], spec.symmetric), []).append(name)
         layout = "pack-quantized" if self.packed else "int-quantized"
         groups = {}
         for i, ((bits, size, symmetric), names) in enumerate(kinds.items()):
@@ -151,7 +152,7 @@ class CompressedTensors:
             "global_compression_ratio": None,
         }
 
-    def side_files(self, config: Mapping[str, Any]) -> dict[str, Any]:
+    def side_files(self, quant_config: QuantConfig) -> Mapping[str, JsonObject]:
         return {}
 
 
@@ -176,7 +177,7 @@ def _unsigned(values: npt.NDArray[Any], bits: int, what: str) -> npt.NDArray[np.
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Grid:
     """A linear but for its codes. scale, zero: [out, groups]"""
 
     shape: tuple[int, int]
@@ -186,9 +187,9 @@ class _Found:
     zero: npt.NDArray[np.uint8]
 
 
-def _all_but_codes(codes: TensorSpec, arrays: Arrays, config: Mapping[str, Any]) -> _Found:
+def _all_but_codes(codes: TensorSpec, arrays: Arrays, quant_config: QuantConfig) -> _Grid:
     linear, _, suffix = codes.name.rpartition(".")
-    weights = _weights(linear, config)
+    weights = _weights(linear, quant_config)
     bits = whole(weights, "num_bits") or 0
     if not 2 <= bits <= 8:
         raise ValueError(f"the configuration states {bits} bits")
@@ -211,7 +212,7 @@ def _all_but_codes(codes: TensorSpec, arrays: Arrays, config: Mapping[str, Any])
             raise ValueError(f"weight_g_idx names a group beyond the {groups} that have scales")
     else:
         group = runs(columns, groups, whole(weights, "group_size") or -1)
-    return _Found((out, columns), bits, group, scale, _zero(arrays, bits, suffix == "weight_packed", (out, groups)))
+    return _Grid((out, columns), bits, group, scale, _zero(arrays, bits, suffix == "weight_packed", (out, groups)))
 
 
 def _per_row(arrays: Arrays, suffix: str, dtypes: tuple[str, ...], out: int) -> npt.NDArray[Any]:
@@ -239,12 +240,12 @@ def _zero(arrays: Arrays, bits: int, packed: bool, shape: tuple[int, int]) -> np
     return _unsigned(signed, bits, "zero point")
 
 
-def _weights(linear: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
+def _weights(linear: str, quant_config: QuantConfig) -> JsonObject:
     """The weight scheme of the config group that a linear belongs to: named exactly, by a pattern, or by its class."""
-    stated = config.get("config_groups")
-    groups = [group for group in stated.values() if isinstance(group, Mapping)] if isinstance(stated, Mapping) else []
+    by_name = quant_config.get("config_groups")
+    groups = [g for g in by_name.values() if isinstance(g, Mapping)] if isinstance(by_name, Mapping) else []
     kind = "Embedding" if linear.endswith("embed_tokens") else "Linear"
-    ranked: list[tuple[int, Mapping[str, Any]]] = []
+    ranked: list[tuple[int, JsonObject]] = []
     for group in groups:
         targets = group.get("targets")
         for target in map(str, targets if isinstance(targets, list) else ()):

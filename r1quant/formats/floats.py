@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.checkpoint.tensorfile import TensorSpec
+from r1quant.core.json import JsonObject, QuantConfig
 from r1quant.core.qlinear import QuantizedLinear
 
 
@@ -24,19 +25,19 @@ class FloatWeights:
     name = "safetensors"
     suffixes = ("weight",)
 
-    def problem(self, form: LinearSpec) -> str | None:
+    def problem(self, spec: LinearSpec) -> str | None:
         return None
 
-    def specs(self, linear: str, form: LinearSpec) -> list[TensorSpec]:
-        return [TensorSpec(f"{linear}.weight", "F32", form.shape)]
+    def tensor_specs(self, linear: str, spec: LinearSpec) -> list[TensorSpec]:
+        return [TensorSpec(f"{linear}.weight", "F32", spec.shape)]
 
-    def encode(self, q: QuantizedLinear, form: LinearSpec | None = None) -> dict[str, npt.NDArray[Any]]:
+    def encode(self, q: QuantizedLinear, spec: LinearSpec | None = None) -> dict[str, npt.NDArray[Any]]:
         return {"weight": np.ascontiguousarray(q.dequantize())}
 
-    def config(
-        self, linear_specs: Mapping[str, LinearSpec], plain: tuple[str, ...], meta: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def quant_config(
+        self, linear_specs: Mapping[str, LinearSpec], plain: tuple[str, ...], meta: JsonObject
+    ) -> QuantConfig:
         return {}
 
-    def side_files(self, config: Mapping[str, Any]) -> dict[str, Any]:
+    def side_files(self, quant_config: QuantConfig) -> Mapping[str, JsonObject]:
         return {}

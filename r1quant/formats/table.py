@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from r1quant.checkpoint.safetensors import Checkpoint, read_json
+from r1quant.core.json import QuantConfig
 from r1quant.errors import CheckpointError
 from r1quant.formats.awq import Awq
 from r1quant.formats.codec import Codec, CodecArtifact, Encoder
@@ -22,22 +22,22 @@ PACKED = (".qweight", ".weight_packed", ".weight_scale")
 SIDE_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}  # as AutoGPTQ and AutoAWQ wrote them
 
 
-def codec_of(stated: Mapping[str, Any]) -> Codec:
+def codec_of(quant_config: QuantConfig) -> Codec:
     """The codec of a quantization_config, ours or anybody's. Raises CheckpointError for a kind that is not read."""
-    method = str(stated.get("quant_method", "")).lower()
+    method = str(quant_config.get("quant_method", "")).lower()
     if method in ("gptq", "gptq_marlin", "auto_gptq"):
-        known = version_of(stated)
+        known = version_of(quant_config)
         if known is None:
-            layout = stated.get("checkpoint_format") or stated.get("format")
+            layout = quant_config.get("checkpoint_format") or quant_config.get("format")
             raise CheckpointError(f"GPTQ of format {layout!r} cannot be read", "use a checkpoint of gptq or gptq_v2")
         return CODECS["gptq" if known == 1 else "gptq-v2"]
     if method == "awq":
-        version = str(stated.get("version") or stated.get("format") or "gemm").lower()
+        version = str(quant_config.get("version") or quant_config.get("format") or "gemm").lower()
         if version != "gemm":
             raise CheckpointError(f"AWQ version {version!r} cannot be read", "use a checkpoint of version gemm")
         return CODECS["awq"]
     if method == "compressed-tensors":
-        layout = stated.get("format")
+        layout = quant_config.get("format")
         if layout in ("pack-quantized", "mixed-precision"):
             return CODECS["compressed-tensors"]
         if layout in ("int-quantized", "naive-quantized"):
@@ -47,7 +47,7 @@ def codec_of(stated: Mapping[str, Any]) -> Codec:
             "use pack-quantized or int-quantized",
         )
     raise CheckpointError(
-        f"the quantization {stated.get('quant_method')!r} cannot be read: only integers with scales are",
+        f"the quantization {quant_config.get('quant_method')!r} cannot be read: only integers with scales are",
         "use a GPTQ, AWQ or compressed-tensors checkpoint, or the float model",
     )
 
@@ -55,30 +55,30 @@ def codec_of(stated: Mapping[str, Any]) -> Codec:
 def artifact(checkpoint: Checkpoint) -> CodecArtifact:
     """A safetensors checkpoint as an Artifact, quantized or not.
 
-    Raises CheckpointError where it is quantized in a way that is not read, or that no configuration states.
+    Raises CheckpointError if it is quantized in a way that is not read, or no configuration says how.
     """
-    stated = checkpoint.config.get("quantization_config")
-    if stated is None:
-        stated = _stated_beside(checkpoint)
-        if stated is None:
+    quant_config = checkpoint.config.get("quantization_config")
+    if quant_config is None:
+        quant_config = _side_quant_config(checkpoint)
+        if quant_config is None:
             return CodecArtifact(checkpoint, None)
-        checkpoint = replace(checkpoint, config={**checkpoint.config, "quantization_config": stated})
-    if not isinstance(stated, dict):
+        checkpoint = replace(checkpoint, config={**checkpoint.config, "quantization_config": quant_config})
+    if not isinstance(quant_config, Mapping):
         raise CheckpointError("the quantization_config is not a JSON object", "download config.json again")
-    return CodecArtifact(checkpoint, codec_of(stated))
+    return CodecArtifact(checkpoint, codec_of(quant_config))
 
 
-def _stated_beside(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """The file of its own that a quantization is stated in where config.json does not; None for a float checkpoint."""
+def _side_quant_config(checkpoint: Checkpoint) -> QuantConfig | None:
+    """The quantization_config that a file of its own holds, if config.json has none; None for a float checkpoint."""
     marker_suffix = next((name for name in checkpoint.tensors if name.endswith(PACKED)), None)
     if marker_suffix is None:
         return None
     for name, method in SIDE_FILES.items():
         if (checkpoint.folder / name).is_file():
-            found = read_json(checkpoint.folder / name)
-            if not isinstance(found, dict):
+            options = read_json(checkpoint.folder / name)
+            if not isinstance(options, dict):
                 raise CheckpointError(f"{name} of {checkpoint.source} is not a JSON object", "download it again")
-            return {"quant_method": method, **found}
+            return {"quant_method": method, **options}
     raise CheckpointError(
         f"{marker_suffix} is quantized, but config.json has no quantization_config",
         f"download config.json again, or the {' or '.join(SIDE_FILES)} beside it",

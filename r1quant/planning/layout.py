@@ -60,7 +60,7 @@ def make(
     for tensor in sorted(tensors, key=lambda spec: _place(spec.name, arch)):
         linear = tensor.name.removesuffix(".weight")
         if codec is not None and linear != tensor.name and linear in linear_specs:
-            specs = codec.specs(linear, linear_specs[linear])
+            specs = codec.tensor_specs(linear, linear_specs[linear])
         else:
             specs = [TensorSpec(tensor.name, dtype or tensor.dtype, tensor.shape)]
         for spec in specs:

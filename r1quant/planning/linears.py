@@ -40,7 +40,7 @@ class LinearPlan:
         """The bytes that it will take, with scales, zero points and group maps."""
         if grid is None:
             return self.nbytes
-        return sum(spec.nbytes for spec in codec.specs(self.name, LinearSpec.planned(self.shape, grid)))
+        return sum(spec.nbytes for spec in codec.tensor_specs(self.name, LinearSpec.planned(self.shape, grid)))
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ def _bytes(variant: FormatVariant, model: Inventory, part: InventoryPart) -> int
     elif part.linear:
         codec, form = CODECS[variant.format], LinearSpec.planned(_shape(part), _grid(variant))
         _check(part, codec.problem(form) or _uneven(part, variant))
-        specs = codec.specs(part.name, form)
+        specs = codec.tensor_specs(part.name, form)
     return part.count * sum(spec.nbytes + _entry(spec) for spec in specs)
 
 

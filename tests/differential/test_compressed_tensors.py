@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +24,7 @@ from safetensors.torch import load_file, save_file
 import r1quant
 from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.checkpoint.safetensors import open_folder
+from r1quant.core.json import QuantConfig
 from r1quant.core.qlinear import QLinear
 from r1quant.formats.codec import CodecArtifact
 from r1quant.formats.table import CODECS, artifact
@@ -143,7 +143,7 @@ def test_the_package_reads_a_folder_of_several_kinds(model: Path, tmp_path: Path
         )
         linear_specs[linear] = LinearSpec.of(q)
         tensors |= {f"{linear}.{suffix}": torch.from_numpy(array) for suffix, array in codec.encode(q).items()}
-    folder = written(tmp_path / "mixed", model, tensors, codec.config(linear_specs, ("lm_head",), {}))
+    folder = written(tmp_path / "mixed", model, tensors, codec.quant_config(linear_specs, ("lm_head",), {}))
     ours = artifact(open_folder(folder))
     assert dict(ours.linear_specs) == linear_specs and len({form.bits for form in linear_specs.values()}) == 3
     theirs = dict(schemes(folder))
@@ -152,10 +152,10 @@ def test_the_package_reads_a_folder_of_several_kinds(model: Path, tmp_path: Path
         assert np.array_equal(decompressed(tensors, linear, scheme), ours.read(f"{linear}.weight").numpy())
 
 
-def written(folder: Path, model: Path, tensors: dict[str, torch.Tensor], stated: dict[str, Any]) -> Path:
+def written(folder: Path, model: Path, tensors: dict[str, torch.Tensor], quant_config: QuantConfig) -> Path:
     folder.mkdir()
     config = json.loads((model / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": stated}))
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": quant_config}))
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
     return folder
 
@@ -231,5 +231,5 @@ def again_exactly(ours: CodecArtifact, linear: str, q: QLinear) -> None:
     codec = ours.codec if q.bits == 8 else CODECS["compressed-tensors"]
     if codec.problem(LinearSpec.of(q)) is None:
         arrays = codec.encode(q)
-        config = codec.config({linear: LinearSpec.of(q)}, (), {})
+        config = codec.quant_config({linear: LinearSpec.of(q)}, (), {})
         assert np.array_equal(codec.decode(arrays, config, linear).dequantize(), q.dequantize())

@@ -88,7 +88,7 @@ def test_runtimes_find_the_bits_of_every_layer(name: str, found: Any, data: st.D
     bits = {part: chosen[layer] for layer in layers for part in LAYERS[layer]}
     linear_specs = {n: LinearSpec((64, 128), b, 32, (2 ** (b - 1),) * 2) for n, b in bits.items() if b is not None}
     plain = tuple(n for n, b in bits.items() if b is None)
-    config = CODECS[name].config(linear_specs, (*plain, "lm_head"), {})
+    config = CODECS[name].quant_config(linear_specs, (*plain, "lm_head"), {})
     for layer in layers:
         assert {found(config, layer), *(found(config, part) for part in LAYERS[layer])} == {chosen[layer]}
     if name == "gptq":

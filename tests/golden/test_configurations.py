@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from r1quant.checkpoint.artifact import LinearSpec
+from r1quant.core.json import QuantConfig
 from r1quant.errors import RecipeError
 from r1quant.formats.table import CODECS, codec_of
 
@@ -19,10 +20,8 @@ SYMMETRIC = LinearSpec((64, 256), 4, 128, (8, 8))
 ASYMMETRIC = replace(SYMMETRIC, zeros=(1, 15))
 
 
-def stated(
-    name: str, linear_specs: Mapping[str, LinearSpec] | None = None, plain: tuple[str, ...] = ()
-) -> dict[str, Any]:
-    return CODECS[name].config(linear_specs or {LAYER: SYMMETRIC}, plain, META)
+def stated(name: str, linear_specs: Mapping[str, LinearSpec] | None = None, plain: tuple[str, ...] = ()) -> QuantConfig:
+    return CODECS[name].quant_config(linear_specs or {LAYER: SYMMETRIC}, plain, META)
 
 
 def without_null(value: Any) -> bool:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.checkpoint.tensorfile import TensorSpec
 from r1quant.core import bits as packing
+from r1quant.core.json import QuantConfig
 from r1quant.core.qlinear import QLinear
 from r1quant.errors import RecipeError
 from r1quant.formats.table import CODECS
@@ -53,10 +54,10 @@ def holds(name: str, q: QLinear) -> bool:
     return even and (name == "compressed-tensors" or q.bits == 8)
 
 
-def written(name: str, q: QLinear) -> tuple[dict[str, Any], dict[str, Any]]:
+def written(name: str, q: QLinear) -> tuple[dict[str, Any], QuantConfig]:
     """The tensors of a linear called `x`, and the configuration."""
     codec = CODECS[name]
-    return codec.encode(q), codec.config({"x": LinearSpec.of(q)}, (), {})
+    return codec.encode(q), codec.quant_config({"x": LinearSpec.of(q)}, (), {})
 
 
 @each_codec
@@ -93,18 +94,18 @@ def test_what_is_written_and_what_its_header_says_is_known_before(name: str, dat
     for form in (own, anything):
         assert codec.problem(form) is None
         tensors = codec.encode(q, form)
-        specs = codec.specs("a.b", form)
+        specs = codec.tensor_specs("a.b", form)
         assert [spec.name for spec in specs] == [f"a.b.{suffix}" for suffix in tensors]
         for spec, array in zip(specs, tensors.values(), strict=True):
             assert (spec.dtype, spec.shape, spec.nbytes) == (DTYPES[array.dtype.name], array.shape, array.nbytes)
             assert array.flags.c_contiguous
         assert set(tensors) <= set(codec.suffixes) and codec.marker_suffix in tensors
-        config = codec.config({"a.b": form}, (), {})
+        config = codec.quant_config({"a.b": form}, (), {})
         assert same(codec.decode(tensors, config, "a.b"), q)
         codes, *others = (suffix for suffix in codec.suffixes if suffix in tensors)
         header = next(spec for spec in specs if spec.name == f"a.b.{codes}")
         arrays = {suffix: array for suffix, array in tensors.items() if suffix in others}
-        assert codec.form(header, arrays, config) == own
+        assert codec.linear_spec(header, arrays, config) == own
 
 
 @given(linears())
@@ -159,9 +160,9 @@ def test_the_configuration_says_how_linears_differ(name: str, data: st.DataObjec
     differ = len({q.shape[1] // q.groups for q in several}) > 1 and any(q.groups > 1 for q in several)
     if name == "awq" and differ:
         with pytest.raises(RecipeError, match="one group size"):
-            codec.config(linear_specs, (), {})
+            codec.quant_config(linear_specs, (), {})
         return
-    config = codec.config(linear_specs, ("lm_head",), {"quantizer": ["r1quant:0"]})
+    config = codec.quant_config(linear_specs, ("lm_head",), {"quantizer": ["r1quant:0"]})
     for linear, q in named.items():
         tensors = codec.encode(q)
         assert same(codec.decode(tensors, config, linear), q)
@@ -258,7 +259,7 @@ def test_linears_that_turn_out_symmetric_keep_the_form_of_the_run() -> None:
     codec = CODECS["compressed-tensors"]
     planned = LinearSpec((8, 32), 4, 32, (0, 15), 11)
     assert set(codec.encode(q)) < set(codec.encode(q, planned))
-    specs = {spec.name: spec.dtype for spec in codec.specs("x", planned)}
+    specs = {spec.name: spec.dtype for spec in codec.tensor_specs("x", planned)}
     assert specs["x.weight_zero_point"] == "I32" and specs["x.weight_scale"] == "F16"
     assert codec.encode(q, planned)["weight_scale"].dtype == np.float16
 
@@ -286,7 +287,7 @@ def test_every_suffix_is_listed_with_the_codes_first(name: str) -> None:
     codec = CODECS[name]
     assert codec.name == name
     form = LinearSpec((32, 64), 4 if name == "awq" else 8, 32, (0 if name != "gptq" else 1, 9), 11)
-    specs = codec.specs("a.b", form)
+    specs = codec.tensor_specs("a.b", form)
     sizes = {spec.name.rpartition(".")[2]: spec.nbytes for spec in specs}
     first = next(suffix for suffix in codec.suffixes if suffix in sizes)
     assert first == max(sizes, key=lambda suffix: sizes[suffix])

@@ -54,12 +54,12 @@ class GgufArtifact(CheckpointArtifact):
         found = {}
         for name, stored in self.checkpoint.stored.items():
             if name.endswith(weights) and stored.kind in GRIDS:
-                form = self._form(stored)
+                form = self._linear_spec(stored)
                 if form is not None:
                     found[name.removesuffix(".weight")] = form
         return found
 
-    def _form(self, stored: StoredTensor) -> LinearSpec | None:
+    def _linear_spec(self, stored: StoredTensor) -> LinearSpec | None:
         kind = GRIDS[stored.kind]
         shape = (stored.shape[0], stored.shape[1])
         if kind == "q4_1":

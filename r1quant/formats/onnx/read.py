@@ -83,15 +83,15 @@ class OnnxArtifact:
     @cached_property
     def linear_specs(self) -> Mapping[str, LinearSpec]:
         """Read from scales and zero points."""
-        return {linear: self._form(linear, place) for linear, place in self.places.stored.items()}
+        return {linear: self._linear_spec(linear, place) for linear, place in self.places.stored.items()}
 
-    def _form(self, linear: str, place: Stored) -> LinearSpec:
+    def _linear_spec(self, linear: str, place: Stored) -> LinearSpec:
         arrays = {suffix: self._array(place, suffix) for suffix in place.layout.shapes if suffix != "qweight"}
         try:
             scale, zero = decode_grid(arrays, place.layout)
         except ValueError as error:
             raise CheckpointError(f"{linear}: {error}", AGAIN) from None
-        return LinearSpec.found(place.layout.shape, place.layout.bits, None, zero, scale)
+        return LinearSpec.of_arrays(place.layout.shape, place.layout.bits, None, zero, scale)
 
     def qlinear(self, linear: str) -> QLinear:
         place = self.places.stored.get(linear)

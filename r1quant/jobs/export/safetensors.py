@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from r1quant.arch.tables import Architecture, linears
 from r1quant.checkpoint.artifact import Artifact, quantized, rows
 from r1quant.checkpoint.tensorfile import TensorSpec
 from r1quant.core.floats import FLOAT_DTYPES, round_to, widen
-from r1quant.core.json import Config
+from r1quant.core.json import Config, JsonObject
 from r1quant.formats.table import CODECS
 from r1quant.jobs.checkpoint_writer import Contents, with_attention_factor, with_key, write_side_files, write_weights
 from r1quant.jobs.export.task import ExportTask, TaskOutput
@@ -34,11 +34,12 @@ def write_folder(task: ExportTask, folder: Path) -> TaskOutput:
     task.progress.begin(f"writing {task.format}", made.nbytes)
     contents = Contents(codec, linear_specs, floats.chunks, artifact.qlinear)
     write_weights(folder, made, contents, task.progress.advance)
-    text, sides = with_attention_factor(_config_text(artifact, task.options.dtype)), {}
+    text = with_attention_factor(_config_text(artifact, task.options.dtype))
+    sides: Mapping[str, JsonObject] = {}
     if codec is not None:
         plain = tuple(name for name in linears(artifact.config, task.arch) if name not in linear_specs)
-        stated = codec.config(linear_specs, plain, {"quantizer": [f"r1quant:{provenance.VERSION}"]})
-        text, sides = with_key(text, "quantization_config", stated), codec.side_files(stated)
+        quant_config = codec.quant_config(linear_specs, plain, {"quantizer": [f"r1quant:{provenance.VERSION}"]})
+        text, sides = with_key(text, "quantization_config", quant_config), codec.side_files(quant_config)
     write_side_files(folder, text, artifact.side_files, sides)
     return TaskOutput(floats.rounded)
 

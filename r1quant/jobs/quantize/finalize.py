@@ -39,7 +39,7 @@ def build(folder: RunDir, plan: Plan, origin: Quantization, environment: Mapping
         lambda linear: layer_files.read(folder.layer_file(layer_of[linear]), linear),
     )
     write_weights(out, plan.layout, contents)
-    quant_config = plan.codec.config(plan.linear_specs, plan.plain, _meta(plan.recipe))
+    quant_config = plan.codec.quant_config(plan.linear_specs, plan.plain, _meta(plan.recipe))
     text = with_attention_factor(checkpoint.config_text)
     if quant_config:
         text = with_key(text, "quantization_config", quant_config)
