@@ -14,7 +14,7 @@ LINK = re.compile(r"\[[^\]]+\]\(([^)#]+)")
 # Digits that count nothing: names of models, cards, formats and versions, ranges of what is accepted, exit codes.
 NAMES = re.compile(
     r"r1quant|r1-8b[\w-]*|tiny-r1|DeepSeek-R1-0528-Qwen3-8B|R1-Distill-Llama|SmolLM2(-135M)?|WikiText-2"
-    r"|Q\d(_\w+)+|FP\d+|BF16|RTX \d+( Ti)?|A100|AIME|WSL 2|Python 3\.11|Llama 2 and 3|Mistral 7B"
+    r"|Q\d(_\w+)+|FP\d+|[bB][fF]16|RTX \d+( Ti)?|A100|AIME|WSL 2|Python 3\.11|Llama 2 and 3|Mistral 7B"
     r"|Qwen 1\.5, 2, 2\.5 and 3|Gemma 3|the 8B|2 to 8 bits|to 4 bits|8 to 2 bits|0 done, 1 a check failed, 2 wrong"
     r"|3 unusable|4 a package|130 interrupted"
 )
@@ -31,7 +31,7 @@ def commands(block: str) -> list[list[str]]:
 
 
 def make_targets() -> list[str]:
-    return re.findall(r"\bmake (\w+)", TEXT)
+    return re.findall(r"(?:^    |`)make (\w+)", TEXT, re.MULTILINE)
 
 
 def links() -> list[str]:
