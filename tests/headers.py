@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from scripts.synthetic_checkpoint import CONFIG, tensors, write_tokenizer
+from synthetic_checkpoint import CONFIG, tensors, write_tokenizer
 
 LAYERS = 36
 NAME = "deepseek-ai/DeepSeek-R1-0528-Qwen3-8B"

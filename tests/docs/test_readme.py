@@ -91,10 +91,10 @@ def test_your_model_in_five_commands(run: Run) -> None:
         assert words[0] == "r1quant"
         ran = run(*words[1:], "--json")
         assert ran.code == 0, ran.err
-        printed += ran.json.get("next", [])
-    assert " ".join(serve) in printed
-    for program in ("llama-server -m ", "ollama create ", "ollama run "):
-        assert any(line.startswith(program) for line in printed), (program, printed)
+        printed += [command for step in ran.json.get("next", []) for command in step["commands"]]
+    assert any(line.startswith(" ".join(serve)) for line in printed), printed
+    for program in ("llama-server -m r1-8b-gguf/", "ollama create r1-8b-gguf -f Modelfile", "ollama run r1-8b-gguf"):
+        assert any(program in line for line in printed), (program, printed)
         assert f"`{program}" in readme.TEXT.replace("\n", " "), program
     assert Path("r1-8b-gguf/Modelfile").is_file()
 
