@@ -38,7 +38,7 @@ ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # nibble i of a word, from the lowest, holds c
 
 
 class Awq:
-    """A Codec."""
+    """AWQ as a Codec."""
 
     name = "awq"
     suffixes = ("qweight", "qzeros", "scales")
@@ -85,7 +85,7 @@ class Awq:
     def _all_but_codes(
         self, columns: int, words: int, arrays: Arrays, quant_config: QuantConfig
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[Any], npt.NDArray[np.uint8]]:
-        """Group map, scale and zero, both [out, groups]. A group size that is not stated is that of equal groups."""
+        """Group map, scale and zero, both [out, groups]. If no group size is configured, groups are equal."""
         bits = whole(quant_config, "bits", "w_bit")
         if bits not in (None, BITS):
             raise ValueError(f"the configuration states {bits} bits, and AWQ has {BITS}")
@@ -96,10 +96,10 @@ class Awq:
     def quant_config(
         self, linear_specs: Mapping[str, LinearSpec], plain: tuple[str, ...], meta: JsonObject
     ) -> QuantConfig:
-        """`modules_to_not_convert` is there only where a linear of the layers stays in float: null is more than readers
+        """`modules_to_not_convert` is there only if a linear of the layers stays in float: null is more than readers
         bear, and the head is float in every such checkpoint, whether it is listed or not.
 
-        Raises RecipeError where linears differ in group size, which this format cannot say.
+        Raises RecipeError if linears differ in group size, which this format cannot say.
         """
         sizes = set(group_sizes(linear_specs).values())
         if len(sizes) != 1:

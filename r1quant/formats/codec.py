@@ -25,7 +25,7 @@ HEAD = "lm_head"  # of which configurations speak by name
 
 
 class Encoder(Protocol):
-    """A format that can be written. A linear is several tensors, LINEAR.SUFFIX each."""
+    """A format that can be written. A linear is several tensors, which are called LINEAR.SUFFIX."""
 
     @property
     def name(self) -> str:
@@ -54,7 +54,7 @@ class Encoder(Protocol):
         """The quantization_config; empty if a reader needs none. plain: linears that stay in float; meta: how it was
         made.
 
-        Raises RecipeError where the configuration cannot say how the linears differ.
+        Raises RecipeError if the configuration cannot say how the linears differ.
         """
 
     def side_files(self, quant_config: QuantConfig) -> Mapping[str, JsonObject]:
@@ -66,10 +66,10 @@ class Codec(Encoder, Protocol):
 
     @property
     def marker_suffix(self) -> str:
-        """The suffix that no other tensor has: where it is, there is a quantized linear."""
+        """The suffix that no other tensor has: a tensor with it belongs to a quantized linear."""
 
     def linear_spec(self, codes: TensorSpec, arrays: Arrays, quant_config: QuantConfig) -> LinearSpec:
-        """What a linear is, without its codes: `codes` says where they are, arrays has all the other suffixes."""
+        """What a linear is, without its codes: `codes` is their header, arrays has all the other suffixes."""
 
     def decode(self, arrays: Arrays, quant_config: QuantConfig, linear: str = "") -> QLinear:
         """The inverse of encode, for anybody's tensors.

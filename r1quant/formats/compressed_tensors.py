@@ -1,13 +1,13 @@
 """The compressed-tensors checkpoint format: pack-quantized for 2 to 8 bits, int-quantized for 8.
 
 Packed, per linear: weight_packed int32 [out, in * bits / 32], codes packed along the input; weight_scale float16
-[out, groups]; weight_shape int64 [2]; and, where the grid is not symmetric, weight_zero_point int32
+[out, groups]; weight_shape int64 [2]; and, if the grid is not symmetric, weight_zero_point int32
 [out * bits / 32, groups], packed along the output. Unpacked: weight int8 [out, in], signed codes, with weight_scale and
 an int8 weight_zero_point.
 
-Scales are written in float16 even where bfloat16 would hold them: transformers dequantizes in their dtype, and three
+Scales are written in float16 even if bfloat16 would hold them: transformers dequantizes in their dtype, and three
 more bits keep the weights nearer to exact. transformers 5.23 with compressed-tensors 0.20 loads packed files with zero
-points, whoever wrote them, only where it is told to: quantization_config=CompressedTensorsConfig(dequantize=True).
+points, whoever wrote them, only when it is told to: quantization_config=CompressedTensorsConfig(dequantize=True).
 Told so, it takes the bits of one config group for all linears, and reads those of other bits wrong.
 """
 
@@ -45,7 +45,7 @@ INTEGERS = ("int8", "int16", "int32", "int64")
 
 @dataclass(frozen=True)
 class CompressedTensors:
-    """A Codec. It reads both layouts; `packed` says which one it writes."""
+    """compressed-tensors as a Codec. It reads both layouts; `packed` says which one it writes."""
 
     packed: bool = True
 
@@ -118,7 +118,7 @@ class CompressedTensors:
     ) -> QuantConfig:
         """One config group for all linears, or one for each kind, which then names its linears.
 
-        They are named one by one and as vLLM and SGLang fuse them. The head is a linear to readers even where it is the
+        They are named one by one and as vLLM and SGLang fuse them. The head is a linear to readers even if it is the
         embedding, so it is ignored by name unless quantized.
         """
         sizes = group_sizes(linear_specs)
@@ -168,7 +168,7 @@ def _pack(values: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.int32]:
 
 
 def _unsigned(values: npt.NDArray[Any], bits: int, what: str) -> npt.NDArray[np.uint8]:
-    """The inverse of _signed. Raises ValueError where a value does not fit."""
+    """The inverse of _signed. Raises ValueError if a value does not fit."""
     low, high = int(values.min()), int(values.max())
     half = 1 << (bits - 1)
     if low < -half or high >= half:

@@ -1,4 +1,4 @@
-"""Linears on a grid of any kind as the floats that their integers stand for: what is left where no format holds them.
+"""Linears on a grid of any kind as the floats that their integers stand for, for grids that no format holds.
 
 Exact: float32 is what every linear dequantizes to. The integers are lost, and readers take it for a float checkpoint.
 """
@@ -20,7 +20,7 @@ from r1quant.core.qlinear import QuantizedLinear
 
 @dataclass(frozen=True)
 class FloatWeights:
-    """An Encoder."""
+    """Plain floats as an Encoder."""
 
     name = "safetensors"
     suffixes = ("weight",)

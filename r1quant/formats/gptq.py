@@ -3,7 +3,7 @@
 Per linear: qweight int32 [in * bits / 32, out], codes packed along the input; qzeros int32 [groups, out * bits / 32],
 zero points packed along the output, stored minus one in version 1; scales float16 [groups, out]; g_idx int32 [in].
 The configuration stands twice with the same content, in config.json and in quantize_config.json, because readers
-differ in where they look.
+differ in the file that they look into.
 
 gptqmodel subtracts one from whole words of zero points, so that a zero point of 0 borrows from its neighbour, and adds
 it back in the same way; others do it to each zero point. Its own files are read as it reads them.
@@ -45,7 +45,7 @@ END = r"(?:\.|$)"  # some readers match rules with modules, some with tensors
 
 @dataclass(frozen=True)
 class Gptq:
-    """A Codec. version 1 is what every reader takes; version 2 differs in the stored zero points alone."""
+    """GPTQ as a Codec. version 1 is what every reader takes; version 2 differs in the stored zero points alone."""
 
     version: Literal[1, 2] = 1
 
@@ -135,7 +135,7 @@ class Gptq:
     def quant_config(
         self, linear_specs: Mapping[str, LinearSpec], plain: tuple[str, ...], meta: JsonObject
     ) -> QuantConfig:
-        """No key is null, and `dynamic` is there only where linears differ: some readers cannot bear either.
+        """No key is null, and `dynamic` is there only if linears differ: some readers cannot bear either.
 
         Its rules take linears by their own names and by those of the layers that vLLM and SGLang fuse them into.
         """
@@ -167,18 +167,18 @@ class Gptq:
 
 
 def nominal(spec: LinearSpec) -> int:
-    """The group size that a configuration states where g_idx says which columns are in a group."""
+    """The group size that a configuration states if g_idx says which columns are in a group."""
     return -(-spec.shape[1] // spec.groups)
 
 
 def version_of(quant_config: QuantConfig) -> int | None:
-    """The version that a quantization_config states: 1 where it says nothing, None where it is another format."""
+    """The version that a quantization_config states: 1 if it says nothing, None if it is another format."""
     layout = quant_config.get("checkpoint_format") or quant_config.get("format") or "gptq"
     return {"gptq": 1, "gptq_v2": 2}.get(str(layout))
 
 
 def override(dynamic: object, linear: str) -> JsonObject:
-    """What the first matching rule of `dynamic` says of a linear; nothing where none matches."""
+    """What the first matching rule of `dynamic` says of a linear; nothing if none matches."""
     for rule, values in dynamic.items() if isinstance(dynamic, Mapping) else ():
         if matches(rule.removeprefix("+:").removeprefix("-:"), linear):
             return values if isinstance(values, Mapping) else {}

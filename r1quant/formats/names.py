@@ -13,13 +13,13 @@ NUMBERED = re.compile(r"(.*?\.)(\d+)(\..+)")  # up to the layer's number, the nu
 def with_fused(linears: Iterable[str]) -> list[str]:
     """The names, and after them those of the fused layers all of whose parts are among them."""
     names = list(dict.fromkeys(linears))
-    known, found = set(names), list(names)
+    known, results = set(names), list(names)
     for whole, parts in FUSED.items():
         for name in names:
             parent, dot, leaf = name.rpartition(".")
             if leaf == parts[0] and all(f"{parent}{dot}{part}" in known for part in parts):
-                found.append(f"{parent}{dot}{whole}")
-    return found
+                results.append(f"{parent}{dot}{whole}")
+    return results
 
 
 def patterns(linears: Iterable[str], end: str = "$") -> list[str]:
@@ -44,7 +44,7 @@ def patterns(linears: Iterable[str], end: str = "$") -> list[str]:
 
 
 def _place(name: str) -> tuple[bool, str, int, str]:
-    """By number of the layer, and what is in none at the end."""
+    """The sort key: the number of the layer; names outside the layers come last."""
     parts = NUMBERED.fullmatch(name)
     return (False, parts[1], int(parts[2]), parts[3]) if parts else (True, name, 0, "")
 

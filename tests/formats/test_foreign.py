@@ -58,7 +58,7 @@ def test_gptq_where_rules_change_bits_and_groups(tmp_path: Path) -> None:
     ours = folder_of(tmp_path / "m", bare(tensors), {**GPTQ, "dynamic": rules})
     assert reads(ours, LAYER, weights(*four, runs(64, 16)))
     assert reads(ours, OTHER, weights(*eight, runs(64, 64)))
-    assert {linear: (form.bits, form.group_size) for linear, form in ours.linear_specs.items()} == {
+    assert {linear: (spec.bits, spec.group_size) for linear, spec in ours.linear_specs.items()} == {
         LAYER: (4, 16),
         OTHER: (8, -1),
     }

@@ -56,7 +56,7 @@ def test_fused_names_come_after_all_their_parts() -> None:
 
 
 def by_dynamic(config: dict[str, Any], layer: str) -> int | None:
-    """The bits of a layer as vLLM and SGLang find them in a GPTQ configuration; None where it stays in float."""
+    """The bits of a layer as vLLM and SGLang find them in a GPTQ configuration; None if it stays in float."""
     for rule, values in config.get("dynamic", {}).items():
         if rule.startswith("-:"):
             if re.match(rule.removeprefix("-:"), layer):

@@ -193,7 +193,7 @@ DAMAGES: list[tuple[str, str, Change]] = [
 
 @pytest.mark.parametrize(("kind", "reason", "change"), DAMAGES, ids=[f"{k}-{r}" for k, r, _ in DAMAGES])
 def test_what_does_not_fit_is_said_of_the_linear(kind: str, reason: str, change: Change, tmp_path: Path) -> None:
-    """Before the codes are read, and again where they are."""
+    """Before the codes are read, and again when they are."""
     tensors, stated = good(kind)
     change(tensors, stated)
     ours = folder_of(tmp_path / "m", tensors, stated)

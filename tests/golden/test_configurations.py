@@ -20,7 +20,9 @@ SYMMETRIC = LinearSpec((64, 256), 4, 128, (8, 8))
 ASYMMETRIC = replace(SYMMETRIC, zeros=(1, 15))
 
 
-def stated(name: str, linear_specs: Mapping[str, LinearSpec] | None = None, plain: tuple[str, ...] = ()) -> QuantConfig:
+def quant_config_of(
+    name: str, linear_specs: Mapping[str, LinearSpec] | None = None, plain: tuple[str, ...] = ()
+) -> QuantConfig:
     return CODECS[name].quant_config(linear_specs or {LAYER: SYMMETRIC}, plain, META)
 
 
@@ -33,12 +35,12 @@ def without_null(value: Any) -> bool:
 @pytest.mark.parametrize("name", CODECS)
 def test_a_configuration_leads_back_to_its_format(name: str) -> None:
     linear_specs = {LAYER: replace(SYMMETRIC, bits=8, zeros=(128, 128))} if name.endswith("-int") else None
-    assert codec_of(stated(name, linear_specs)).name == name
+    assert codec_of(quant_config_of(name, linear_specs)).name == name
 
 
 @pytest.mark.parametrize(("name", "version"), [("gptq", "gptq"), ("gptq-v2", "gptq_v2")])
 def test_gptq(name: str, version: str) -> None:
-    assert stated(name) == {
+    assert quant_config_of(name) == {
         "quant_method": "gptq",
         "bits": 4,
         "group_size": 128,
@@ -55,7 +57,7 @@ def test_gptq(name: str, version: str) -> None:
 
 def test_gptq_stands_in_two_files_with_the_same_content() -> None:
     for name in ("gptq", "gptq-v2"):
-        config = stated(name)
+        config = quant_config_of(name)
         assert CODECS[name].side_files(config) == {"quantize_config.json": config}
 
 
@@ -66,44 +68,45 @@ def test_gptq_says_what_differs() -> None:
         "model.layers.1.mlp.up_proj": SYMMETRIC,
         OTHER: replace(SYMMETRIC, bits=8, group_size=-1),
     }
-    config = stated("gptq", linear_specs, ("lm_head", "model.layers.1.mlp.down_proj"))
+    config = quant_config_of("gptq", linear_specs, ("lm_head", "model.layers.1.mlp.down_proj"))
     assert not config["sym"] and not config["lm_head"]
     assert config["dynamic"] == {
         r"+:^model\.layers\.0\.mlp\.down_proj(?:\.|$)": {"bits": 8, "group_size": -1},
         r"-:^model\.layers\.1\.mlp\.down_proj(?:\.|$)": {},
     }
-    assert "dynamic" not in stated("gptq", plain=("lm_head",))
-    assert stated("gptq", {LAYER: SYMMETRIC, "lm_head": SYMMETRIC})["lm_head"]
+    assert "dynamic" not in quant_config_of("gptq", plain=("lm_head",))
+    assert quant_config_of("gptq", {LAYER: SYMMETRIC, "lm_head": SYMMETRIC})["lm_head"]
 
 
 def test_gptq_says_act_order() -> None:
-    config = stated("gptq", {LAYER: replace(SYMMETRIC, group_size=None, scattered=2)})
+    config = quant_config_of("gptq", {LAYER: replace(SYMMETRIC, group_size=None, scattered=2)})
     assert config["desc_act"] and config["group_size"] == 128
 
 
 def test_a_row_as_long_as_the_groups_is_no_exception() -> None:
     """A linear of 128 columns in groups of 128 has one group, as one with -1 has."""
     linear_specs = {LAYER: SYMMETRIC, OTHER: LinearSpec((64, 128), 4, -1, (8, 8))}
-    assert "dynamic" not in stated("gptq", linear_specs) and stated("gptq", linear_specs)["group_size"] == 128
-    assert stated("awq", linear_specs)["group_size"] == 128
-    assert len(stated("compressed-tensors", linear_specs)["config_groups"]) == 1
+    gptq = quant_config_of("gptq", linear_specs)
+    assert "dynamic" not in gptq and gptq["group_size"] == 128
+    assert quant_config_of("awq", linear_specs)["group_size"] == 128
+    assert len(quant_config_of("compressed-tensors", linear_specs)["config_groups"]) == 1
 
 
-@pytest.mark.parametrize("form", [SYMMETRIC, ASYMMETRIC])
-def test_awq(form: LinearSpec) -> None:
-    """zero_point is true also where all are 8: kernels for false are not in use."""
+@pytest.mark.parametrize("spec", [SYMMETRIC, ASYMMETRIC])
+def test_awq(spec: LinearSpec) -> None:
+    """zero_point is true also if all are 8: kernels for false are not in use."""
     awq = {"quant_method": "awq", "version": "gemm", "bits": 4, "group_size": 128, "zero_point": True}
-    config = stated("awq", {LAYER: form})
+    config = quant_config_of("awq", {LAYER: spec})
     assert config == {**awq, "meta": META}
-    assert stated("awq", {LAYER: form}, ("lm_head",)) == config
-    assert stated("awq", {LAYER: form}, (OTHER,)) == {**awq, "modules_to_not_convert": [OTHER], "meta": META}
+    assert quant_config_of("awq", {LAYER: spec}, ("lm_head",)) == config
+    assert quant_config_of("awq", {LAYER: spec}, (OTHER,)) == {**awq, "modules_to_not_convert": [OTHER], "meta": META}
     beside = {"zero_point": True, "w_bit": 4, "q_group_size": 128, "version": "GEMM"}
     assert CODECS["awq"].side_files(config) == {"quant_config.json": beside}
 
 
 def test_awq_has_one_group_size() -> None:
     with pytest.raises(RecipeError, match="one group size"):
-        stated("awq", {LAYER: SYMMETRIC, OTHER: replace(SYMMETRIC, group_size=64)})
+        quant_config_of("awq", {LAYER: SYMMETRIC, OTHER: replace(SYMMETRIC, group_size=64)})
 
 
 @pytest.mark.parametrize(
@@ -112,8 +115,8 @@ def test_awq_has_one_group_size() -> None:
 )
 @pytest.mark.parametrize(("size", "strategy"), [(128, "group"), (-1, "channel")])
 def test_compressed_tensors(name: str, bits: int, layout: str, size: int, strategy: str) -> None:
-    form = LinearSpec((64, 256), bits, size, (1, 9))
-    assert stated(name, {LAYER: form}) == {
+    spec = LinearSpec((64, 256), bits, size, (1, 9))
+    assert quant_config_of(name, {LAYER: spec}) == {
         "quant_method": "compressed-tensors",
         "format": layout,
         "quantization_status": "compressed",
@@ -140,11 +143,11 @@ def test_compressed_tensors(name: str, bits: int, layout: str, size: int, strate
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
     }
-    assert CODECS[name].side_files(stated(name, {LAYER: form})) == {}
+    assert CODECS[name].side_files(quant_config_of(name, {LAYER: spec})) == {}
 
 
 def test_compressed_tensors_name_the_linears_that_differ() -> None:
-    config = stated("compressed-tensors", {LAYER: SYMMETRIC, OTHER: ASYMMETRIC, "lm_head": SYMMETRIC})
+    config = quant_config_of("compressed-tensors", {LAYER: SYMMETRIC, OTHER: ASYMMETRIC, "lm_head": SYMMETRIC})
     first, second = config["config_groups"].values()
     assert first["targets"] == [r"re:^model\.layers\.0\.mlp\.up_proj$", r"re:^lm_head$"]
     assert second["targets"] == [r"re:^model\.layers\.0\.mlp\.down_proj$"]
@@ -155,5 +158,5 @@ def test_compressed_tensors_name_the_linears_that_differ() -> None:
 @pytest.mark.parametrize("name", ["gptq", "gptq-v2", "awq"])
 def test_no_key_is_null(name: str) -> None:
     for plain in ((), ("lm_head",), (OTHER,)):
-        assert without_null(stated(name, plain=plain))
-        assert without_null(CODECS[name].side_files(stated(name, plain=plain)))
+        assert without_null(quant_config_of(name, plain=plain))
+        assert without_null(CODECS[name].side_files(quant_config_of(name, plain=plain)))

@@ -122,7 +122,7 @@ def test_signed_bytes_of_int_quantized() -> None:
 
 
 def test_scales() -> None:
-    """float16 everywhere, also where bfloat16 would hold them: readers dequantize in the dtype that they find."""
+    """float16 everywhere, also if bfloat16 would hold them: readers dequantize in the dtype that they find."""
     codes = np.zeros((8, 32), np.uint8)
     for name, codec in CODECS.items():
         suffix = "weight_scale" if name.startswith("compressed-tensors") else "scales"

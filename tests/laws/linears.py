@@ -45,7 +45,7 @@ def linears(
 
 
 def scale_of(kind: str, shape: tuple[int, int], rng: np.random.Generator) -> npt.NDArray[Any]:
-    """Scales of either sign; float16 where they fit it.
+    """Scales of either sign; float16 if they fit it.
 
     bfloat16   8 significant bits in the normal range of float16
     float16    11 significant bits in that range

@@ -85,25 +85,25 @@ def test_a_linear_comes_back_bit_for_bit_or_is_refused(name: str, data: st.DataO
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)
 def test_what_is_written_and_what_its_header_says_is_known_before(name: str, data: st.DataObject) -> None:
-    """Also where the form was planned without the linear, and allows more than it turns out to need."""
+    """Also if the spec was planned without the linear, and allows more than it turns out to need."""
     q = data.draw(held(name))
     assume(holds(name, q))
     codec, own = CODECS[name], LinearSpec.of(q)
     top = 2**q.bits - 1
     anything = replace(own, zeros=(min(1, own.zeros[0]), top), scale_bits=11)
-    for form in (own, anything):
-        assert codec.problem(form) is None
-        tensors = codec.encode(q, form)
-        specs = codec.tensor_specs("a.b", form)
-        assert [spec.name for spec in specs] == [f"a.b.{suffix}" for suffix in tensors]
-        for spec, array in zip(specs, tensors.values(), strict=True):
-            assert (spec.dtype, spec.shape, spec.nbytes) == (DTYPES[array.dtype.name], array.shape, array.nbytes)
+    for spec in (own, anything):
+        assert codec.problem(spec) is None
+        tensors = codec.encode(q, spec)
+        specs = codec.tensor_specs("a.b", spec)
+        assert [tensor.name for tensor in specs] == [f"a.b.{suffix}" for suffix in tensors]
+        for tensor, array in zip(specs, tensors.values(), strict=True):
+            assert (tensor.dtype, tensor.shape, tensor.nbytes) == (DTYPES[array.dtype.name], array.shape, array.nbytes)
             assert array.flags.c_contiguous
         assert set(tensors) <= set(codec.suffixes) and codec.marker_suffix in tensors
-        config = codec.quant_config({"a.b": form}, (), {})
+        config = codec.quant_config({"a.b": spec}, (), {})
         assert same(codec.decode(tensors, config, "a.b"), q)
         codes, *others = (suffix for suffix in codec.suffixes if suffix in tensors)
-        header = next(spec for spec in specs if spec.name == f"a.b.{codes}")
+        header = next(tensor for tensor in specs if tensor.name == f"a.b.{codes}")
         arrays = {suffix: array for suffix, array in tensors.items() if suffix in others}
         assert codec.linear_spec(header, arrays, config) == own
 
@@ -111,20 +111,20 @@ def test_what_is_written_and_what_its_header_says_is_known_before(name: str, dat
 @given(linears())
 @settings(max_examples=40, deadline=None)
 def test_a_form_that_does_not_cover_a_linear_is_not_taken(q: QLinear) -> None:
-    form = LinearSpec.of(q)
-    assert form.covers(form)
-    wider = replace(form, zeros=(0, 255), scale_bits=24)
-    assert wider.covers(form)
+    spec = LinearSpec.of(q)
+    assert spec.covers(spec)
+    wider = replace(spec, zeros=(0, 255), scale_bits=24)
+    assert wider.covers(spec)
     narrower = [
-        replace(form, shape=(form.shape[0] + 1, form.shape[1])),
-        replace(form, bits=form.bits + 1),
-        replace(form, zeros=(form.zeros[0] + 1, 255)),
-        replace(form, zeros=(0, form.zeros[1] - 1)),
-        replace(form, scale_bits=form.scale_bits - 1),
-        replace(form, group_size=None, scattered=form.groups + 1),
+        replace(spec, shape=(spec.shape[0] + 1, spec.shape[1])),
+        replace(spec, bits=spec.bits + 1),
+        replace(spec, zeros=(spec.zeros[0] + 1, 255)),
+        replace(spec, zeros=(0, spec.zeros[1] - 1)),
+        replace(spec, scale_bits=spec.scale_bits - 1),
+        replace(spec, group_size=None, scattered=spec.groups + 1),
     ]
     for other in narrower:
-        assert not other.covers(form)
+        assert not other.covers(spec)
         for name, codec in CODECS.items():
             if holds(name, q):
                 with pytest.raises(ValueError, match="is not one of"):
@@ -286,12 +286,12 @@ def test_packing_refuses_ragged_rows() -> None:
 def test_every_suffix_is_listed_with_the_codes_first(name: str) -> None:
     codec = CODECS[name]
     assert codec.name == name
-    form = LinearSpec((32, 64), 4 if name == "awq" else 8, 32, (0 if name != "gptq" else 1, 9), 11)
-    specs = codec.tensor_specs("a.b", form)
-    sizes = {spec.name.rpartition(".")[2]: spec.nbytes for spec in specs}
+    spec = LinearSpec((32, 64), 4 if name == "awq" else 8, 32, (0 if name != "gptq" else 1, 9), 11)
+    specs = codec.tensor_specs("a.b", spec)
+    sizes = {tensor.name.rpartition(".")[2]: tensor.nbytes for tensor in specs}
     first = next(suffix for suffix in codec.suffixes if suffix in sizes)
     assert first == max(sizes, key=lambda suffix: sizes[suffix])
-    assert all(isinstance(spec, TensorSpec) and spec.name.startswith("a.b.") for spec in specs)
+    assert all(isinstance(tensor, TensorSpec) and tensor.name.startswith("a.b.") for tensor in specs)
 
 
 def plain(out: int, columns: int, bits: int) -> QLinear:

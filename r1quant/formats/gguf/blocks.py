@@ -41,7 +41,7 @@ def row_bytes(kind: str, columns: int) -> int:
 
 
 def encode(q: QLinear, kind: str) -> Bytes:
-    """The blocks of a linear, uint8 [out, row bytes]. Raises RecipeError where the type cannot hold it exactly."""
+    """The blocks of a linear, uint8 [out, row bytes]. Raises RecipeError if the type cannot hold it exactly."""
     reason = problem(LinearSpec.of(q), kind) if kind != "q4_1" else problem(LinearSpec.of(q), "q8_0")
     if reason:
         raise RecipeError(reason, CONTINUE)
@@ -78,11 +78,11 @@ def _encode_rows(q: QLinear, rows: slice, kind: str, offsets: npt.NDArray[np.flo
 
 
 def _offsets(q: QLinear) -> npt.NDArray[np.float16]:
-    """-scale * zero as float16. Raises RecipeError where one of them is not exact, or the codes do not fit."""
+    """-scale * zero as float16. Raises RecipeError if one of them is not exact, or the codes do not fit."""
     wide = q.scale.astype(np.float32) * -q.zero.astype(np.float32)
     with np.errstate(over="ignore"):
         halves = wide.astype(np.float16)
-    # A negative scale would give -0.0 where the weights have 0.0.
+    # A negative scale would give -0.0 for weights of 0.0.
     if q.bits > 4 or bool((q.scale < 0).any()) or not bool((halves.astype(np.float32) == wide).all()):
         raise RecipeError("the offsets of Q4_1 cannot hold scale * zero point exactly", "take q5_0 or auto")
     return halves
@@ -96,7 +96,7 @@ def _halves(values: npt.NDArray[np.float16]) -> Bytes:
 def decode(raw: Bytes, kind: str) -> QLinear:
     """The linear that blocks [out, row bytes] are. A block whose scale is zero is all zeros.
 
-    Raises ValueError where a scale is not finite, or the offset of a Q4_1 block is no whole multiple of its scale.
+    Raises ValueError if a scale is not finite, or the offset of a Q4_1 block is no whole multiple of its scale.
     """
     out, bytes_in_row = raw.shape
     blocks = raw.reshape(out, bytes_in_row // BLOCK_BYTES[kind], BLOCK_BYTES[kind])
@@ -139,9 +139,9 @@ def _codes(blocks: Bytes, kind: str) -> npt.NDArray[Any]:
 
 
 def zeros_of(scale: npt.NDArray[np.float16], offset: npt.NDArray[np.float16]) -> npt.NDArray[np.uint8] | None:
-    """The integer zero points 0..15 behind the offsets of Q4_1; None where there is one that is not an integer.
+    """The integer zero points 0..15 behind the offsets of Q4_1; None if one of them is not an integer.
 
-    Both of one shape. Where the scale is zero the offset must be, too.
+    Both arrays have one shape. If a scale is zero, its offset must be zero, too.
     """
     wide, by = scale.astype(np.float32), -offset.astype(np.float32)
     empty = wide == 0

@@ -9,9 +9,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from r1quant.errors import CheckpointError
 
@@ -23,6 +24,9 @@ SCALARS = {
     "uint64": 10, "int64": 11, "float64": 12,
 }  # fmt: skip
 BOOL, STRING, ARRAY = 7, 8, 9
+
+MetadataValue: TypeAlias = str | bool | int | float | np.generic | list[str] | npt.NDArray[Any]
+Metadata: TypeAlias = dict[str, MetadataValue]
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Entry:
 
     @property
     def padded(self) -> int:
-        """Bytes up to where the next tensor may begin."""
+        """Bytes up to the next tensor."""
         return aligned(self.nbytes)
 
 
@@ -44,7 +48,7 @@ def aligned(count: int) -> int:
     return -(-count // ALIGNMENT) * ALIGNMENT
 
 
-def header(metadata: Mapping[str, Any], tensors: Iterable[Entry]) -> bytes:
+def header(metadata: Mapping[str, MetadataValue], tensors: Iterable[Entry]) -> bytes:
     """All that comes before the first tensor, padding included. The tensors follow in this order, each padded."""
     tensors = list(tensors)
     parts = [b"GGUF", struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
@@ -67,7 +71,7 @@ def _string(text: str) -> bytes:
     return struct.pack("<Q", len(raw)) + raw
 
 
-def _value(key: str, value: Any) -> bytes:
+def _value(key: str, value: MetadataValue) -> bytes:
     if isinstance(value, str):
         return struct.pack("<I", STRING) + _string(value)
     if isinstance(value, bool):

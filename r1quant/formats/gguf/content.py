@@ -24,7 +24,7 @@ Bytes = npt.NDArray[np.uint8]
 def pieces(artifact: Artifact, target: Target, rounded: dict[str, str]) -> Iterator[npt.NDArray[Any]]:
     """The bytes in the order of the file. A tensor that comes out rounded is put into `rounded` with the reason.
 
-    Raises RecipeError where a quantized linear is not exact in the type, NumericError where a number is too large.
+    Raises RecipeError if a quantized linear is not exact in the type, NumericError if a number is too large.
     """
     if target.linear is not None:
         yield _linear(artifact, target, target.linear)
@@ -56,13 +56,13 @@ def _linear(artifact: Artifact, target: Target, linear: str) -> Bytes:
 
 
 def interleaved(array: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
-    """The rows of q or k in llama.cpp's order, where the two that are rotated together are neighbours."""
+    """The rows of q or k in llama.cpp's order, in which the two that are rotated together are neighbours."""
     halves = array.reshape(heads, 2, len(array) // heads // 2, *array.shape[1:])
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(array.shape)
 
 
 def _rounded(values: npt.NDArray[np.float32], kind: str, name: str) -> tuple[Bytes, bool]:
-    """The values in a type, and whether they are still the same. Raises NumericError where one becomes infinite."""
+    """The values in a type, and whether they are still the same. Raises NumericError if one becomes infinite."""
     if kind in BLOCK_TYPES:
         from gguf import GGMLQuantizationType
         from gguf.quants import quantize

@@ -1,7 +1,7 @@
 """The importance matrix of llama.cpp, in its GGUF form: for every weight the sums of x**2 over the inputs x.
 
-Written as llama.cpp's own tools/imatrix writes it, and read as its quantizer reads it (common/imatrix-loader.cpp).
-The older .dat form is not read. It does not know where the sums come from.
+It is written as llama.cpp's own tools/imatrix writes it, and read as its quantizer reads it
+(common/imatrix-loader.cpp). The older .dat form is not read. It does not know who measured the sums.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from r1quant.checkpoint.gguf.header import GgufHeader, StoredTensor, read_gguf_header
 from r1quant.errors import CheckpointError
-from r1quant.formats.gguf.container import Entry, header
+from r1quant.formats.gguf.container import Entry, Metadata, header
 from r1quant.storage import atomic
 
 KIND = "imatrix"
@@ -28,9 +28,9 @@ REMEDY = "make it again, or use a file that llama.cpp's llama-imatrix wrote in i
 
 @dataclass(frozen=True, eq=False)
 class ImportanceMatrix:
-    """sums: float32 [K] for each weight by its GGUF name, over `counts` inputs; datasets: what the text was.
+    """sums: float32 [K] for each weight by its GGUF name, over `counts` inputs; datasets: names of the text.
 
-    chunk_count texts of chunk_size tokens each were read.
+    The inputs are those of chunk_count texts of chunk_size tokens.
     """
 
     sums: Mapping[str, npt.NDArray[np.float32]]
@@ -40,7 +40,7 @@ class ImportanceMatrix:
     chunk_size: int
 
     def means(self) -> dict[str, npt.NDArray[np.float32]]:
-        """What the quantizer weighs errors by: the mean of x**2, and 1 where no input was seen."""
+        """What the quantizer weighs errors by: the mean of x**2, and 1 if no input was seen."""
         return {
             name: sums / np.float32(self.counts[name]) if self.counts[name] else np.ones_like(sums)
             for name, sums in self.sums.items()
@@ -69,7 +69,12 @@ def write(
     for name in sorted(vectors, key=str.encode):
         tensors[name + SUMS] = vectors[name]
         tensors[name + COUNTS] = np.array([counts[name]], np.float32)
-    metadata = {"general.type": KIND, DATASETS: list(datasets), CHUNK_COUNT: chunk_count, CHUNK_SIZE: chunk_size}
+    metadata: Metadata = {
+        "general.type": KIND,
+        DATASETS: list(datasets),
+        CHUNK_COUNT: chunk_count,
+        CHUNK_SIZE: chunk_size,
+    }
     entries = [Entry(name, values.shape, F32, values.nbytes) for name, values in tensors.items()]
     with atomic.replacing(path) as file:
         file.write(header(metadata, entries))
@@ -78,14 +83,14 @@ def write(
 
 
 def read(path: Path) -> ImportanceMatrix:
-    """Raises CheckpointError where the file is not an importance matrix, is damaged, or is one of experts."""
-    found = read_gguf_header(path)
-    if found.metadata.get("general.type") != KIND:
+    """Raises CheckpointError if the file is not an importance matrix, is damaged, or is one of experts."""
+    contents = read_gguf_header(path)
+    if contents.metadata.get("general.type") != KIND:
         raise CheckpointError(f"{path.name} is not an importance matrix", REMEDY)
     sums: dict[str, npt.NDArray[np.float32]] = {}
     counts: dict[str, int] = {}
-    for stored in found.tensors.values():
-        name, values = stored.name, _values(found, stored)
+    for tensor in contents.tensors.values():
+        name, values = tensor.name, _values(contents, tensor)
         if name.endswith(SUMS):
             sums[name.removesuffix(SUMS)] = values
         elif name.endswith(COUNTS) and len(values) == 1:
@@ -94,13 +99,13 @@ def read(path: Path) -> ImportanceMatrix:
             raise CheckpointError(f"{path.name}: the tensor {name[:60]!r} is not expected there", REMEDY)
     if not sums or sums.keys() != counts.keys():
         raise CheckpointError(f"{path.name}: sums and counts do not belong together", REMEDY)
-    datasets = found.metadata.get(DATASETS, [])
+    datasets = contents.metadata.get(DATASETS, [])
     return ImportanceMatrix(
         sums,
         counts,
         tuple(text for text in datasets if isinstance(text, str)) if isinstance(datasets, list) else (),
-        found.whole(CHUNK_COUNT, 0),
-        found.whole(CHUNK_SIZE, 0),
+        contents.whole(CHUNK_COUNT, 0),
+        contents.whole(CHUNK_SIZE, 0),
     )
 
 

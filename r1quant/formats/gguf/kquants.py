@@ -1,6 +1,6 @@
 """Requantization of a GGUF file to llama.cpp's own types, K-quants above all, by llama.cpp's own quantizer.
 
-K-quants quantize their scales too, so no grid that was found elsewhere fits them: the floats are rounded anew, and an
+K-quants quantize their scales too, so no grid of another method fits them: the floats are rounded anew, and an
 importance matrix says which inputs matter. llama.cpp may abort the process it runs in, so it works in a child, for
 which this module is also the program. It does not know how the importance was measured.
 """
@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from r1quant.checkpoint.gguf.header import GgufHeader, read_gguf_header
+from r1quant.core.json import JsonDict
 from r1quant.errors import CheckpointError, MissingDependency, NumericError, OutOfSpaceError, R1QuantError, RecipeError
 from r1quant.extras import missing, need
 from r1quant.formats.gguf import imatrix
@@ -34,7 +35,7 @@ TENSOR_TYPES: Mapping[str, int] = {  # ggml_type
     "F32": 0, "F16": 1, "BF16": 30, "Q4_0": 2, "Q5_0": 6, "Q8_0": 8, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14,
 }  # fmt: skip
 FLOATS = ("F32", "F16", "BF16")
-SUPER_BLOCK = 256  # columns; where they do not fit a row, llama.cpp falls back to a type in blocks of 32
+SUPER_BLOCK = 256  # columns; if they do not fit a row, llama.cpp falls back to a type in blocks of 32
 BUFFER_BYTES = 1 << 28  # of a tensor's rows, held at once
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 TENSOR_LINE = re.compile(r"^\[ *\d+/ *\d+\] (\S+)")
@@ -47,8 +48,8 @@ class Requantized:
     """What llama.cpp wrote.
 
     tensors    the type of every tensor, by its GGUF name
-    fallbacks  tensors whose columns do not fit the type that the mixture wanted, with the type they got
-    unweighted quantized tensors that the importance matrix says nothing of; empty where none was given
+    fallbacks  tensors whose columns do not fit the type of the mixture, with the type they got
+    unweighted quantized tensors that the importance matrix says nothing of; empty if none was given
     """
 
     path: Path
@@ -60,13 +61,13 @@ class Requantized:
 
     @property
     def types(self) -> dict[str, int]:
-        """How many tensors there are of each type."""
-        found: dict[str, int] = {}
+        """The number of tensors by type."""
+        counts: dict[str, int] = {}
         for kind in self.tensors.values():
-            found[kind] = found.get(kind, 0) + 1
-        return dict(sorted(found.items()))
+            counts[kind] = counts.get(kind, 0) + 1
+        return dict(sorted(counts.items()))
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonDict:
         return asdict(self) | {"path": str(self.path), "types": self.types}
 
 
@@ -96,13 +97,13 @@ def requantize(
     """Rounds a GGUF file of floats to `type`, one of FILE_TYPES in any case; target appears whole or not at all.
 
     importance       the mean of x**2 over the inputs, float [K], by the GGUF name of the weight
-    embedding, head  the type of these two tensors, out of TENSOR_TYPES; llama.cpp chooses where they are None.
-                     Where the head is tied to the embedding, the embedding's type counts for both
-    step             called with the name of each tensor as llama.cpp begins it
+    embedding, head  the type of these two tensors, out of TENSOR_TYPES; llama.cpp chooses if they are None.
+                     If the head is tied to the embedding, the embedding's type counts for both
+    step             called with the name of a tensor when llama.cpp begins it
 
     Raises RecipeError for an unknown type, importance that does not fit, and a source that is quantized already;
-    MissingDependency without llama.cpp; NumericError where a weight is NaN or Inf; CheckpointError or OutOfSpaceError
-    where llama.cpp fails.
+    MissingDependency without llama.cpp; NumericError if a weight is NaN or Inf; CheckpointError or OutOfSpaceError
+    if llama.cpp fails.
     """
     type = type.upper()
     if not target.parent.is_dir():
@@ -111,16 +112,16 @@ def requantize(
     partial = target.with_name(f"{target.name}.partial")
     try:
         with tempfile.TemporaryDirectory(prefix="r1quant-") as folder:
-            listed = Path(folder) / "importance.gguf"
+            importance_path = Path(folder) / "importance.gguf"
             if importance:
-                imatrix.write(listed, importance, dict.fromkeys(importance, 1), ["-"], 1, 1)
+                imatrix.write(importance_path, importance, dict.fromkeys(importance, 1), ["-"], 1, 1)
             request = _Request(
                 source=str(source.absolute()),
                 target=str(partial.absolute()),
                 file_type=FILE_TYPES[type],
                 embedding=None if embedding is None else TENSOR_TYPES[embedding],
                 head=None if head is None else TENSOR_TYPES[head],
-                importance=str(listed) if importance else None,
+                importance=str(importance_path) if importance else None,
                 threads=threads or 0,
             )
             log = _in_child(request, step)
@@ -135,12 +136,12 @@ def requantize(
 
 
 def _checked(
-    source: Path, type: str, importance: Mapping[str, npt.NDArray[Any]], asked: Mapping[str, str | None]
+    source: Path, type: str, importance: Mapping[str, npt.NDArray[Any]], choices: Mapping[str, str | None]
 ) -> GgufHeader:
     """The source's header. Raises what `requantize` says, as far as it can be known before."""
     if type not in FILE_TYPES:
         raise RecipeError(f"GGUF type {type!r} is not one of llama.cpp's mixtures", f"use {', '.join(FILE_TYPES)}")
-    for name, kind in asked.items():
+    for name, kind in choices.items():
         if kind is not None and kind not in TENSOR_TYPES:
             raise RecipeError(f"{kind!r} is not a type for {name}", f"use {', '.join(TENSOR_TYPES)}")
     need("llamacpp")
@@ -151,10 +152,10 @@ def _checked(
                 f"{source.name} is quantized already: {tensor.name} is {_kind(tensor.kind)}",
                 "requantize a GGUF file of floats, which loses nothing more than it must",
             )
-        wanted = asked.get(tensor.name)
-        if wanted is not None and tensor.shape[-1] % _block(wanted):
+        choice = choices.get(tensor.name)
+        if choice is not None and tensor.shape[-1] % _block(choice):
             raise RecipeError(
-                f"{tensor.name} has {tensor.shape[-1]} columns, and {wanted} needs a multiple of {_block(wanted)}",
+                f"{tensor.name} has {tensor.shape[-1]} columns, and {choice} needs a multiple of {_block(choice)}",
                 "use Q8_0 for it",
             )
     for name, values in importance.items():
@@ -201,8 +202,8 @@ def _in_child(request: _Request, step: Callable[[str], None]) -> list[str]:
         assert child.stderr is not None
         for line in child.stderr:
             lines.append(line.rstrip())
-            if found := TENSOR_LINE.match(line):
-                step(found[1])
+            if match := TENSOR_LINE.match(line):
+                step(match[1])
         code = child.wait()
     finally:
         if child.poll() is None:
@@ -227,10 +228,10 @@ def _failure(source: str, code: int, lines: list[str]) -> R1QuantError:
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
         reason = f"it died of {name}"
-    said = " | ".join(line.strip() for line in lines[-LOG_LINES:])[-600:]
+    log_tail = " | ".join(line.strip() for line in lines[-LOG_LINES:])[-600:]
     return CheckpointError(
         f"llama.cpp cannot requantize {source}: {reason or f'it ended with {code}'}",
-        f"check the file and llama-cpp-python's version; its last words: {said or 'none'}",
+        f"check the file and llama-cpp-python's version; its last words: {log_tail or 'none'}",
     )
 
 
@@ -240,14 +241,14 @@ def _report(
     before: GgufHeader,
     after: GgufHeader,
     log: Iterable[str],
-    importance: Mapping[str, Any] | None,
-    asked: Mapping[str, str | None],
+    importance: Mapping[str, npt.NDArray[np.float32]] | None,
+    choices: Mapping[str, str | None],
 ) -> Requantized:
     tensors = {name: _kind(tensor.kind) for name, tensor in after.tensors.items()}
-    warned = {found[1] for line in log if (found := FALLBACK_LINE.match(line))}
+    warned = {match[1] for line in log if (match := FALLBACK_LINE.match(line))}
     if type.endswith(("_K", "_S", "_M", "_XS")):  # llama.cpp does not warn of these two
-        odd = {name for name in asked.keys() & tensors.keys() if after.tensors[name].shape[-1] % SUPER_BLOCK}
-        warned |= {name for name in odd if asked[name] is None and tensors[name] == "Q8_0"}
+        odd = {name for name in choices.keys() & tensors.keys() if after.tensors[name].shape[-1] % SUPER_BLOCK}
+        warned |= {name for name in odd if choices[name] is None and tensors[name] == "Q8_0"}
     rounded = [name for name, kind in tensors.items() if kind not in FLOATS and before.tensors[name].kind in (0, 1, 30)]
     return Requantized(
         target,
@@ -279,11 +280,11 @@ def _child(request: _Request) -> int:
         settings.token_embedding_type = request.embedding
     if request.head is not None:
         settings.output_tensor_type = request.head
-    held: list[Any] = []
+    vectors: list[tuple[bytes, npt.NDArray[np.float32]]] = []
     if request.importance is not None:
-        held = [(name.encode(), values) for name, values in imatrix.read(Path(request.importance)).sums.items()]
+        vectors = [(name.encode(), values) for name, values in imatrix.read(Path(request.importance)).sums.items()]
         kind, address = api.llama_model_imatrix_data, ctypes.POINTER(ctypes.c_float)
-        entries = [kind(name, values.ctypes.data_as(address), values.size) for name, values in held]
+        entries = [kind(name, values.ctypes.data_as(address), values.size) for name, values in vectors]
         entries.append(kind(None, None, 0))  # ends the list
         settings.imatrix = ctypes.cast((kind * len(entries))(*entries), ctypes.POINTER(kind))
     source, target = os.fsencode(request.source), os.fsencode(request.target)

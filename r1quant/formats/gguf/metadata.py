@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,31 +21,32 @@ from r1quant.checkpoint.artifact import generation_config
 from r1quant.checkpoint.gguf.config import SAMPLING, SLIDING_WINDOW
 from r1quant.core.json import Config
 from r1quant.errors import CheckpointError
+from r1quant.formats.gguf.container import Metadata
 
 QUANTIZATION_VERSION = 2
-# llama_ftype by the type that most weights have. It tells people; programs read each tensor's own type.
+# llama_ftype by the type that most weights have. It is for people; programs read the types of the tensors.
 FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "bf16": 32}
 SIZES = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K"))
 
 
-def general(arch: Architecture, side_files: Mapping[str, bytes], name: str, parameters: int) -> dict[str, Any]:
+def general(arch: Architecture, side_files: Mapping[str, bytes], name: str, parameters: int) -> Metadata:
     """The keys that say what the file is. parameters: how many numbers its tensors have."""
-    keys: dict[str, Any] = {"general.architecture": arch.gguf.architecture, "general.type": "model"}
+    keys: Metadata = {"general.architecture": arch.gguf.architecture, "general.type": "model"}
     keys |= _sampling(side_files)
     return keys | {"general.name": name, "general.size_label": size_label(parameters)}
 
 
 def size_label(parameters: int) -> str:
-    """135M, 8.2B: rounded to two digits where there is only one before the point."""
+    """135M, 8.2B: rounded to two digits if there is only one before the point."""
     unit, letter = next(((u, s) for u, s in SIZES if parameters > u), SIZES[-1])
     scaled = parameters / unit
     return f"{scaled:.{max(0, 2 - len(str(round(scaled)).lstrip('0')))}f}{letter}"
 
 
-def _sampling(side_files: Mapping[str, bytes]) -> dict[str, Any]:
+def _sampling(side_files: Mapping[str, bytes]) -> Metadata:
     """The sampling values of generation_config.json."""
     sampling = generation_config(side_files)
-    keys: dict[str, Any] = {}
+    keys: Metadata = {}
     for key in ("top_k", "top_p", "min_p", "temp"):
         value = sampling.get(SAMPLING[key])
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
@@ -54,12 +54,12 @@ def _sampling(side_files: Mapping[str, bytes]) -> dict[str, Any]:
     return keys
 
 
-def model(config: Config, arch: Architecture, file_type: int) -> dict[str, Any]:
-    """Sizes and rotary embeddings. Raises CheckpointError where GGUF or llama.cpp has no place for what config says."""
+def model(config: Config, arch: Architecture, file_type: int) -> Metadata:
+    """Sizes and rotary embeddings. Raises CheckpointError if GGUF or llama.cpp has no place for what config says."""
     _check_implied(config, arch)
     prefix = arch.gguf.architecture
     heads = size(config, "num_attention_heads")
-    keys: dict[str, Any] = {
+    keys: Metadata = {
         "block_count": size(config, "num_hidden_layers"),
         "context_length": size(config, "max_position_embeddings"),
         "embedding_length": size(config, "hidden_size"),
@@ -75,8 +75,8 @@ def model(config: Config, arch: Architecture, file_type: int) -> dict[str, Any]:
         keys[SLIDING_WINDOW] = size(config, "sliding_window")
     more = {"vocab_size": size(config, "vocab_size"), "rope.dimension_count": columns}
     keys |= {key: value for key, value in more.items() if key in arch.gguf.metadata}
-    named = {f"{prefix}.{key}": value for key, value in keys.items()}
-    return named | {"general.file_type": file_type, "general.quantization_version": QUANTIZATION_VERSION}
+    prefixed = {f"{prefix}.{key}": value for key, value in keys.items()}
+    return prefixed | {"general.file_type": file_type, "general.quantization_version": QUANTIZATION_VERSION}
 
 
 def _check_implied(config: Config, arch: Architecture) -> None:
@@ -84,10 +84,10 @@ def _check_implied(config: Config, arch: Architecture) -> None:
     implied = dict(arch.gguf.implied)
     if "query_pre_attn_scalar" in arch.defaults:
         implied["query_pre_attn_scalar"] = query_scalar(config, arch)
-    said = {key: value for key, value in config.items() if key not in ("layer_types", "rope_parameters")}
+    settings = {key: value for key, value in config.items() if key not in ("layer_types", "rope_parameters")}
     for key, value in implied.items():
         if key == "sliding_window_pattern":
-            same = windows(config) == windows({**said, key: value})
+            same = windows(config) == windows({**settings, key: value})
         elif key == rope.LOCAL_THETA:
             local, whole = rope.parameters(rope.of_kind(config, rope.SLIDING)), rope.parameters(config)
             same = (local["rope_type"], local["rope_theta"]) == ("default", value)
@@ -102,10 +102,10 @@ def _check_implied(config: Config, arch: Architecture) -> None:
             )
 
 
-def _rotary(config: Config) -> dict[str, Any]:
+def _rotary(config: Config) -> Metadata:
     settings = rope.parameters(config)
     kind = settings["rope_type"]
-    keys: dict[str, Any] = {"rope.freq_base": float(settings["rope_theta"])}
+    keys: Metadata = {"rope.freq_base": float(settings["rope_theta"])}
     if kind in ("default", "llama3"):
         return keys
     original = _original_context(config, settings)
@@ -119,9 +119,9 @@ def _rotary(config: Config) -> dict[str, Any]:
         )
     keys["rope.scaling.original_context_length"] = original
     keys["rope.scaling.attn_factor"] = rope.attention_factor(config) / rope.magnitude(factor)  # its own
-    factor_stated = settings.get("attention_factor", settings.get("attn_factor"))
+    attention_factor = settings.get("attention_factor", settings.get("attn_factor"))
     for name, value in (
-        ("attn_factor", factor_stated),
+        ("attn_factor", attention_factor),
         ("beta_fast", settings.get("beta_fast")),
         ("beta_slow", settings.get("beta_slow")),
     ):

@@ -17,7 +17,7 @@ SUPER_BLOCK_BYTES: Mapping[str, int] = {
 BLOCK_BYTES: Mapping[str, int] = {
     "Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24, "Q8_0": 34, "IQ4_NL": 18, "F16": 64, "BF16": 64, "F32": 128,
 }  # fmt: skip
-# The type that a tensor gets instead where its columns are not a multiple of 256.
+# The type that a tensor gets instead if its columns are not a multiple of 256.
 FALLBACK: Mapping[str, str] = {
     "Q2_K": "IQ4_NL", "Q3_K": "IQ4_NL", "IQ4_XS": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0",
 }  # fmt: skip
@@ -35,20 +35,20 @@ def kind_of(mixture: str, role: str, layer: int, layers: int, grouped: int, colu
     grouped  query heads that share keys and values
     columns  in a row
     """
-    wanted = BASE[mixture]
+    kind = BASE[mixture]
     if role == "head":
         return "Q6_K" if columns % SUPER_BLOCK == 0 else "Q8_0"
     if role == "value":
-        wanted = _value(mixture, layer, layers, grouped)
+        kind = _value(mixture, layer, layers, grouped)
     elif role == "down":
-        wanted = _down(mixture, layer, layers)
+        kind = _down(mixture, layer, layers)
     elif role == "out":
-        wanted = {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K"}.get(mixture, wanted)
-    return FALLBACK[wanted] if wanted in FALLBACK and columns % SUPER_BLOCK else wanted
+        kind = {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K"}.get(mixture, kind)
+    return FALLBACK[kind] if kind in FALLBACK and columns % SUPER_BLOCK else kind
 
 
 def nbytes(kind: str, rows: int, columns: int) -> int:
-    """Of a matrix; a last block that is not full counts whole."""
+    """The bytes of a matrix; a last block that is not full counts whole."""
     if kind in SUPER_BLOCK_BYTES:
         return rows * math.ceil(columns / SUPER_BLOCK) * SUPER_BLOCK_BYTES[kind]
     return rows * math.ceil(columns / BLOCK) * BLOCK_BYTES[kind]

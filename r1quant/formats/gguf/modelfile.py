@@ -1,9 +1,9 @@
 """The Modelfile by which Ollama makes a model of a GGUF file.
 
-Ollama's templates are written in Go. What a chat template does is found out by rendering it: the text before and
-after each kind of turn is read off one conversation, and if that explains several others too it is written down in
-Go. Otherwise TEMPLATE is left out and Ollama falls back on `tokenizer.chat_template` in the GGUF file. A template that
-drops the reasoning of earlier turns is written without that: Ollama keeps reasoning apart from content.
+Ollama's templates are written in Go. Rendering a chat template shows what it does: the text before and after a
+turn of every kind is read off one conversation, and if that explains several others too it is written down in Go.
+Otherwise the Modelfile has no TEMPLATE, and Ollama falls back on `tokenizer.chat_template` in the GGUF file. If a
+template drops the reasoning of earlier turns, the one in Go does not: Ollama keeps reasoning apart from content.
 It does not know weights.
 """
 
@@ -12,10 +12,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from r1quant.checkpoint.artifact import generation_config
 from r1quant.checkpoint.tokenizer import Tokenizer
+from r1quant.core.json import Config, JsonObject
 from r1quant.core.thinking import OPENING
 from r1quant.errors import R1QuantError
 from r1quant.formats.gguf.vocabulary import puts_around
@@ -37,10 +37,10 @@ CONVERSATIONS: tuple[tuple[Turn, ...], ...] = (
 
 @dataclass(frozen=True)
 class Style:
-    """The text around the content of each kind of turn.
+    """The text around the content of a turn, by its kind.
 
     start    what every prompt begins with
-    default  what stands where a system turn would, in a conversation that has none
+    default  what a conversation without a system turn has in its place
     prompt   what begins the answer
     """
 
@@ -53,8 +53,8 @@ class Style:
 
     def render(self, turns: Sequence[Turn]) -> str:
         around = {"system": self.system, "user": self.user, "assistant": self.assistant}
-        begun = self.start if turns[0][0] == "system" else self.start + self.default
-        return begun + "".join(around[role][0] + text + around[role][1] for role, text in turns) + self.prompt
+        opening = self.start if turns[0][0] == "system" else self.start + self.default
+        return opening + "".join(around[role][0] + text + around[role][1] for role, text in turns) + self.prompt
 
     @property
     def pieces(self) -> tuple[str, ...]:
@@ -63,19 +63,19 @@ class Style:
     def go(self) -> str:
         """The same in Go's template language. An answer that comes last is one to be continued."""
         other = f"{{{{ else }}}}{self.default}" if self.default else ""
-        asked = f'{{{{ if and $last (ne .Role "assistant") }}}}{self.prompt}{{{{ end }}}}' if self.prompt else ""
+        prompt = f'{{{{ if and $last (ne .Role "assistant") }}}}{self.prompt}{{{{ end }}}}' if self.prompt else ""
         return (
             f"{self.start}{{{{ if .System }}}}{self.system[0]}{{{{ .System }}}}{self.system[1]}{other}{{{{ end }}}}"
             "{{ range $i, $_ := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}"
             f'{{{{ if eq .Role "user" }}}}{self.user[0]}{{{{ .Content }}}}{self.user[1]}'
             f'{{{{ else if eq .Role "assistant" }}}}{self.assistant[0]}{{{{ .Content }}}}'
             f"{{{{ if not $last }}}}{self.assistant[1]}{{{{ end }}}}{{{{ end }}}}"
-            f"{asked}{{{{ end }}}}"
+            f"{prompt}{{{{ end }}}}"
         )
 
 
-def modelfile(side_files: Mapping[str, bytes], config: Mapping[str, Any], file: str) -> str:
-    """The text of the Modelfile beside the GGUF file of that name. carried: as Artifact.carried."""
+def modelfile(side_files: Mapping[str, bytes], config: Config, file: str) -> str:
+    """The text of the Modelfile beside the GGUF file of that name. side_files: as an Artifact has them."""
     tokenizer = Tokenizer.from_files(side_files, file)
     generation = generation_config(side_files)
     style = style_of(tokenizer, _puts_bos(side_files, tokenizer))
@@ -103,7 +103,7 @@ def _puts_bos(side_files: Mapping[str, bytes], tokenizer: Tokenizer) -> bool:
     return puts_around(json.loads(side_files["tokenizer.json"]), settings, tokenizer.specials)["bos"]
 
 
-def _number(value: Any) -> bool:
+def _number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -129,7 +129,7 @@ def style_of(tokenizer: Tokenizer, puts_bos: bool) -> Style | None:
 
 
 def _read_off(rendered: Callable[..., str], start: str) -> Style | None:
-    """The style that explains a conversation with and one without a system text; None where the texts are not in it."""
+    """The style that explains a conversation with and one without a system text; None if the texts are not in it."""
     with_system, long = (rendered(turns).removeprefix(start) for turns in CONVERSATIONS[1:3])
     if any(long.count(text) != 1 for text in (USER, ANSWER, AGAIN)) or with_system.count(SYSTEM) != 1:
         return None
@@ -155,7 +155,7 @@ def _read_off(rendered: Callable[..., str], start: str) -> Style | None:
 
 
 def _opening(rendered: Callable[..., str], closing: str, before: str) -> str:
-    """What a question begins with: what stands between two of them, where the template allows that."""
+    """What a question begins with: what stands between two of them, if the template allows that."""
     try:
         between = rendered([("user", USER), ("user", AGAIN)]).split(USER)[-1].split(AGAIN)[0]
     except R1QuantError:
@@ -163,7 +163,7 @@ def _opening(rendered: Callable[..., str], closing: str, before: str) -> str:
     return between.removeprefix(closing)
 
 
-def _stops(tokenizer: Tokenizer, generation: Mapping[str, Any], style: Style | None) -> list[str]:
+def _stops(tokenizer: Tokenizer, generation: JsonObject, style: Style | None) -> list[str]:
     """The tokens that end an answer: those that end a text, and those that begin a turn."""
     ends = generation.get("eos_token_id")
     ids = [i for i in (ends if isinstance(ends, list) else [ends]) if isinstance(i, int) and not isinstance(i, bool)]

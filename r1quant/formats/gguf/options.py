@@ -1,7 +1,7 @@
-"""What a GGUF file can hold, and how it shall be written: known from forms alone, without the gguf package.
+"""What a GGUF file can hold, and how it shall be written: known from a LinearSpec alone, without the gguf package.
 
 A block is 32 neighbouring weights of a row with a scale of their own. What decides is the range of code - zero point
-and, where a type stores an offset, how many significant bits scale * zero point can have. It does not know files.
+and, if a type stores an offset, how many significant bits scale * zero point can have. It does not know files.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ SMALLEST_PART = 1 << 20
 class GgufOptions:
     """How a GGUF file is written.
 
-    type         auto: the smallest exact type of each quantized linear, and float linears as they are stored; else one
+    type         auto: the smallest exact type of a quantized linear, and float linears as they are stored; else one
                  type for all linears. Float linears are rounded to it; quantized ones must fit exactly
     embedding    auto: exact, but a float `type` goes for the whole file; exact: as stored; or f16, q8_0
     head         likewise
     split_bytes  about how large a part may become; None for one file
-    pre          the name of the pre-tokenizer rule, where it cannot be told from tokenizer.json
+    pre          the name of the pre-tokenizer rule, if it cannot be told from tokenizer.json
     name         general.name; None takes the model's own
     """
 
@@ -63,55 +63,55 @@ class GgufOptions:
             )
 
 
-def problem(form: LinearSpec, kind: str = "auto") -> str | None:
-    """Why a quantized linear cannot be held exactly in a type of TYPES, and what to do; None where it can."""
+def problem(spec: LinearSpec, kind: str = "auto") -> str | None:
+    """Why a quantized linear cannot be held exactly in a type of TYPES, and what to do; None if it can."""
     if kind == "f32":
         return None
     if kind in ("f16", "bf16"):
-        return _float_problem(form, kind)
-    if form.shape[1] % BLOCK:
-        return f"its {form.shape[1]} columns are not a multiple of 32, the block of GGUF: write this model as f32"
-    if form.group_size is None:
+        return _float_problem(spec, kind)
+    if spec.shape[1] % BLOCK:
+        return f"its {spec.shape[1]} columns are not a multiple of 32, the block of GGUF: write this model as f32"
+    if spec.group_size is None:
         return "its groups are not runs of neighbouring columns (act-order): quantize it without act-order"
-    if form.group_size != -1 and form.group_size % BLOCK:
-        return f"group size {form.group_size} is not a multiple of 32, the block of GGUF: quantize with 32, 64 or 128"
-    if form.scale_bits > HALF_BITS:
+    if spec.group_size != -1 and spec.group_size % BLOCK:
+        return f"group size {spec.group_size} is not a multiple of 32, the block of GGUF: quantize with 32, 64 or 128"
+    if spec.scale_bits > HALF_BITS:
         return "its scales are not float16 numbers, which GGUF stores: quantize with float16 scales"
     if kind == "auto":
-        return None if smallest(form) else _range_problem(form, "q8_0")
-    return _offset_problem(form) if kind == "q4_1" else _range_problem(form, kind)
+        return None if smallest(spec) else _range_problem(spec, "q8_0")
+    return _offset_problem(spec) if kind == "q4_1" else _range_problem(spec, kind)
 
 
-def smallest(form: LinearSpec) -> str | None:
-    """The smallest block type that holds a form exactly, of those that `problem` passes; None where none does."""
-    return next((kind for kind in BLOCK_TYPES if problem(form, kind) is None), None)
+def smallest(spec: LinearSpec) -> str | None:
+    """The smallest block type that holds a linear exactly, of those that `problem` passes; None if none does."""
+    return next((kind for kind in BLOCK_TYPES if problem(spec, kind) is None), None)
 
 
-def differences(form: LinearSpec) -> tuple[int, int]:
-    """The smallest and the largest code - zero point that a form allows."""
-    return -form.zeros[1], (1 << form.bits) - 1 - form.zeros[0]
+def differences(spec: LinearSpec) -> tuple[int, int]:
+    """The smallest and the largest code - zero point that a linear can have."""
+    return -spec.zeros[1], (1 << spec.bits) - 1 - spec.zeros[0]
 
 
-def _range_problem(form: LinearSpec, kind: str) -> str | None:
-    (low, high), (least, most) = differences(form), RANGES[kind]
+def _range_problem(spec: LinearSpec, kind: str) -> str | None:
+    (low, high), (least, most) = differences(spec), RANGES[kind]
     if least <= low and high <= most:
         return None
     remedy = "quantize symmetrically" if kind == "q8_0" else "let the type be chosen (auto)"
     return f"its weights are {low} .. {high} steps of the scale, {kind.upper()} holds {least} .. {most}: {remedy}"
 
 
-def _offset_problem(form: LinearSpec) -> str | None:
-    if form.bits > 4:
-        return f"its {form.bits}-bit codes do not fit Q4_1: let the type be chosen (auto)"
-    need = form.scale_bits + max(1, form.zeros[1].bit_length())
+def _offset_problem(spec: LinearSpec) -> str | None:
+    if spec.bits > 4:
+        return f"its {spec.bits}-bit codes do not fit Q4_1: let the type be chosen (auto)"
+    need = spec.scale_bits + max(1, spec.zeros[1].bit_length())
     if need > HALF_BITS:
         return f"scale * zero point has up to {need} significant bits, the offset of Q4_1 has 11: take q5_0 or auto"
     return None
 
 
-def _float_problem(form: LinearSpec, kind: str) -> str | None:
-    low, high = differences(form)
-    need, have = form.scale_bits + max(-low, high).bit_length(), HALF_BITS if kind == "f16" else 8
+def _float_problem(spec: LinearSpec, kind: str) -> str | None:
+    low, high = differences(spec)
+    need, have = spec.scale_bits + max(-low, high).bit_length(), HALF_BITS if kind == "f16" else 8
     if need <= have:
         return None
     return f"its weights have up to {need} significant bits, {kind.upper()} has {have}: take f32, or auto"

@@ -7,11 +7,11 @@ wrong tokens and nobody notices. It does not know vocabularies.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from r1quant.checkpoint.gguf.tokenizer import GPT2, PRE_TOKENIZERS
+from r1quant.core.json import JsonObject
 from r1quant.errors import CheckpointError, RecipeError
 
 R1_BOS = "<｜begin▁of▁sentence｜>"
@@ -29,11 +29,11 @@ class SplitRule:
     exact: bool
 
 
-def rule_of(tokenizer: Mapping[str, Any], stated: str | None = None) -> SplitRule:
+def rule_of(tokenizer: JsonObject, pre: str | None = None) -> SplitRule:
     """The rule of a parsed tokenizer.json of byte-level BPE.
 
-    stated: the name the user gives, which goes unchecked where the rule is not in the table. Raises CheckpointError
-    where none is given and the rule is unknown, and RecipeError where the rule is known by another name.
+    pre: the name that the user gives, which nothing checks if the rule is not in the table. Raises CheckpointError if
+    none is given and the rule is unknown, and RecipeError if the rule is known by another name.
     """
     rule = splits(tokenizer.get("pre_tokenizer"))
     whole = bool((tokenizer.get("model") or {}).get("ignore_merges"))
@@ -42,13 +42,13 @@ def rule_of(tokenizer: Mapping[str, Any], stated: str | None = None) -> SplitRul
         for name in PREFERRED
         if rule is not None and PRE_TOKENIZERS[name].splits == rule and PRE_TOKENIZERS[name].whole == whole
     ]
-    if stated is not None:
-        known = PRE_TOKENIZERS.get(stated)
+    if pre is not None:
+        known = PRE_TOKENIZERS.get(pre)
         if names and (known is None or (known.splits, known.whole) != (rule, whole)):
             raise RecipeError(
-                f"tokenizer.json cuts text by the rule {names[0]}, not {stated}", "leave the pre-tokenizer out"
+                f"tokenizer.json cuts text by the rule {names[0]}, not {pre}", "leave the pre-tokenizer out"
             )
-        return SplitRule(stated, bool(names))
+        return SplitRule(pre, bool(names))
     if rule is not None and rule in NEAREST:
         return SplitRule(NEAREST[rule], False)
     if not names:
@@ -61,10 +61,10 @@ def rule_of(tokenizer: Mapping[str, Any], stated: str | None = None) -> SplitRul
     return SplitRule(names[0], True)
 
 
-def splits(stated: Any) -> tuple[str, ...] | None:
-    """The regular expressions by which text is cut, one after the other; None where it is anything else."""
-    found: list[str] = []
-    steps = stated.get("pretokenizers", []) if _kind(stated) == "Sequence" else [stated]
+def splits(pre_tokenizer: Any) -> tuple[str, ...] | None:
+    """The regular expressions by which text is cut, one after the other; None if it is anything else."""
+    expressions: list[str] = []
+    steps = pre_tokenizer.get("pretokenizers", []) if _kind(pre_tokenizer) == "Sequence" else [pre_tokenizer]
     for number, step in enumerate(steps):
         last = number == len(steps) - 1
         if _kind(step) == "Split":
@@ -72,11 +72,11 @@ def splits(stated: Any) -> tuple[str, ...] | None:
             plain = str(step.get("behavior")).lower() == "isolated" and not step.get("invert")
             if last or not plain or not isinstance(pattern, dict) or "Regex" not in pattern:
                 return None
-            found.append(pattern["Regex"])
+            expressions.append(pattern["Regex"])
         elif _kind(step) == "Digits" and step.get("individual_digits") and not last:
-            found.append(r"\p{N}")
+            expressions.append(r"\p{N}")
         elif _kind(step) == "ByteLevel" and not step.get("add_prefix_space") and last:
-            return tuple([*found, GPT2] if step.get("use_regex", True) else found)
+            return tuple([*expressions, GPT2] if step.get("use_regex", True) else expressions)
         else:
             return None
     return None

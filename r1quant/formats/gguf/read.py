@@ -1,6 +1,6 @@
 """A GGUF file as an Artifact: its numbers exactly, and the linears whose blocks are an integer grid as integers.
 
-Q4_0, Q5_0 and Q8_0 linears are such grids, with groups of 32 columns and one zero point; Q4_1 is where every offset is
+Q4_0, Q5_0 and Q8_0 linears are such grids, with groups of 32 columns and one zero point; Q4_1 is one if every offset is
 a whole multiple of its scale. Every other tensor is given in float: F32, F16 and BF16 as stored, other types as the
 exact float32 numbers they stand for. The row order of llama.cpp is undone. It does not know how such a file came to be.
 """
@@ -51,13 +51,13 @@ class GgufArtifact(CheckpointArtifact):
         """
         arch = architecture_of(self.config)
         weights = tuple(f".{linear}.weight" for linear in arch.layer.linears)
-        found = {}
+        specs = {}
         for name, stored in self.checkpoint.stored.items():
             if name.endswith(weights) and stored.kind in GRIDS:
-                form = self._linear_spec(stored)
-                if form is not None:
-                    found[name.removesuffix(".weight")] = form
-        return found
+                spec = self._linear_spec(stored)
+                if spec is not None:
+                    specs[name.removesuffix(".weight")] = spec
+        return specs
 
     def _linear_spec(self, stored: StoredTensor) -> LinearSpec | None:
         kind = GRIDS[stored.kind]
@@ -102,7 +102,7 @@ def _raw(stored: StoredTensor, step: int) -> Iterator[npt.NDArray[np.uint8]]:
 
 
 def _zero_range(stored: StoredTensor) -> tuple[int, int] | None:
-    """The smallest and largest zero point of a Q4_1 tensor; None where one of them is not an integer."""
+    """The smallest and largest zero point of a Q4_1 tensor; None if one of them is not an integer."""
     low, high = 15, 0
     for raw in _raw(stored, max(1, CHUNK // stored.row_bytes)):
         heads = np.ascontiguousarray(raw.reshape(-1, BLOCK_BYTES["q4_1"])[:, :4]).view(np.float16)

@@ -1,7 +1,7 @@
 """BPE over characters (Llama 2, Mistral 7B) as the metadata keys of GGUF, its scores derived from the merges.
 
 llama.cpp joins the two neighbours whose union has the highest score; tokenizer.json lists pairs in the order in which
-they are joined. Both agree where every way to cut a token into two is listed, grouped by the token, which is how
+they are joined. Both agree if every way to cut a token into two is listed, grouped by the token, which is how
 SentencePiece models are converted; anything else is refused. The scores count down from 0, as SentencePiece's do.
 It does not know byte-level BPE.
 """
@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from r1quant.checkpoint.gguf.tokenizer import BYTE, NORMAL, UNKNOWN, UNUSED
 from r1quant.core.json import JsonObject
 from r1quant.errors import CheckpointError
+from r1quant.formats.gguf.container import Metadata
 
 SPACE = "▁"
 PADDING_SCORE = -10000.0
@@ -25,8 +25,8 @@ SPACES_REPLACED = {"type": "Replace", "pattern": {"String": " "}, "content": SPA
 UNSUPPORTED = "run this model from safetensors"
 
 
-def keys(raw: JsonObject, tokens: list[str], kinds: list[int], source: str) -> dict[str, Any]:
-    """All but the ids of special tokens. Raises CheckpointError where scores cannot say what the merges do."""
+def keys(raw: JsonObject, tokens: list[str], kinds: list[int], source: str) -> Metadata:
+    """All but the ids of special tokens. Raises CheckpointError if scores cannot say what the merges do."""
     bpe = raw["model"]
     if not _plain(raw):
         raise CheckpointError(f"{source}: tokenizer.json normalizes text as no GGUF tokenizer does", UNSUPPORTED)
@@ -79,13 +79,13 @@ def ranks_of(bpe: JsonObject, source: str) -> dict[str, int]:
 
 
 def _steps(raw: JsonObject, name: str, inner: str) -> list[JsonObject]:
-    stated = raw.get(name) or {}
-    steps = stated.get(inner, []) if stated.get("type") == "Sequence" else [stated]
+    component = raw.get(name) or {}
+    steps = component.get(inner, []) if component.get("type") == "Sequence" else [component]
     return [step for step in steps if step]
 
 
 def cuts_of(raw: JsonObject) -> list[JsonObject]:
-    """The steps that cut text. Gemma's cuts at spaces, of which none is left once they are replaced: it is no step."""
+    """The steps that cut text. Gemma's cuts at spaces, and the text has none once they are replaced: it is no step."""
     steps = _steps(raw, "pre_tokenizer", "pretokenizers")
     if SPACES_REPLACED not in _steps(raw, "normalizer", "normalizers"):
         return steps

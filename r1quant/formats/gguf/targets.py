@@ -1,6 +1,6 @@
 """Which tensors a GGUF file will have, in which types: decided before anything is written.
 
-A type is taken from the options and from the form of a quantized linear. Nothing is read but what artifact and
+A type is taken from the options and from the LinearSpec of a quantized linear. Nothing is read but what artifact and
 configuration say at once. It does not know how tensors are turned into bytes.
 """
 
@@ -31,8 +31,8 @@ class Target:
     linear  the quantized linear it is written from, None for a float tensor
     stored  the dtype in the checkpoint
     type    one of options.TYPES but auto
-    heads   how many heads its rows are reordered in, None where they keep their order
-    offset  what is added to it: where a norm multiplies by its weight and one, the file has their sum
+    heads   how many heads its rows are reordered in, None if they keep their order
+    offset  what is added to it: if a norm multiplies by its weight and one, the file has their sum
     """
 
     name: str
@@ -47,19 +47,19 @@ class Target:
 def plan(artifact: Artifact, arch: Architecture, options: GgufOptions) -> list[Target]:
     """Every tensor in the order of the file: embedding, layers, final norm, head.
 
-    Raises RecipeError naming a linear that cannot be held exactly, and CheckpointError where tensors are missing, left
-    over, of the wrong shape or of a dtype that is not a float.
+    Raises RecipeError naming a linear that cannot be held exactly, and CheckpointError if tensors are missing,
+    superfluous, of the wrong shape or of a dtype that is not a float.
     """
     shapes = arch.shapes(artifact.config)
     names = gguf_names(arch, artifact.config["num_hidden_layers"])
     tied = is_tied(artifact.config)
-    left = {name for name in artifact.tensors if not name.endswith(arch.tensors.ignored)}
+    superfluous = {name for name in artifact.tensors if not name.endswith(arch.tensors.ignored)}
     heads = heads_of(arch, artifact.config, shapes) if arch.gguf.interleaved_rope else {}
     (attention_out,) = arch.layer.stage("attention_out").linears
     targets = []
     for name in _order(arch, list(shapes)):
         spec = artifact.tensors.get(name)
-        left.discard(name)
+        superfluous.discard(name)
         if name == arch.tensors.head and tied:
             continue
         if spec is None and name.endswith(".bias"):
@@ -76,9 +76,9 @@ def plan(artifact: Artifact, arch: Architecture, options: GgufOptions) -> list[T
                 f"{name}: llama.cpp has no bias there in {arch.model_class}", "run this model from safetensors"
             )
         targets.append(_target(artifact, arch, spec, names[name], options, heads.get(name)))
-    if left:
+    if superfluous:
         raise CheckpointError(
-            f"{artifact.source}: the tensor {min(left)} has no place in {arch.model_class}",
+            f"{artifact.source}: the tensor {min(superfluous)} has no place in {arch.model_class}",
             "use the original checkpoint",
         )
     return targets
@@ -102,25 +102,25 @@ def _target(
 
 def _type(artifact: Artifact, arch: Architecture, spec: TensorSpec, linear: str | None, options: GgufOptions) -> str:
     """The type of a matrix."""
-    wanted = options.type
+    kind = options.type
     if spec.name in (arch.tensors.embedding, arch.tensors.head):
-        wanted = options.embedding if spec.name == arch.tensors.embedding else options.head
-        if wanted == "auto" and options.type in FLOAT_TYPES:
-            wanted = options.type
-        wanted = "auto" if wanted == "exact" else wanted
+        kind = options.embedding if spec.name == arch.tensors.embedding else options.head
+        if kind == "auto" and options.type in FLOAT_TYPES:
+            kind = options.type
+        kind = "auto" if kind == "exact" else kind
     if linear is not None:
-        form = artifact.linear_specs[linear]
-        reason = problem(form, wanted)
+        linear_spec = artifact.linear_specs[linear]
+        reason = problem(linear_spec, kind)
         if reason:
             what, _, remedy = reason.partition(": ")
             raise RecipeError(f"{linear} cannot be written to GGUF exactly: {what}", remedy)
-        return wanted if wanted != "auto" else smallest(form) or "f32"
-    if wanted in BLOCK_TYPES and spec.shape[1] % BLOCK:
+        return kind if kind != "auto" else smallest(linear_spec) or "f32"
+    if kind in BLOCK_TYPES and spec.shape[1] % BLOCK:
         raise RecipeError(
-            f"{spec.name}: its {spec.shape[1]} columns are not a multiple of 32, the block of {wanted.upper()}",
+            f"{spec.name}: its {spec.shape[1]} columns are not a multiple of 32, the block of {kind.upper()}",
             "choose f16, bf16 or f32",
         )
-    return spec.dtype.lower() if wanted == "auto" else wanted
+    return spec.dtype.lower() if kind == "auto" else kind
 
 
 def _nbytes(shape: tuple[int, ...], kind: str) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -17,11 +16,13 @@ from r1quant.checkpoint.artifact import generation_config
 from r1quant.checkpoint.gguf.config import TOKENS
 from r1quant.checkpoint.gguf.tokenizer import CONTROL, NORMAL, PRE_TOKENIZERS, UNUSED, USER_DEFINED, WHOLE
 from r1quant.checkpoint.tokenizer import Tokenizer
+from r1quant.core.json import Config, JsonObject
 from r1quant.errors import CheckpointError
 from r1quant.formats.gguf import sentencepiece
+from r1quant.formats.gguf.container import Metadata
 from r1quant.formats.gguf.pretokenizer import rule_of
 
-# How a token that ends a turn is spelled, where generation_config.json names several that end a text.
+# How a token that ends a turn is spelled, if generation_config.json names several that end a text.
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<|end_of_turn|>", "<end_of_turn>")
 UNSUPPORTED = "run this model from safetensors"
 SPACES = (
@@ -30,10 +31,8 @@ SPACES = (
 )
 
 
-def keys(
-    side_files: Mapping[str, bytes], config: Mapping[str, Any], source: str, pre: str | None = None
-) -> dict[str, Any]:
-    """All `tokenizer.` keys. Raises CheckpointError where the tokenizer is missing or of a kind GGUF cannot hold."""
+def keys(side_files: Mapping[str, bytes], config: Config, source: str, pre: str | None = None) -> Metadata:
+    """All `tokenizer.` keys. Raises CheckpointError if the tokenizer is missing or of a kind GGUF cannot hold."""
     tokenizer = Tokenizer.from_files(side_files, source)
     raw = json.loads(side_files["tokenizer.json"])
     settings = _object(side_files, "tokenizer_config.json")
@@ -41,25 +40,25 @@ def keys(
     bpe = raw.get("model") or {}
     if bpe.get("type") != "BPE":
         raise CheckpointError(f"{source}: a tokenizer of the type {bpe.get('type')} has no place in GGUF", UNSUPPORTED)
-    found: dict[str, Any] = {}
+    entries: Metadata = {}
     if bpe.get("byte_fallback"):
-        found = sentencepiece.keys(raw, tokens, kinds, source)
+        entries = sentencepiece.keys(raw, tokens, kinds, source)
     else:
         rule = rule_of(raw, pre)
-        found = {
+        entries = {
             "model": "gpt2",
             "pre": rule.name,
             "tokens": tokens,
             "token_type": np.array(kinds, np.int32),
             "merges": merges(bpe),
         }
-    found |= _special(tokenizer, config, generation_config(side_files), len(tokens))
+    entries |= _special(tokenizer, config, generation_config(side_files), len(tokens))
     around = puts_around(raw, settings, tokenizer.specials)
-    found |= {f"add_{name}_token": value for name, value in around.items()}
-    named: dict[str, Any] = {f"tokenizer.ggml.{key}": value for key, value in found.items()}
+    entries |= {f"add_{name}_token": value for name, value in around.items()}
+    metadata: Metadata = {f"tokenizer.ggml.{key}": value for key, value in entries.items()}
     if not faithful(raw, pre):
-        named[WHOLE] = side_files["tokenizer.json"].decode()
-    return named | ({"tokenizer.chat_template": tokenizer.template} if tokenizer.template else {})
+        metadata[WHOLE] = side_files["tokenizer.json"].decode()
+    return metadata | ({"tokenizer.chat_template": tokenizer.template} if tokenizer.template else {})
 
 
 def notes(side_files: Mapping[str, bytes], pre: str | None) -> tuple[str, ...]:
@@ -76,8 +75,8 @@ def notes(side_files: Mapping[str, bytes], pre: str | None) -> tuple[str, ...]:
     )
 
 
-def faithful(raw: Mapping[str, Any], pre: str | None) -> bool:
-    """Whether the keys say all that a parsed tokenizer.json does. Where not, the file itself goes along (WHOLE)."""
+def faithful(raw: JsonObject, pre: str | None) -> bool:
+    """Whether the keys say all that a parsed tokenizer.json does. If not, the file itself goes along (WHOLE)."""
     if (raw.get("model") or {}).get("byte_fallback"):
         return not sentencepiece.cuts_of(raw)
     rule = rule_of(raw, pre)
@@ -86,18 +85,18 @@ def faithful(raw: Mapping[str, Any], pre: str | None) -> bool:
     return rule.exact and known is not None and known.nfc == composed and (composed or not _normalizers(raw))
 
 
-def _normalizers(raw: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    stated = raw.get("normalizer") or {}
-    steps = stated.get("normalizers", []) if stated.get("type") == "Sequence" else [stated]
+def _normalizers(raw: JsonObject) -> list[JsonObject]:
+    normalizer = raw.get("normalizer") or {}
+    steps = normalizer.get("normalizers", []) if normalizer.get("type") == "Sequence" else [normalizer]
     return [step for step in steps if step]
 
 
-def _object(side_files: Mapping[str, bytes], name: str) -> Mapping[str, Any]:
-    found = json.loads(side_files.get(name, b"{}"))
-    return found if isinstance(found, dict) else {}
+def _object(side_files: Mapping[str, bytes], name: str) -> JsonObject:
+    content = json.loads(side_files.get(name, b"{}"))
+    return content if isinstance(content, dict) else {}
 
 
-def _tokens(raw: Mapping[str, Any], rows: int, source: str) -> tuple[list[str], list[int]]:
+def _tokens(raw: JsonObject, rows: int, source: str) -> tuple[list[str], list[int]]:
     """Text and kind of every token, one a row of the embedding."""
     added = {token["id"]: token for token in raw.get("added_tokens") or ()}
     by_id = {index: token for token, index in (raw.get("model") or {}).get("vocab", {}).items()}
@@ -124,15 +123,13 @@ def _looks_special(token: str) -> bool:
     return bars or token in ("<pad>", "<mask>")
 
 
-def merges(bpe: Mapping[str, Any]) -> list[str]:
+def merges(bpe: JsonObject) -> list[str]:
     """The merges as "left right", first ones first. A space inside a token is spelled as in the byte alphabet."""
     pairs = [merge if isinstance(merge, list) else merge.split(" ", 1) for merge in bpe.get("merges") or ()]
     return [f"{left.replace(' ', 'Ġ')} {right.replace(' ', 'Ġ')}" for left, right in pairs]
 
 
-def _special(
-    tokenizer: Tokenizer, config: Mapping[str, Any], generation: Mapping[str, Any], count: int
-) -> dict[str, int]:
+def _special(tokenizer: Tokenizer, config: Config, generation: JsonObject, count: int) -> dict[str, int]:
     """The ids of named tokens: as the tokenizer names them, else as config.json does."""
     ids: dict[str, int] = {}
     for name, key in TOKENS.items():
@@ -146,8 +143,8 @@ def _special(
     return ids | ({"eot_token_id": turns[0]} if turns else {})
 
 
-def puts_around(raw: Mapping[str, Any], settings: Mapping[str, Any], specials: Mapping[str, str]) -> dict[str, bool]:
-    """By the names bos and eos, whether that token is put around a text: a template or a flag says so."""
+def puts_around(raw: JsonObject, settings: JsonObject, specials: Mapping[str, str]) -> dict[str, bool]:
+    """Whether the tokens bos and eos are put around a text, by name: a template or a flag says so."""
     put = {"bos": False, "eos": False}
     post = raw.get("post_processor") or {}
     for step in post.get("processors", [post]):

@@ -20,7 +20,7 @@ from r1quant.arch.tables import Architecture
 from r1quant.checkpoint.artifact import Artifact
 from r1quant.checkpoint.gguf.config import ROPE_FREQS
 from r1quant.formats.gguf import container, metadata, vocabulary
-from r1quant.formats.gguf.container import Entry
+from r1quant.formats.gguf.container import Entry, Metadata
 from r1quant.formats.gguf.content import pieces
 from r1quant.formats.gguf.options import GgufOptions
 from r1quant.formats.gguf.targets import KINDS, Target, main_type, parts, plan
@@ -36,9 +36,9 @@ class GgufFile:
     """What was written.
 
     paths    the files; the first is the one to open
-    rounded  why a tensor is not exactly what it was, by its name in the checkpoint; empty where all are
-    types    how many tensors have each ggml type
-    notes    what a user should know of the file, a line each; mostly none
+    rounded  why a tensor is not exactly what it was, by its name in the checkpoint; empty if all are
+    types    the number of tensors by ggml type
+    notes    what a user should know of the file, in lines; mostly none
     nbytes   of all files
     """
 
@@ -60,10 +60,10 @@ def write(
     options: GgufOptions,
     step: Callable[[int], None] = lambda written: None,
 ) -> GgufFile:
-    """Writes `path`, or parts beside it named PATH-00001-of-0000N.gguf where options.split_bytes asks for several.
+    """Writes `path`, or parts beside it named PATH-00001-of-0000N.gguf if options.split_bytes asks for several.
 
-    step is called with the number of bytes just written. Raises RecipeError and CheckpointError where the model has no
-    place in GGUF (before anything is written) and NumericError where a number is too large for the type asked for.
+    step is called with the number of bytes just written. Raises RecipeError and CheckpointError if the model has no
+    place in GGUF (before anything is written) and NumericError if a number is too large for the type asked for.
     """
     targets = plan(artifact, arch, options)
     keys = _keys(artifact, arch, options, targets)
@@ -98,7 +98,7 @@ def part_paths(path: Path, count: int) -> list[Path]:
     return [path.with_name(PART_NAME.format(stem=stem, number=n + 1, count=count)) for n in range(count)]
 
 
-def _keys(artifact: Artifact, arch: Architecture, options: GgufOptions, targets: list[Target]) -> dict[str, Any]:
+def _keys(artifact: Artifact, arch: Architecture, options: GgufOptions, targets: list[Target]) -> Metadata:
     numbers = sum(int(np.prod(target.entry.shape)) for target in targets)
     name = options.name or artifact.folder.resolve().name
     keys = metadata.general(arch, artifact.side_files, name, numbers)
@@ -106,7 +106,7 @@ def _keys(artifact: Artifact, arch: Architecture, options: GgufOptions, targets:
     return keys | vocabulary.keys(artifact.side_files, artifact.config, artifact.source, options.pre)
 
 
-def _split_keys(number: int, count: int, tensors: int) -> dict[str, Any]:
+def _split_keys(number: int, count: int, tensors: int) -> Metadata:
     if count == 1:
         return {}
     return {
@@ -123,18 +123,20 @@ def _tensors(
     rounded: dict[str, str],
     step: Callable[[int], None],
 ) -> int:
-    """Writes the tensors of a file, each padded; returns how many bytes that were."""
+    """Writes the tensors of a file, all padded; returns the number of bytes."""
     stream = ((target, piece) for target in part for piece in pieces(artifact, target, rounded))
-    left = {target.name: target.entry.nbytes for target in part}
+    missing = {target.name: target.entry.nbytes for target in part}
     with closing(ahead(stream)) as prepared:
         for target, piece in prepared:
             put(memoryview(piece).cast("B"))
-            left[target.name] -= piece.nbytes
-            if left[target.name] == 0:
+            missing[target.name] -= piece.nbytes
+            if missing[target.name] == 0:
                 put(bytes(target.entry.padded - target.entry.nbytes))
             step(piece.nbytes)
-    if any(left.values()):
-        raise ValueError(f"{next(name for name in left if left[name])} does not have the bytes that its header says")
+    if any(missing.values()):
+        raise ValueError(
+            f"{next(name for name in missing if missing[name])} does not have the bytes that its header says"
+        )
     return sum(target.entry.padded for target in part)
 
 

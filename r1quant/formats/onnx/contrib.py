@@ -1,6 +1,6 @@
 """A decoder in onnxruntime's own operators: MatMulNBits, GroupQueryAttention, SkipSimplifiedLayerNormalization.
 
-Linears that share an input are one MatMulNBits where their codes are stored alike: their rows one below the other,
+Linears that share an input are one MatMulNBits if their codes are stored alike: their rows one below the other,
 which changes no number. It does not know in which order a decoder uses its parts.
 """
 
@@ -20,7 +20,7 @@ class Contrib:
         self.graph, self.weights, self.sizes = graph, weights, sizes
 
     def start(self) -> None:
-        """What GroupQueryAttention wants to know of the past: the last position of each row, and the total length."""
+        """What GroupQueryAttention needs to know of the past: the last position of each row, and the total length."""
         g = self.graph
         g.node("ReduceSum", ["attention_mask", g.integers(1)], "mask.sum", {"keepdims": 0})
         g.node("Sub", ["mask.sum", g.integers(1)], "last.position")
@@ -31,7 +31,7 @@ class Contrib:
 
     def norm(self, x: str, weight: str, name: str) -> str:
         """In standard operators, which onnxruntime fuses: its own operator is not one that ONNX checkers know."""
-        return rms_norm(self.graph, self.weights, x, weight, (name, self.sizes.epsilon))
+        return rms_norm(self.graph, self.weights, x, weight, name, self.sizes.epsilon)
 
     def add_and_norm(self, x: str, residual: str, weight: str, name: str) -> tuple[str, str]:
         """(normalized, sum)"""
@@ -43,7 +43,7 @@ class Contrib:
         return name, total
 
     def linears(self, x: str, names: tuple[str, ...]) -> list[str]:
-        """One output for each linear, biases added, or one for all of them together."""
+        """One output per linear, biases added, or one for all of them together."""
         if len(names) > 1 and self._fused(names):
             return [self._biased(self._quantized(x, names), names)]
         return [self._biased(self._linear(x, name), (name,)) for name in names]
@@ -89,9 +89,9 @@ class Contrib:
         return self.graph.node("Slice", [wide, *bounds], "embedded")
 
     def head(self, x: str, name: str) -> str:
-        """name: of the head's tensor, or of the embedding where they are tied."""
+        """name: of the head's tensor, or of the embedding if they are tied."""
         linear = name.removesuffix(".weight")
-        if self.weights.options.head == "exact" or self.weights.form(linear) is not None:
+        if self.weights.options.head == "exact" or self.weights.linear_spec(linear) is not None:
             return self._linear(x, linear, "logits")
         base, blocks = self.weights.rounded(name), -(-self.sizes.hidden // Q8_BLOCK)
         self.graph.add_view(f"{base}.blocks", f"{base}.codes", (self.sizes.vocabulary, blocks, Q8_BLOCK))
@@ -101,7 +101,7 @@ class Contrib:
 
     def _fused(self, names: tuple[str, ...]) -> bool:
         """Whether these linears can be one: all quantized, stored alike, and all or none with a bias."""
-        if any(self.weights.form(name) is None for name in names):
+        if any(self.weights.linear_spec(name) is None for name in names):
             return False
         first, *others = self.weights.layouts(names)
         biased = {self.weights.has(f"{name}.bias") for name in names}
@@ -109,7 +109,7 @@ class Contrib:
 
     def _linear(self, x: str, linear: str, output: str = "") -> str:
         weight = f"{linear}.weight"
-        if self.weights.form(linear) is not None and weight not in self.graph.outside:
+        if self.weights.linear_spec(linear) is not None and weight not in self.graph.outside:
             return self._quantized(x, (linear,), output)
         inputs = [x, self.weights.floats(weight)]
         return self.graph.node("FusedMatMul", inputs, output or f"{linear}.out", {"transB": 1}, domain=CONTRIB)
@@ -151,7 +151,7 @@ class Contrib:
         return outputs
 
     def _head_norm(self, x: str, count: int, weight: str, name: str) -> str:
-        """Normalizes each head of [batch, sequence, heads * head]."""
+        """Normalizes every head of [batch, sequence, heads * head]."""
         g, head = self.graph, self.sizes.head
         split = g.node("Reshape", [x, g.integers(0, 0, count, head)], f"{name}.split")
         return g.node(

@@ -6,14 +6,15 @@ It does not know which operators a part is made of, nor how weights are stored.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from onnx import TensorProto, helper
+from onnx import TensorProto, ValueInfoProto, helper
 
 from r1quant.arch import rope
 from r1quant.arch.tables import Architecture, dimensions
 from r1quant.arch.tables import is_tied as tied_by_config
+from r1quant.core.json import Config
 from r1quant.formats.onnx.dimensions import Dimensions
 from r1quant.formats.onnx.graph import Graph, Piece
 from r1quant.formats.onnx.options import STAGES
@@ -73,7 +74,7 @@ def is_tied(weights: Weights, arch: Architecture) -> bool:
 
 
 def _interface(graph: Graph, weights: Weights, sizes: Dimensions) -> None:
-    def value(name: str, kind: int, *shape: str | int) -> Any:
+    def value(name: str, kind: int, *shape: str | int) -> ValueInfoProto:
         return helper.make_tensor_value_info(name, kind, list(shape))
 
     graph.inputs.append(value("input_ids", TensorProto.INT64, "batch_size", "sequence_length"))
@@ -90,7 +91,7 @@ def _interface(graph: Graph, weights: Weights, sizes: Dimensions) -> None:
                 names.append(value(f"{prefix}.{index}.{part}", weights.kind, *shape))
 
 
-def _rotary(graph: Graph, weights: Weights, config: Any, sizes: Dimensions) -> None:
+def _rotary(graph: Graph, weights: Weights, config: Config, sizes: Dimensions) -> None:
     """cos_cache and sin_cache [context, head / 2], the factor of YaRN multiplied in."""
     for name in ("cos_cache", "sin_cache"):
         graph.add_outside(name, weights.kind, (sizes.context, sizes.head // 2))

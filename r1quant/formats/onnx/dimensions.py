@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from r1quant.arch.kvcache import windows
 from r1quant.arch.tables import head_dim, rms_epsilon, size
+from r1quant.core.json import Config
 from r1quant.errors import CheckpointError
 
 
 @dataclass(frozen=True)
 class Dimensions:
-    """`windows` has the sliding window of each layer, None where attention sees everything before it."""
+    """`windows` has the sliding window of every layer, None if attention sees everything before it."""
 
     hidden: int
     heads: int
@@ -29,8 +28,8 @@ class Dimensions:
         return len(self.windows)
 
     @staticmethod
-    def of(config: Mapping[str, Any]) -> Dimensions:
-        """Raises CheckpointError where a number is missing, or the activation is not SiLU."""
+    def of(config: Config) -> Dimensions:
+        """Raises CheckpointError if a number is missing, or the activation is not SiLU."""
         if config.get("hidden_act", "silu") not in ("silu", "swish"):
             raise CheckpointError(
                 f"config.json: hidden_act {config['hidden_act']!r} is not supported in ONNX", "silu is supported"

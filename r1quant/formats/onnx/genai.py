@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from r1quant.checkpoint.artifact import Artifact, generation_config
+from r1quant.core.json import JsonDict
 from r1quant.formats.onnx.dimensions import Dimensions
 from r1quant.formats.onnx.options import OnnxOptions
 
@@ -13,22 +12,22 @@ SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty", "min_length",
 QDQ_LEVEL = "session.qdq_matmulnbits_accuracy_level"
 
 
-def config(artifact: Artifact, sizes: Dimensions, options: OnnxOptions, file: str) -> dict[str, Any]:
+def config(artifact: Artifact, sizes: Dimensions, options: OnnxOptions, file: str) -> JsonDict:
     """The content of genai_config.json. `file` is the name of the graph.
 
     onnxruntime-genai reserves keys and values for max_length tokens when it starts, so the default is the longest
     power of two that takes CACHE_LIMIT bytes, not the context: an 8B model of 131,072 positions would take 39 GB.
     """
-    stated = generation_config(artifact.side_files)
+    generation = generation_config(artifact.side_files)
     ids = {}
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        found = stated.get(key, artifact.config.get(key))
-        if found is not None:
-            ids[key] = found
+        token_id = generation.get(key, artifact.config.get(key))
+        if token_id is not None:
+            ids[key] = token_id
     if "eos_token_id" in ids and "pad_token_id" not in ids:
         eos = ids["eos_token_id"]
         ids["pad_token_id"] = eos[0] if isinstance(eos, list) and eos else eos
-    session: dict[str, Any] = {"log_id": "onnxruntime-genai", "provider_options": []}
+    session: JsonDict = {"log_id": "onnxruntime-genai", "provider_options": []}
     if options.threads:
         session["intra_op_num_threads"] = options.threads
     if options.style == "qdq":
@@ -53,8 +52,8 @@ def config(artifact: Artifact, sizes: Dimensions, options: OnnxOptions, file: st
         "num_hidden_layers": sizes.layers,
         "num_key_value_heads": sizes.kv_heads,
     }
-    search: dict[str, Any] = {"do_sample": bool(stated.get("do_sample", False))}
-    search |= {key: stated[key] for key in SAMPLING if stated.get(key) is not None}
+    search: JsonDict = {"do_sample": bool(generation.get("do_sample", False))}
+    search |= {key: generation[key] for key in SAMPLING if generation.get(key) is not None}
     search["max_length"] = default_length(sizes, options)
     search["past_present_share_buffer"] = options.style == "matmulnbits"
     model = ids | {
@@ -67,7 +66,7 @@ def config(artifact: Artifact, sizes: Dimensions, options: OnnxOptions, file: st
 
 
 def default_length(sizes: Dimensions, options: OnnxOptions) -> int:
-    """Tokens, prompt included."""
+    """The default of max_length in tokens, prompt included."""
     width = 2 if options.dtype == "float16" else 4
     per_token = 2 * sizes.layers * sizes.kv_heads * sizes.head * width
     fitting = max(1, CACHE_LIMIT // per_token)

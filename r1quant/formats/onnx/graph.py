@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,7 @@ class Piece(NamedTuple):
     data: npt.NDArray[Any]
 
 
+Attribute: TypeAlias = int | float | Sequence[int]  # of a node
 Content = Callable[[], Iterator[Piece]]
 
 
@@ -59,7 +60,7 @@ def nbytes(kind: int, shape: Sequence[int]) -> int:
 
 @dataclass
 class Graph:
-    """Names are given by the caller or counted; each outside tensor is announced once."""
+    """Names are given by the caller or counted; every outside tensor is announced once."""
 
     location: str
     nodes: list[NodeProto] = field(default_factory=list)
@@ -75,16 +76,16 @@ class Graph:
         kind: str,
         inputs: Sequence[str],
         name: str,
-        attributes: Mapping[str, Any] | None = None,
+        attributes: Mapping[str, Attribute] | None = None,
         outputs: Sequence[str] | None = None,
         domain: str = "",
     ) -> str:
         """Adds a node; its first output is called `name` unless outputs are given. Returns the first output."""
-        made = list(outputs or (name,))
+        results = list(outputs or (name,))
         self.nodes.append(
-            helper.make_node(kind, list(inputs), made, name=f"/{name}", domain=domain, **(attributes or {}))
+            helper.make_node(kind, list(inputs), results, name=f"/{name}", domain=domain, **(attributes or {}))
         )
-        return made[0]
+        return results[0]
 
     def constant(self, value: npt.NDArray[Any]) -> str:
         """A small constant in the graph itself, shared by all who need the same."""
@@ -116,7 +117,7 @@ class Graph:
         return name
 
     def write_data(self, path: Path, step: Callable[[int], None]) -> None:
-        """Streams every content to where it belongs. step is called with the number of bytes just written."""
+        """Streams every content to its place. step is called with the number of bytes just written."""
         with atomic.replacing(path) as file:
             for content in self.contents:
                 for piece in content():

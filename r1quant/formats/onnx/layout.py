@@ -1,7 +1,7 @@
 """The bytes of a quantized linear in an ONNX file, and back: MatMulNBits, and blocks for DequantizeLinear.
 
 MatMulNBits keeps qweight uint8 [out, blocks, block_size * width / 8], codes along the input, low bits first; scales
-[out, blocks]; and, where they are not all the midpoint, zero_points uint8 [out, ceil(blocks * width / 8)].
+[out, blocks]; and, if they are not all the midpoint, zero_points uint8 [out, ceil(blocks * width / 8)].
 DequantizeLinear takes weights [in, out], scales and zero points [blocks, out], nibbles packed along the flat tensor,
 low one first; without zero points the codes are signed.
 
@@ -29,7 +29,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class BlockLayout:
-    """How one linear is stored. `width` is of a stored code, in each of `planes`; `zeros`: zero points are written."""
+    """How one linear is stored. `width` is of a stored code, in all of `planes`; `zeros`: zero points are written."""
 
     style: Style
     shape: tuple[int, int]
@@ -41,17 +41,17 @@ class BlockLayout:
     zeros: bool
 
     @staticmethod
-    def of(form: LinearSpec, options: OnnxOptions) -> BlockLayout:
-        """form must have no problem."""
-        block, group = block_size(form, options), form.group_size
+    def of(spec: LinearSpec, options: OnnxOptions) -> BlockLayout:
+        """The layout of a linear that `problem` passes."""
+        block, group = block_size(spec, options), spec.group_size
         assert block is not None and group is not None
-        width, planes = stored_bits(form, options)
-        zeros = not form.symmetric or planes == 2 or (options.zero_points and options.style == "matmulnbits")
-        return BlockLayout(options.style, form.shape, form.bits, group, width, planes, block, zeros)
+        width, planes = stored_bits(spec, options)
+        zeros = not spec.symmetric or planes == 2 or (options.zero_points and options.style == "matmulnbits")
+        return BlockLayout(options.style, spec.shape, spec.bits, group, width, planes, block, zeros)
 
     @property
     def rows(self) -> int:
-        """Of MatMulNBits: all rows of the first plane, then all of the second."""
+        """The rows of MatMulNBits: those of the first plane, then those of the second."""
         return self.planes * self.shape[0]
 
     @property
@@ -64,12 +64,12 @@ class BlockLayout:
 
     @property
     def moved(self) -> int:
-        """What is added to each code where no zero points are written."""
+        """What is added to every code if no zero points are written."""
         return 0 if self.zeros else (1 << (self.width - 1)) - (1 << (self.bits - 1))
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each stored array. Those of DequantizeLinear count codes, not bytes."""
+        """The shapes of the stored arrays. Those of DequantizeLinear count codes, not bytes."""
         out, columns = self.shape
         if self.style == "qdq":
             shapes: dict[str, tuple[int, ...]] = {"qweight": (columns, out), "scales": (self.blocks, out)}
@@ -87,7 +87,7 @@ class BlockLayout:
 
 
 def encode(q: QLinear, layout: BlockLayout) -> Arrays:
-    """qweight and qzeros as the bytes of the file, scales float16 or float32, each block with those of its group."""
+    """qweight and qzeros as the bytes of the file, scales float16 or float32, a block with those of its group."""
     codes = q.codes + np.uint8(layout.moved)
     scales = np.repeat(q.scale, layout.blocks_per_group, axis=1)
     zeros = np.repeat(q.zero, layout.blocks_per_group, axis=1) if layout.zeros else None
@@ -99,15 +99,15 @@ def encode(q: QLinear, layout: BlockLayout) -> Arrays:
     if layout.planes == 2 and zeros is not None:
         codes, zeros = _halves(codes), _halves(zeros)
         scales = np.concatenate([scales.astype(np.float32) * 16, scales])
-    found: Arrays = {"qweight": packing.pack(codes, layout.width).view(np.uint8).reshape(layout.shapes["qweight"])}
-    found["scales"] = scales
+    arrays: Arrays = {"qweight": packing.pack(codes, layout.width).view(np.uint8).reshape(layout.shapes["qweight"])}
+    arrays["scales"] = scales
     if zeros is not None:
-        found["qzeros"] = _pack_rows(zeros, layout.width)
-    return found
+        arrays["qzeros"] = _pack_rows(zeros, layout.width)
+    return arrays
 
 
 def decode(arrays: Arrays, layout: BlockLayout) -> QLinear:
-    """The inverse of encode. Raises ValueError where the arrays cannot be a linear of this layout."""
+    """The inverse of encode. Raises ValueError if the arrays cannot be a linear of this layout."""
     columns = layout.shape[1]
     scale, zero = decode_grid(arrays, layout)
     codes = _decode_codes(arrays["qweight"], layout)
@@ -136,13 +136,13 @@ def decode_grid(arrays: Arrays, layout: BlockLayout) -> tuple[npt.NDArray[Any], 
         scales, zeros = scales[out:], zeros[:out] << np.uint8(4) | zeros[out:]
     if zeros is None:
         zeros = np.full(scales.shape, 1 << (layout.bits - 1), np.uint8)
-    found = []
+    parameters = []
     for name, blocks in (("scale", scales), ("zero point", zeros)):
         groups = blocks[:, ::step]
         if not np.array_equal(blocks, np.repeat(groups, step, axis=1)[:, : blocks.shape[1]]):
             raise ValueError(f"the blocks of one group differ in their {name}")
-        found.append(np.ascontiguousarray(groups))
-    return found[0], found[1]
+        parameters.append(np.ascontiguousarray(groups))
+    return parameters[0], parameters[1]
 
 
 def _decode_codes(stored: Bytes, layout: BlockLayout) -> Bytes:
@@ -164,8 +164,8 @@ def _halves(values: Bytes) -> Bytes:
 def _encode_qdq(codes: Bytes, scales: npt.NDArray[Any], zeros: Bytes | None, width: int) -> Arrays:
     if zeros is None:
         codes = codes ^ np.uint8(1 << (width - 1))  # from an offset to two's complement
-    found: Arrays = {"qweight": pack_flat(codes.T, width), "scales": np.ascontiguousarray(scales.T)}
-    return found if zeros is None else found | {"qzeros": pack_flat(zeros.T, width)}
+    arrays: Arrays = {"qweight": pack_flat(codes.T, width), "scales": np.ascontiguousarray(scales.T)}
+    return arrays if zeros is None else arrays | {"qzeros": pack_flat(zeros.T, width)}
 
 
 def pack_flat(values: Bytes, width: int) -> Bytes:
@@ -187,7 +187,7 @@ def unpack_flat(stored: Bytes, width: int, count: int) -> Bytes:
 
 
 def _pack_rows(values: Bytes, width: int) -> Bytes:
-    """uint8 [rows, n] to uint8 [rows, ceil(n * width / 8)]: each row in bytes of its own."""
+    """uint8 [rows, n] to uint8 [rows, ceil(n * width / 8)]: a row in bytes of its own."""
     rows, count = values.shape
     per_word = packing.values_per_block(width)
     padded = np.zeros((rows, -(-count // per_word) * per_word), np.uint8)

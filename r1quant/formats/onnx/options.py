@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Literal, get_args, get_type_hints
 
 from r1quant.arch.tables import Architecture
 from r1quant.checkpoint.artifact import LinearSpec
@@ -22,7 +22,8 @@ STAGES = ("qkv", "attention_out", "gate_up", "down")  # of the layers that the g
 
 @dataclass(frozen=True)
 class OnnxOptions:
-    """
+    """How an ONNX folder is written.
+
     style           `matmulnbits`: onnxruntime's own operators, the fast ones. `qdq`: standard operators only (opset
                     21); onnxruntime turns the weights into MatMulNBits when it loads the model
     dtype           of activations, scales, norms and the embedding. float32 holds every tensor exactly
@@ -30,8 +31,8 @@ class OnnxOptions:
                     a little faster and costs more accuracy than 8-bit weights do; 0 leaves it to the runtime. At
                     1, 2 and 3 codes are stored in 4 bits, 8-bit ones as two halves: only those have a fast kernel
     embedding       `exact`, or `q8`: rounded to 8 bits in blocks of 32
-    head            the same for the output projection; with tied embeddings both share one tensor where they agree
-    zero_points     write the zero points of symmetric grids too. onnxruntime takes them as 2**(bits-1) where they
+    head            the same for the output projection; with tied embeddings both share one tensor if they agree
+    zero_points     write the zero points of symmetric grids too. onnxruntime takes them as 2**(bits-1) if they
                     are missing; DirectML wants them
     threads         written to genai_config.json; 0 leaves it to the runtime, which takes one thread a physical core
     """
@@ -65,7 +66,7 @@ class OnnxOptions:
 
 
 def unsupported(arch: Architecture) -> str | None:
-    """Why the graph of a family cannot be built; None where it can."""
+    """Why the graph of a family cannot be built; None if it can."""
     layer = arch.layer
     if tuple(stage.name for stage in layer.stages) != STAGES:
         return f"{arch.model_type} layers are not attention and a gated MLP, of which ONNX graphs are built"
@@ -74,17 +75,17 @@ def unsupported(arch: Architecture) -> str | None:
     return None
 
 
-def block_size(form: LinearSpec, options: OnnxOptions) -> int | None:
-    """The block in which a linear is stored: the largest that divides its groups; None where there is none.
+def block_size(spec: LinearSpec, options: OnnxOptions) -> int | None:
+    """The block in which a linear is stored: the largest that divides its groups; None if there is none.
 
     A whole row is cut into the blocks that take the fewest bytes, the last one padded. Every block repeats the scale
     of its group, so nothing is rounded.
     """
-    if form.group_size is None:
+    if spec.group_size is None:
         return None
-    if form.group_size != -1:
-        return max((size for size in BLOCK_SIZES if form.group_size % size == 0), default=None)
-    columns, (width, planes) = form.shape[1], stored_bits(form, options)
+    if spec.group_size != -1:
+        return max((size for size in BLOCK_SIZES if spec.group_size % size == 0), default=None)
+    columns, (width, planes) = spec.shape[1], stored_bits(spec, options)
 
     def row_bytes(size: int) -> int:
         return -(-columns // size) * planes * (size * width // 8 + 4)
@@ -92,30 +93,30 @@ def block_size(form: LinearSpec, options: OnnxOptions) -> int | None:
     return min(reversed(BLOCK_SIZES), key=row_bytes)
 
 
-def stored_bits(form: LinearSpec, options: OnnxOptions) -> tuple[int, int]:
+def stored_bits(spec: LinearSpec, options: OnnxOptions) -> tuple[int, int]:
     """(width, planes): a code is stored in `planes` integers of `width` bits, high bits in the first.
 
-    The width is the next that the operator has, and opset 21 has no 2-bit integers. Where MatMulNBits computes in
+    The width is the next that the operator has, and opset 21 has no 2-bit integers. If MatMulNBits computes in
     float32 only the kernel for 4 bits is fast (20 times faster than that for 8), so wider codes are two of 4 bits,
     as long as float32 holds a code times a scale exactly.
     """
     if options.style == "qdq":
-        return (4, 1) if form.bits <= 4 else (8, 1)
-    if options.accuracy_level in (1, 2, 3) and (form.bits <= 4 or form.scale_bits <= PLANE_SCALE_BITS):
-        return 4, 1 if form.bits <= 4 else 2
-    return next(width for width in (2, 4, 8) if form.bits <= width), 1
+        return (4, 1) if spec.bits <= 4 else (8, 1)
+    if options.accuracy_level in (1, 2, 3) and (spec.bits <= 4 or spec.scale_bits <= PLANE_SCALE_BITS):
+        return 4, 1 if spec.bits <= 4 else 2
+    return next(width for width in (2, 4, 8) if spec.bits <= width), 1
 
 
-def problem(form: LinearSpec, options: OnnxOptions) -> str | None:
-    """Why a linear of this form cannot be stored exactly; None where it can."""
-    if form.group_size is None:
+def problem(spec: LinearSpec, options: OnnxOptions) -> str | None:
+    """Why a linear cannot be stored exactly; None if it can."""
+    if spec.group_size is None:
         return "its groups are not equal runs of columns (act-order), which ONNX cannot express"
-    if block_size(form, options) is None:
-        return f"its groups of {form.group_size} columns are not a multiple of 16, the smallest block of MatMulNBits"
-    if options.dtype == "float16" and form.scale_bits > FLOAT16_BITS:
+    if block_size(spec, options) is None:
+        return f"its groups of {spec.group_size} columns are not a multiple of 16, the smallest block of MatMulNBits"
+    if options.dtype == "float16" and spec.scale_bits > FLOAT16_BITS:
         return "float16 cannot hold its scales; float32 can"
     return None
 
 
-def _refused(name: str, value: Any, allowed: str) -> RecipeError:
+def _refused(name: str, value: object, allowed: str) -> RecipeError:
     return RecipeError(f"ONNX: {name} cannot be {value!r}", f"use {allowed}")

@@ -1,6 +1,6 @@
-"""Where everything lies in an ONNX folder that r1quant wrote: the header of the reader, every entry of it checked.
+"""The places of all tensors in an ONNX folder that r1quant wrote, every entry checked.
 
-Where linears lie is taken from the model's metadata, shapes and offsets from its initializers. External data is
+The places of linears come from the model's metadata, shapes and offsets from its initializers. External data is
 looked for in the folder only. It reads no weights.
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, TensorProto
 
+from r1quant.core.json import JsonObject
 from r1quant.errors import CheckpointError
 from r1quant.formats.onnx.graph import WIDTHS, Outside
 from r1quant.formats.onnx.layout import BlockLayout
@@ -22,7 +23,7 @@ from r1quant.formats.onnx.options import BLOCK_SIZES
 from r1quant.formats.onnx.writer import DATA, MODEL, PROPERTY, SCHEMA
 
 GRAPH_LIMIT = 1 << 28  # bytes of model.onnx: all large tensors are outside
-FLOATS: Mapping[int, tuple[str, Any]] = {
+FLOATS: Mapping[int, tuple[str, np.dtype[Any]]] = {
     int(TensorProto.FLOAT): ("F32", np.dtype("<f4")),
     int(TensorProto.FLOAT16): ("F16", np.dtype("<f2")),
 }
@@ -30,8 +31,8 @@ AGAIN = "the file is damaged; export the model again"
 
 
 @dataclass(frozen=True)
-class Stored:
-    """Where a linear lies: rows row .. of the initializers `base`.qweight, .scales, .qzeros."""
+class LinearPlace:
+    """The place of a linear: rows row .. of the initializers `base`.qweight, .scales, .qzeros."""
 
     base: str
     row: int
@@ -40,21 +41,21 @@ class Stored:
 
 @dataclass(frozen=True)
 class Places:
-    """What model.onnx says: initializers of the data file, quantized linears, and what was chosen and rounded."""
+    """What model.onnx says: initializers of the data file, quantized linears, and its options and what was rounded."""
 
     outside: Mapping[str, Outside]
-    stored: Mapping[str, Stored]
-    options: Mapping[str, Any]
+    linears: Mapping[str, LinearPlace]
+    options: JsonObject
     inexact: Mapping[str, str]
 
 
 def read_places(folder: Path) -> Places:
-    """Raises CheckpointError where the model is damaged or another program's."""
+    """Raises CheckpointError if the model is damaged or another program's."""
     model = _model(folder / MODEL)
     about = _about(model, folder)
     outside = _outside(model, folder)
-    stored = {name: _place(name, entry, outside) for name, entry in about["linears"].items()}
-    return Places(outside, stored, about["options"], about["inexact"])
+    linears = {name: _place(name, entry, outside) for name, entry in about["linears"].items()}
+    return Places(outside, linears, about["options"], about["inexact"])
 
 
 def _model(path: Path) -> ModelProto:
@@ -72,14 +73,14 @@ def _model(path: Path) -> ModelProto:
     return model
 
 
-def _about(model: ModelProto, folder: Path) -> dict[str, Any]:
-    found = {entry.key: entry.value for entry in model.metadata_props}.get(PROPERTY)
-    if found is None:
+def _about(model: ModelProto, folder: Path) -> JsonObject:
+    text = {entry.key: entry.value for entry in model.metadata_props}.get(PROPERTY)
+    if text is None:
         raise CheckpointError(
             f"{folder} holds an ONNX model of another program", "only ONNX folders that r1quant wrote can be read"
         )
     try:
-        about = json.loads(found)
+        about = json.loads(text)
     except (ValueError, RecursionError):
         about = None
     parts = ("options", "linears", "inexact")
@@ -98,7 +99,7 @@ def _outside(model: ModelProto, folder: Path) -> dict[str, Outside]:
         total = (folder / DATA).stat().st_size
     except OSError as error:
         raise CheckpointError(f"{folder / DATA} cannot be read: {error.strerror}", "export the model again") from None
-    found = {}
+    tensors = {}
     for proto in model.graph.initializer:
         if proto.data_location != TensorProto.EXTERNAL:
             continue
@@ -114,16 +115,16 @@ def _outside(model: ModelProto, folder: Path) -> dict[str, Outside]:
         fits = proto.data_type in WIDTHS and len(shape) <= 4 and all(0 < n < 1 << 40 for n in shape)
         if not fits or length != tensor.nbytes or offset < 0 or offset + length > total:
             raise CheckpointError(f"{MODEL}: the place of {proto.name[:100]!r} in {DATA} is not valid", AGAIN)
-        found[proto.name] = tensor
-    return found
+        tensors[proto.name] = tensor
+    return tensors
 
 
 def _whole(text: str | None) -> int:
     return int(text) if text is not None and text.isascii() and text.isdecimal() and len(text) < 19 else -1
 
 
-def _place(name: str, entry: Any, outside: Mapping[str, Outside]) -> Stored:
-    """Where a linear lies, checked against the initializers that hold it."""
+def _place(name: str, entry: Any, outside: Mapping[str, Outside]) -> LinearPlace:
+    """The place of a linear, checked against the initializers that hold it."""
     invalid = CheckpointError(f"{MODEL}: what it says of {name[:100]!r} is not valid", AGAIN)
     keys = {"in", "row"} | {field.name for field in fields(BlockLayout)}
     if not isinstance(entry, dict) or set(entry) != keys or not isinstance(entry["shape"], list):
@@ -131,11 +132,11 @@ def _place(name: str, entry: Any, outside: Mapping[str, Outside]) -> Stored:
     values = [entry[key] for key in ("row", "bits", "group_size", "width", "planes", "block")] + entry["shape"]
     if not all(isinstance(v, int) and not isinstance(v, bool) for v in values) or len(entry["shape"]) != 2:
         raise invalid
-    kept = {key: value for key, value in entry.items() if key not in ("in", "row")}
-    layout = BlockLayout(**kept | {"shape": tuple(entry["shape"])})
+    arguments = {key: value for key, value in entry.items() if key not in ("in", "row")}
+    layout = BlockLayout(**arguments | {"shape": tuple(entry["shape"])})
     if not _possible(layout) or not isinstance(entry["in"], str) or entry["row"] < 0:
         raise invalid
-    place = Stored(entry["in"], entry["row"], layout)
+    place = LinearPlace(entry["in"], entry["row"], layout)
     for suffix, shape in layout.shapes.items():
         tensor = outside.get(f"{place.base}.{suffix}")
         if tensor is None or (suffix == "scales") != (tensor.kind in FLOATS) or len(tensor.shape) != len(shape):

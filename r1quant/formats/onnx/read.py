@@ -19,12 +19,13 @@ from r1quant.arch.tables import layer_count
 from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.checkpoint.safetensors import CARRIED, CHUNK, fill, read_json, read_side_file
 from r1quant.checkpoint.tensorfile import TensorSpec
+from r1quant.core.json import Config
 from r1quant.core.qlinear import QLinear
 from r1quant.errors import CheckpointError
 from r1quant.formats.codec import as_stored_scale
 from r1quant.formats.onnx.graph import Outside
 from r1quant.formats.onnx.layout import decode, decode_grid
-from r1quant.formats.onnx.places import AGAIN, FLOATS, Places, Stored, read_places
+from r1quant.formats.onnx.places import AGAIN, FLOATS, LinearPlace, Places, read_places
 from r1quant.formats.onnx.weights import Q8_BLOCK
 from r1quant.formats.onnx.writer import DATA, MODEL
 
@@ -40,7 +41,7 @@ class OnnxArtifact:
 
     source: str
     folder: Path
-    config: Mapping[str, Any]
+    config: Config
     side_files: Mapping[str, bytes]
     places: Places
 
@@ -50,23 +51,23 @@ class OnnxArtifact:
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorSpec]:
-        found: dict[str, TensorSpec] = {}
-        parts = {f"{place.base}.{suffix}" for place in self.places.stored.values() for suffix in place.layout.shapes}
-        for name, place in self.places.stored.items():
-            found[f"{name}.weight"] = TensorSpec(f"{name}.weight", "F32", place.layout.shape)
+        specs: dict[str, TensorSpec] = {}
+        parts = {f"{place.base}.{suffix}" for place in self.places.linears.values() for suffix in place.layout.shapes}
+        for name, place in self.places.linears.items():
+            specs[f"{name}.weight"] = TensorSpec(f"{name}.weight", "F32", place.layout.shape)
         for name, tensor in self.places.outside.items():
             tensor_of = name.removesuffix(".codes")
             if name in self._rounded:
-                found[tensor_of] = TensorSpec(tensor_of, "F32", self._rounded[name])
+                specs[tensor_of] = TensorSpec(tensor_of, "F32", self._rounded[name])
             elif tensor.kind in FLOATS and name not in parts and name not in INTERNAL and not self._is_scale(name):
-                found[name] = TensorSpec(name, FLOATS[tensor.kind][0], tensor.shape)
-        return found
+                specs[name] = TensorSpec(name, FLOATS[tensor.kind][0], tensor.shape)
+        return specs
 
     @cached_property
     def _rounded(self) -> Mapping[str, tuple[int, ...]]:
         """The codes of 8-bit embeddings and heads, with the shape of the tensor they stand for."""
         hidden = self.config.get("hidden_size")
-        found = {}
+        shapes = {}
         for name, tensor in self.places.outside.items():
             scales = self.places.outside.get(f"{name.removesuffix('.codes')}.scales")
             if name.endswith(".codes") and scales is not None and len(tensor.shape) == len(scales.shape) == 2:
@@ -74,8 +75,8 @@ class OnnxArtifact:
                 blocks = scales.shape[1]
                 if tensor.shape != (scales.shape[0], blocks * Q8_BLOCK) or -(-width // Q8_BLOCK) != blocks:
                     raise CheckpointError(f"{name} does not fit its scales", AGAIN)
-                found[name] = (tensor.shape[0], width)
-        return found
+                shapes[name] = (tensor.shape[0], width)
+        return shapes
 
     def _is_scale(self, name: str) -> bool:
         return name.endswith(".scales") and f"{name.removesuffix('.scales')}.codes" in self.places.outside
@@ -83,9 +84,9 @@ class OnnxArtifact:
     @cached_property
     def linear_specs(self) -> Mapping[str, LinearSpec]:
         """Read from scales and zero points."""
-        return {linear: self._linear_spec(linear, place) for linear, place in self.places.stored.items()}
+        return {linear: self._linear_spec(linear, place) for linear, place in self.places.linears.items()}
 
-    def _linear_spec(self, linear: str, place: Stored) -> LinearSpec:
+    def _linear_spec(self, linear: str, place: LinearPlace) -> LinearSpec:
         arrays = {suffix: self._array(place, suffix) for suffix in place.layout.shapes if suffix != "qweight"}
         try:
             scale, zero = decode_grid(arrays, place.layout)
@@ -94,7 +95,7 @@ class OnnxArtifact:
         return LinearSpec.of_arrays(place.layout.shape, place.layout.bits, None, zero, scale)
 
     def qlinear(self, linear: str) -> QLinear:
-        place = self.places.stored.get(linear)
+        place = self.places.linears.get(linear)
         if place is None:
             raise CheckpointError(f"{linear} is not quantized in {self.source}", "name a linear that is")
         arrays = {suffix: self._array(place, suffix) for suffix in place.layout.shapes}
@@ -110,7 +111,7 @@ class OnnxArtifact:
         import torch
 
         linear = name.removesuffix(".weight")
-        if linear != name and linear in self.places.stored:
+        if linear != name and linear in self.places.linears:
             return torch.from_numpy(self.qlinear(linear).dequantize())
         spec = self._spec(name)
         raw = np.concatenate([np.empty(0, np.uint8), *self.chunks(name)])
@@ -142,7 +143,7 @@ class OnnxArtifact:
             raise CheckpointError(f"{self.source}: tensor {name} is missing", "export the model again")
         return self.tensors[name]
 
-    def _array(self, place: Stored, suffix: str) -> npt.NDArray[Any]:
+    def _array(self, place: LinearPlace, suffix: str) -> npt.NDArray[Any]:
         """The part of an initializer that belongs to one linear, in the layout's shape (bytes for packed codes)."""
         tensor, layout = self.places.outside[f"{place.base}.{suffix}"], place.layout
         if layout.style == "qdq":
@@ -167,7 +168,7 @@ class OnnxArtifact:
 
 
 def open_onnx(path: Path, source: str | None = None) -> OnnxArtifact:
-    """A folder that r1quant wrote, or its model.onnx. Raises CheckpointError where it is damaged or another's."""
+    """A folder that r1quant wrote, or its model.onnx. Raises CheckpointError if it is damaged or another's."""
     folder = path if path.is_dir() else path.parent
     if path.is_file() and path.name != MODEL:
         raise CheckpointError(f"{path} is not {MODEL}", "name the folder that r1quant wrote")

@@ -23,7 +23,7 @@ class Standard:
         self._masks: dict[int | None, str] = {}
 
     def start(self) -> None:
-        """Positions, the cosine and sine of each, and which column of the past sees which."""
+        """Positions, their cosines and sines, and which column of the past sees which."""
         g = self.graph
         g.node("Shape", ["input_ids"], "input.length", {"start": 1, "end": 2})
         g.node("Shape", ["attention_mask"], "total.length", {"start": 1, "end": 2})
@@ -46,7 +46,7 @@ class Standard:
 
     def norm(self, x: str, weight: str, name: str) -> str:
         """Root mean square normalization over the last axis, in float32: the shape that onnxruntime fuses."""
-        return rms_norm(self.graph, self.weights, x, weight, (name, self.sizes.epsilon))
+        return rms_norm(self.graph, self.weights, x, weight, name, self.sizes.epsilon)
 
     def add_and_norm(self, x: str, residual: str, weight: str, name: str) -> tuple[str, str]:
         """(normalized, sum)"""
@@ -54,7 +54,7 @@ class Standard:
         return self.norm(total, weight, name), total
 
     def linears(self, x: str, names: tuple[str, ...]) -> list[str]:
-        """One output for each linear, biases added."""
+        """One output per linear, biases added."""
         return [self._biased(self._matmul(x, name), name) for name in names]
 
     def attention(self, layer: int, qkv: list[str], norms: tuple[str, ...], prefix: str) -> str:
@@ -93,7 +93,7 @@ class Standard:
         return self.graph.node("Gather", [self.weights.floats(name), "input_ids"], "embedded")
 
     def head(self, x: str, name: str) -> str:
-        """name: of the head's tensor, or of the embedding where they are tied."""
+        """name: of the head's tensor, or of the embedding if they are tied."""
         linear = name.removesuffix(".weight")
         return self.graph.node("MatMul", [x, self._turned(linear)], "logits")
 
@@ -103,7 +103,7 @@ class Standard:
     def _turned(self, linear: str) -> str:
         """The weight of a linear as [in, out]."""
         g = self.graph
-        if self.weights.form(linear) is None or f"{linear}.weight" in g.outside:
+        if self.weights.linear_spec(linear) is None or f"{linear}.weight" in g.outside:
             weight = self.weights.floats(f"{linear}.weight")
             return g.node("Transpose", [weight], f"{linear}.turned", {"perm": [1, 0]})
         base, layout = self.weights.quantized((linear,))
@@ -140,14 +140,14 @@ class Standard:
         return self.graph.node("Concat", [past, x], present, {"axis": 2})
 
     def _mask(self, window: int | None) -> str:
-        """[batch, 1, 1, sequence, total], 0 where attention may look and the lowest number elsewhere."""
+        """[batch, 1, 1, sequence, total], 0 for columns that attention sees and the lowest number for others."""
         if window not in self._masks:
             g, name = self.graph, f"mask.{window or 'causal'}"
-            seen = g.node("GreaterOrEqual", ["distance", g.integers(0)], f"{name}.before")
+            visible = g.node("GreaterOrEqual", ["distance", g.integers(0)], f"{name}.before")
             if window is not None:
                 g.node("Less", ["distance", g.integers(window)], f"{name}.near")
-                seen = g.node("And", [seen, f"{name}.near"], f"{name}.seen")
-            g.node("And", [seen, "mask.keys"], f"{name}.both")
+                visible = g.node("And", [visible, f"{name}.near"], f"{name}.seen")
+            g.node("And", [visible, "mask.keys"], f"{name}.both")
             dtype = self.weights.numpy_dtype
             lowest = g.constant(np.array(LOWEST[self.weights.options.dtype], dtype))
             nothing = g.constant(np.array(0, dtype))
@@ -155,9 +155,8 @@ class Standard:
         return self._masks[window]
 
 
-def rms_norm(graph: Graph, weights: Weights, x: str, weight: str, named: tuple[str, float]) -> str:
-    """Root mean square normalization in standard operators. named: the name of the result, and epsilon."""
-    name, epsilon = named
+def rms_norm(graph: Graph, weights: Weights, x: str, weight: str, name: str, epsilon: float) -> str:
+    """Root mean square normalization in standard operators. name: of the result."""
     halves = weights.options.dtype == "float16"
     wide = graph.node("Cast", [x], f"{name}.wide", {"to": 1}) if halves else x
     graph.node("Pow", [wide, graph.constant(np.array(2, np.float32))], f"{name}.squares")

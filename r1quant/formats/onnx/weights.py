@@ -1,7 +1,7 @@
 """The weights of a model as initializers of a graph: announced by shape, streamed one tensor at a time.
 
 An initializer of floats is called like the tensor of the checkpoint. A quantized linear is LINEAR.qweight,
-LINEAR.scales and, where there are zero points, LINEAR.qzeros; linears whose rows are stored as one are called after
+LINEAR.scales and, if there are zero points, LINEAR.qzeros; linears whose rows are stored as one are called after
 all of them, joined by a plus. What a float tensor loses in a narrower dtype is noted by name.
 It does not know which nodes use them.
 """
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from onnx import TensorProto
 
 from r1quant.checkpoint.artifact import Artifact, LinearSpec, rows
+from r1quant.core.json import JsonDict
 from r1quant.errors import CheckpointError, NumericError, RecipeError
 from r1quant.formats.onnx.graph import Content, Graph, Piece
 from r1quant.formats.onnx.layout import BlockLayout, encode
@@ -28,24 +29,24 @@ Q8_BLOCK = 32
 
 @dataclass
 class Weights:
-    """`stored` describes each quantized linear for readers; `inexact` says what was rounded, and how."""
+    """`stored` describes every quantized linear for readers; `inexact` says what was rounded, and how."""
 
     graph: Graph
     artifact: Artifact
     options: OnnxOptions
-    stored: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stored: dict[str, JsonDict] = field(default_factory=dict)
     inexact: dict[str, str] = field(default_factory=dict)
 
     @property
     def kind(self) -> int:
-        """Of activations, scales and float tensors."""
+        """TensorProto's type of activations, scales and float tensors."""
         return int(TensorProto.FLOAT16 if self.options.dtype == "float16" else TensorProto.FLOAT)
 
     @property
     def numpy_dtype(self) -> npt.DTypeLike:
         return np.float16 if self.options.dtype == "float16" else np.float32
 
-    def form(self, linear: str) -> LinearSpec | None:
+    def linear_spec(self, linear: str) -> LinearSpec | None:
         return self.artifact.linear_specs.get(linear)
 
     def has(self, name: str) -> bool:
@@ -60,15 +61,15 @@ class Weights:
         return name
 
     def layouts(self, linears: tuple[str, ...]) -> list[BlockLayout]:
-        """Of quantized linears. Raises RecipeError where one cannot be stored."""
-        found = []
+        """The layouts of quantized linears. Raises RecipeError if one cannot be stored."""
+        layouts = []
         for linear in linears:
-            form = self.artifact.linear_specs[linear]
-            reason = problem(form, self.options)
+            spec = self.artifact.linear_specs[linear]
+            reason = problem(spec, self.options)
             if reason:
                 raise RecipeError(f"{linear}: {reason}", "choose another format, or quantize with other options")
-            found.append(BlockLayout.of(form, self.options))
-        return found
+            layouts.append(BlockLayout.of(spec, self.options))
+        return layouts
 
     def quantized(self, linears: tuple[str, ...]) -> tuple[str, BlockLayout]:
         """The common name of the initializers of linears stored as one, and the layout of all their rows together.
@@ -140,7 +141,7 @@ class Weights:
         def content() -> Iterator[Piece]:
             q = self.artifact.qlinear(linear)
             if q.shape != layout.shape or q.bits != layout.bits:
-                raise CheckpointError(f"{linear} is not what its form says", "the file is damaged; download it again")
+                raise CheckpointError(f"{linear} is not what its header says", "the file is damaged; download it again")
             arrays = encode(q, layout)
             with np.errstate(over="ignore"):
                 scales = arrays["scales"].astype(self.numpy_dtype)

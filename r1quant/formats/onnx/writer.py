@@ -1,6 +1,6 @@
 """Writes a model as a folder for onnxruntime and onnxruntime-genai: graph, weights, configuration, tokenizer.
 
-Weights are streamed; one quantized linear is in memory at a time. It does not know how the linears were found.
+Weights are streamed; one quantized linear is in memory at a time. It does not know how the linears were quantized.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def write(
 ) -> OnnxFolder:
     """Writes into an existing empty folder. step is called with the number of bytes just written.
 
-    Raises CheckpointError where tensors are missing or do not fit the configuration, RecipeError where a linear
-    cannot be stored exactly, NumericError where a number is not finite or beyond the chosen dtype.
+    Raises CheckpointError if tensors are missing or do not fit the configuration, RecipeError if a linear
+    cannot be stored exactly, NumericError if a number is not finite or beyond the chosen dtype.
     """
     graph, weights, sizes = _graph(artifact, arch, options)
     graph.write_data(folder / DATA, step)
@@ -94,11 +94,11 @@ def _check(artifact: Artifact, arch: Architecture) -> None:
         if name not in shapes and not name.endswith(arch.tensors.ignored):
             raise CheckpointError(f"tensor {name} is not one of this architecture", "it would be lost in ONNX")
     for name, shape in shapes.items():
-        found = artifact.tensors.get(name)
-        if found is None and not name.endswith(".bias") and name != arch.tensors.head:
+        spec = artifact.tensors.get(name)
+        if spec is None and not name.endswith(".bias") and name != arch.tensors.head:
             raise CheckpointError(f"{artifact.source}: tensor {name} is missing", again)
-        if found is not None and tuple(found.shape) != shape:
-            raise CheckpointError(f"{name} is {list(found.shape)}, but config.json implies {list(shape)}", again)
+        if spec is not None and tuple(spec.shape) != shape:
+            raise CheckpointError(f"{name} is {list(spec.shape)}, but config.json implies {list(shape)}", again)
 
 
 def _json(content: object) -> bytes:

@@ -1,4 +1,4 @@
-"""llama.cpp itself, through the bindings of llama-cpp-python: what it makes of a file. Skips where not installed."""
+"""llama.cpp itself, through the bindings of llama-cpp-python: what it makes of a file. Skips if it is not installed."""
 
 from __future__ import annotations
 

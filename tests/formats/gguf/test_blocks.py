@@ -58,17 +58,17 @@ def test_every_type_that_has_no_problem_is_exact(
         np.random.default_rng(seed), (out, columns),
         bits=bits, group_size=group_size, symmetric=symmetric, significant=significant, signed=signed,
     )  # fmt: skip
-    form = LinearSpec.of(q)
+    spec = LinearSpec.of(q)
     for kind in BLOCK_TYPES:
-        if kind == "q4_1" and (signed or problem(form, kind)):
+        if kind == "q4_1" and (signed or problem(spec, kind)):
             continue
-        if problem(form, kind) is None:
+        if problem(spec, kind) is None:
             check_exact(q, kind)
         else:
             with pytest.raises(RecipeError):
                 blocks.encode(q, kind)
-    chosen = smallest(form)
-    assert (problem(form) is None) == (chosen is not None)
+    chosen = smallest(spec)
+    assert (problem(spec) is None) == (chosen is not None)
 
 
 @pytest.mark.parametrize(
@@ -143,16 +143,16 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refusals_say_why_and_what_to_do(case: str) -> None:
-    form, message = REFUSED[case]
+    spec, message = REFUSED[case]
     for kind in ("auto", "q8_0"):
-        reason = problem(form, kind)
+        reason = problem(spec, kind)
         assert reason and message in reason and ": " in reason and "\n" not in reason
-    assert problem(form, "f32") is None
+    assert problem(spec, "f32") is None
 
 
 def test_float_types_hold_what_their_significand_holds() -> None:
-    form = LinearSpec((4, 64), 4, 32, (8, 8), 8)
-    assert problem(form, "f16") and problem(form, "bf16")
+    spec = LinearSpec((4, 64), 4, 32, (8, 8), 8)
+    assert problem(spec, "f16") and problem(spec, "bf16")
     narrow = LinearSpec((4, 64), 3, 32, (4, 4), 8)  # 8 bits times -4..3
     assert problem(narrow, "f16") is None and problem(narrow, "bf16")
     assert differences(narrow) == (-4, 3)

@@ -52,7 +52,7 @@ def test_importance_lowers_the_weighted_error(kind: str, floats: Path, tmp_path:
     assert plain.unweighted == () and not plain.fallbacks and not weighted.fallbacks
     before, after = (weighted_errors(done, floats, importance) for done in (plain, weighted))
     same = [name for name in importance if plain.tensors[name] == weighted.tensors[name]]
-    assert len(same) >= LINEARS - 1  # of mixtures that spend fewer bits where there is importance
+    assert len(same) >= LINEARS - 1  # of mixtures that spend fewer bits if there is importance
     for name in same:
         assert after[name] < before[name], name
     assert sum(after[name] for name in same) < 0.95 * sum(before[name] for name in same)

@@ -81,10 +81,10 @@ def test_a_quantized_model_comes_back_as_integers(
     back = export(artifact, tmp_path / "m.gguf")
     check_same(artifact, back)
     assert set(back.linear_specs) == set(artifact.linear_specs)
-    for name, form in back.linear_specs.items():
+    for name, spec in back.linear_specs.items():
         q = back.qlinear(name)
         q.validate()
-        assert (form.shape, form.bits, form.group_size, form.zeros) == (q.shape, bits, 32, (zero, zero))
+        assert (spec.shape, spec.bits, spec.group_size, spec.zeros) == (q.shape, bits, 32, (zero, zero))
         ours = artifact.qlinear(name)
         assert np.array_equal(
             q.codes.astype(int) - zero, ours.codes.astype(int) - ours.zero.astype(int)[:, ours.group]
@@ -211,7 +211,7 @@ def test_smollm2_quantized_and_back(tmp_path: Path) -> None:
     r1quant.quantize(str(source), tmp_path / "gptq", bits=4, group_size=64, method="rtn")
     artifact = open_artifact(tmp_path / "gptq")
     back = export(artifact, tmp_path / "m.gguf")
-    assert len(back.linear_specs) == 210 and {form.bits for form in back.linear_specs.values()} == {4}
+    assert len(back.linear_specs) == 210 and {spec.bits for spec in back.linear_specs.values()} == {4}
     reader = {t.name: t for t in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
     assert reader["blk.7.ffn_down.weight"].tensor_type.name == "Q4_0"
     for layer in (0, 7, 29):

@@ -97,7 +97,7 @@ def key(path: Path, name: str) -> Any:
 
 
 def check_tokens(artifact: Held, path: Path, *, in_llama_cpp: bool = True) -> None:
-    """The file's tokens are the model's in our reader, and in llama.cpp where it knows the rule."""
+    """The file's tokens are the model's in our reader, and in llama.cpp if it knows the rule."""
     ours = ModelTokenizer.from_files(artifact.side_files, "a")
     back = ModelTokenizer.from_files(open_gguf_artifact(path).side_files, "b")
     for special in (False, True):

@@ -78,19 +78,19 @@ def by_definition(arrays: dict[str, npt.NDArray[Any]], layout: BlockLayout) -> n
 @settings(max_examples=120, deadline=None)
 @given(linears(), st.sampled_from(OPTIONS))
 def test_what_is_stored_is_the_linear(q: QLinear, options: OnnxOptions) -> None:
-    form = LinearSpec.of(q)
-    reason = problem(form, options)
+    spec = LinearSpec.of(q)
+    reason = problem(spec, options)
     if reason:
-        irregular = form.group_size is None
+        irregular = spec.group_size is None
         assert irregular or (options.dtype == "float16" and q.scale.dtype == np.float32), reason
         return
-    layout = BlockLayout.of(form, options)
+    layout = BlockLayout.of(spec, options)
     arrays = encode(q, layout)
     assert np.array_equal(by_definition(arrays, layout), exact(q))
     if layout.style == "matmulnbits":
         assert {name: array.shape for name, array in arrays.items()} == layout.shapes
         assert layout.block in BLOCK_SIZES
-        assert form.group_size == -1 or (form.group_size is not None and form.group_size % layout.block == 0)
+        assert spec.group_size == -1 or (spec.group_size is not None and spec.group_size % layout.block == 0)
     again = decode(arrays, layout)
     assert same(replace(again, scale=as_stored_scale(again.scale)), replace(q, scale=as_stored_scale(q.scale)))
 

@@ -33,7 +33,7 @@ def test_what_is_not_possible_is_refused(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "options", "word"),
+    ("spec", "options", "word"),
     [
         (LinearSpec((8, 64), 4, 32, (8, 8)), OnnxOptions(), None),
         (LinearSpec((8, 64), 4, None, (8, 8)), OnnxOptions(), "act-order"),
@@ -43,8 +43,8 @@ def test_what_is_not_possible_is_refused(options: dict[str, Any]) -> None:
         (LinearSpec((8, 75), 8, -1, (0, 255)), OnnxOptions(style="qdq"), None),
     ],
 )
-def test_what_a_linear_needs(form: LinearSpec, options: OnnxOptions, word: str | None) -> None:
-    reason = problem(form, options)
+def test_what_a_linear_needs(spec: LinearSpec, options: OnnxOptions, word: str | None) -> None:
+    reason = problem(spec, options)
     assert (reason is None) == (word is None) and (word or "") in (reason or "")
 
 
@@ -64,8 +64,8 @@ def test_blocks(group_size: int, columns: int, wanted: int) -> None:
      (5, 1, "matmulnbits", (4, 2)), (2, 1, "qdq", (4, 1)), (8, 1, "qdq", (8, 1))],
 )  # fmt: skip
 def test_widths(bits: int, level: int, style: Any, wanted: tuple[int, int]) -> None:
-    form = LinearSpec((8, 64), bits, 32, (1 << bits - 1, 1 << bits - 1))
-    assert stored_bits(form, OnnxOptions(style=style, accuracy_level=level)) == wanted
+    spec = LinearSpec((8, 64), bits, 32, (1 << bits - 1, 1 << bits - 1))
+    assert stored_bits(spec, OnnxOptions(style=style, accuracy_level=level)) == wanted
 
 
 def test_wide_scales_are_not_split_into_planes() -> None:
