@@ -210,10 +210,10 @@ def test_we_read_what_the_package_compressed(
         codes[linear] = quantize(weight, scale, zero, args, dtype=torch.int8)
         zeros[linear] = zero
     ignored = sorted({name.removesuffix(".weight") for name in tensors if ".layers.1." in name and "_proj.w" in name})
-    stated = QuantizationConfig(
+    quant_config = QuantizationConfig(
         config_groups={"group_0": scheme}, format=layout, quantization_status="compressed", ignore=["lm_head", *ignored]
     ).to_dict()
-    ours = artifact(open_folder(written(tmp_path / "theirs", model, tensors, stated)))
+    ours = artifact(open_folder(written(tmp_path / "theirs", model, tensors, quant_config)))
     assert ours.linear_specs.keys() == codes.keys()
     half = 1 << (bits - 1)
     for linear in codes:

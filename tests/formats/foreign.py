@@ -86,8 +86,8 @@ def compressed(linear: str, codes: Array, zero: Array | None, scale: Array, bits
 def scheme(bits: int, size: int | None, symmetric: bool, targets: list[str], **weights: Any) -> dict[str, Any]:
     """A config group of compressed-tensors."""
     strategy = "channel" if size is None else "group"
-    stated = {"num_bits": bits, "type": "int", "symmetric": symmetric, "strategy": strategy, "group_size": size}
-    return {"targets": targets, "weights": stated | weights, "input_activations": None}
+    options = {"num_bits": bits, "type": "int", "symmetric": symmetric, "strategy": strategy, "group_size": size}
+    return {"targets": targets, "weights": options | weights, "input_activations": None}
 
 
 def groups(*schemes: dict[str, Any], format: str = "pack-quantized", ignore: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def groups(*schemes: dict[str, Any], format: str = "pack-quantized", ignore: tup
     }
 
 
-def folder_of(folder: Path, tensors: Mapping[str, Any], stated: Any, **files: Any) -> CodecArtifact:
+def folder_of(folder: Path, tensors: Mapping[str, Any], quant_config: Any, /, **files: Any) -> CodecArtifact:
     """A folder of these tensors and an embedding, opened. files: further JSON files, by name without `.json`."""
     folder.mkdir(parents=True)
     every = dict(tensors)
@@ -108,7 +108,7 @@ def folder_of(folder: Path, tensors: Mapping[str, Any], stated: Any, **files: An
         every["model.embed_tokens.weight"] = np.ones((4, 8), np.float32)
     torches = {name: t if isinstance(t, torch.Tensor) else torch.from_numpy(t.copy()) for name, t in every.items()}
     save_file({name: tensor.contiguous() for name, tensor in torches.items()}, folder / "model.safetensors")
-    values = config("llama") if stated is None else {**config("llama"), "quantization_config": stated}
+    values = config("llama") if quant_config is None else {**config("llama"), "quantization_config": quant_config}
     (folder / "config.json").write_text(json.dumps(values))
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content))

@@ -117,8 +117,8 @@ def test_gptqmodel_borrows_from_the_next_zero_point(bits: int, tmp_path: Path) -
     ones = sum(1 << bits * i for i in range(32 // bits))
     plain = tensors[f"{LAYER}.qzeros"].view(np.uint32).astype(np.int64)
     tensors[f"{LAYER}.qzeros"] = ((plain - ones) % 2**32).astype(np.uint32).view(np.int32)
-    stated = {**GPTQ, "bits": bits, "checkpoint_format": "gptq"}
-    ours = folder_of(tmp_path / "m", tensors, {**stated, "meta": {"quantizer": ["gptqmodel:5.4.0"]}})
+    quant_config = {**GPTQ, "bits": bits, "checkpoint_format": "gptq"}
+    ours = folder_of(tmp_path / "m", tensors, {**quant_config, "meta": {"quantizer": ["gptqmodel:5.4.0"]}})
     assert reads(ours, LAYER, weights(codes, zero, scale, runs(64, 32)))
 
 
@@ -148,9 +148,9 @@ def test_a_quantization_that_is_stated_beside_config_json(tmp_path: Path) -> Non
     """As AutoGPTQ and AutoAWQ wrote them at first."""
     codes, zero, scale = numbers(32, 64, 2, 4)
     expected = weights(codes, zero, scale, runs(64, 32))
-    stated = {"bits": 4, "group_size": 32, "desc_act": False, "sym": True}
+    quant_config = {"bits": 4, "group_size": 32, "desc_act": False, "sym": True}
     tensors = bare(gptq(LAYER, codes, zero, scale, runs(64, 32), 4))
-    ours = folder_of(tmp_path / "gptq", tensors, None, quantize_config=stated)
+    ours = folder_of(tmp_path / "gptq", tensors, None, quantize_config=quant_config)
     assert ours.format == "gptq" and reads(ours, LAYER, expected)
     beside = {"zero_point": True, "q_group_size": 32, "w_bit": 4, "version": "GEMM"}
     ours = folder_of(tmp_path / "awq", awq(LAYER, codes, zero, scale), None, quant_config=beside)
@@ -158,7 +158,7 @@ def test_a_quantization_that_is_stated_beside_config_json(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "stated",
+    "quant_config",
     [
         AWQ,
         {**AWQ, "version": "GEMM", "modules_to_not_convert": ["lm_head", "mlp.gate"]},
@@ -166,10 +166,10 @@ def test_a_quantization_that_is_stated_beside_config_json(tmp_path: Path) -> Non
         {"quant_method": "AWQ", "format": "gemm", "bits": 4, "group_size": 32},
     ],
 )
-def test_awq(stated: dict[str, Any], tmp_path: Path) -> None:
+def test_awq(quant_config: dict[str, Any], tmp_path: Path) -> None:
     codes, zero, scale = numbers(40, 96, 3, 4, smallest=0)
     tensors = awq(LAYER, codes, zero, scale) | {f"{OTHER}.weight": np.ones((4, 4), np.float16)}
-    ours = folder_of(tmp_path / "m", tensors, stated)
+    ours = folder_of(tmp_path / "m", tensors, quant_config)
     assert list(ours.linear_specs) == [LAYER] and ours.tensors[f"{OTHER}.weight"].dtype == "F16"
     assert reads(ours, LAYER, weights(codes, zero, scale, runs(96, 32)))
 
@@ -177,7 +177,7 @@ def test_awq(stated: dict[str, Any], tmp_path: Path) -> None:
 def test_compressed_tensors_of_several_groups(tmp_path: Path) -> None:
     """A name goes before a pattern, and a pattern before a class, in whatever order they stand."""
     kinds = {LAYER: (4, 32), OTHER: (8, 64), "model.layers.2.mlp.down_proj": (3, 16)}
-    stated = groups(
+    quant_config = groups(
         scheme(4, 32, False, ["Linear"]),
         scheme(3, 16, False, ["re:.*down_proj"]),
         scheme(4, 32, False, [LAYER]),
@@ -191,7 +191,7 @@ def test_compressed_tensors_of_several_groups(tmp_path: Path) -> None:
         codes, zero, scale = numbers(33, 64, 64 // size, bits, smallest=0)
         tensors |= compressed(linear, codes, zero, scale, bits)
         expected[linear] = weights(codes, zero, scale, runs(64, size))
-    ours = folder_of(tmp_path / "m", tensors, stated)
+    ours = folder_of(tmp_path / "m", tensors, quant_config)
     for linear, values in expected.items():
         assert reads(ours, linear, values)
 
@@ -200,8 +200,8 @@ def test_compressed_tensors_beside_a_group_of_floats(tmp_path: Path) -> None:
     """What a group says of other linears is no reason to refuse this one."""
     codes, zero, scale = numbers(32, 64, 2, 4)
     floats = scheme(8, None, True, ["re:.*lm_head"], type="float")
-    stated = groups(floats, scheme(4, 32, False, ["Linear"]), format="mixed-precision")
-    ours = folder_of(tmp_path / "m", compressed(LAYER, codes, zero, scale, 4), stated)
+    quant_config = groups(floats, scheme(4, 32, False, ["Linear"]), format="mixed-precision")
+    ours = folder_of(tmp_path / "m", compressed(LAYER, codes, zero, scale, 4), quant_config)
     assert reads(ours, LAYER, weights(codes, zero, scale, runs(64, 32)))
 
 
@@ -219,8 +219,10 @@ def test_compressed_tensors_with_one_scale_a_row_or_a_tensor(
         tensors = {f"{LAYER}.weight": (codes - 128).astype(np.int8)}
     tensors[f"{LAYER}.weight_scale"] = scale.reshape(shape)
     tensors[f"{LAYER}.weight_zero_point"] = zero.reshape(shape)
-    stated = groups(scheme(8, None, False, ["Linear"], strategy="channel" if count > 1 else "tensor"), format=layout)
-    ours = folder_of(tmp_path / "m", tensors, stated)
+    quant_config = groups(
+        scheme(8, None, False, ["Linear"], strategy="channel" if count > 1 else "tensor"), format=layout
+    )
+    ours = folder_of(tmp_path / "m", tensors, quant_config)
     every = np.zeros(64, int)
     rows = np.zeros((32, 1))
     assert reads(ours, LAYER, weights(codes, rows + 128 + zero.reshape(-1, 1), rows + scale.reshape(-1, 1), every))
@@ -262,10 +264,10 @@ def test_what_belongs_to_activations_is_no_tensor_of_the_model(tmp_path: Path) -
 def test_a_quantized_embedding(tmp_path: Path) -> None:
     codes, zero, scale = numbers(33, 64, 2, 8)
     tensors = compressed("model.embed_tokens", codes, zero, scale, 8)
-    stated = groups(scheme(4, None, True, ["Linear"]), scheme(8, 32, False, ["Embedding"]))
+    quant_config = groups(scheme(4, None, True, ["Linear"]), scheme(8, 32, False, ["Embedding"]))
     head, _, head_scale = numbers(8, 8, 1, 4)
     tensors |= compressed("lm_head", head, None, head_scale, 4)
-    ours = folder_of(tmp_path / "m", tensors, stated)
+    ours = folder_of(tmp_path / "m", tensors, quant_config)
     assert reads(ours, "lm_head", weights(head, np.full((8, 1), 8), head_scale, np.zeros(8, int)))
     assert reads(ours, "model.embed_tokens", weights(codes, zero, scale, runs(64, 32)))
 

@@ -33,10 +33,10 @@ def test_rules_match_what_they_are_for_and_nothing_else(chosen: set[str], end: s
     rules = patterns([name for name in LINEARS if name in chosen], end)
     for layer, parts in LAYERS.items():
         for name in {layer, *parts}:
-            wanted = name in chosen or (name == layer and set(parts) <= chosen)
+            expected = name in chosen or (name == layer and set(parts) <= chosen)
             tensor = f"{name}.qweight"
-            assert sum(re.match(rule, name) is not None for rule in rules) == wanted
-            assert any(re.match(rule, tensor) for rule in rules) == (wanted and end != "$")
+            assert sum(re.match(rule, name) is not None for rule in rules) == expected
+            assert any(re.match(rule, tensor) for rule in rules) == (expected and end != "$")
             assert not any(re.match(rule, f"{name}s") or re.match(rule, f"x.{name}") for rule in rules)
 
 

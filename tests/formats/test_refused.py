@@ -49,14 +49,14 @@ def refused(read: Callable[[], object]) -> str:
 
 
 def drop(suffix: str) -> Change:
-    def change(tensors: Tensors, stated: dict[str, Any]) -> None:
+    def change(tensors: Tensors, quant_config: dict[str, Any]) -> None:
         del tensors[f"{LAYER}.{suffix}"]
 
     return change
 
 
 def made(suffix: str, by: Callable[[Any], Any]) -> Change:
-    def change(tensors: Tensors, stated: dict[str, Any]) -> None:
+    def change(tensors: Tensors, quant_config: dict[str, Any]) -> None:
         tensors[f"{LAYER}.{suffix}"] = by(tensors[f"{LAYER}.{suffix}"])
 
     return change
@@ -67,26 +67,26 @@ def put(suffix: str, value: Any) -> Change:
 
 
 def _added(suffix: str, value: Any) -> Change:
-    def change(tensors: Tensors, stated: dict[str, Any]) -> None:
+    def change(tensors: Tensors, quant_config: dict[str, Any]) -> None:
         tensors[f"{LAYER}.{suffix}"] = value
 
     return change
 
 
 def stating(without_map: bool = False, **values: Any) -> Change:
-    def change(tensors: Tensors, stated: dict[str, Any]) -> None:
+    def change(tensors: Tensors, quant_config: dict[str, Any]) -> None:
         if without_map:
             del tensors[f"{LAYER}.g_idx"]
-        stated.update(values)
-        for key in [key for key, value in stated.items() if value is ...]:
-            del stated[key]
+        quant_config.update(values)
+        for key in [key for key, value in quant_config.items() if value is ...]:
+            del quant_config[key]
 
     return change
 
 
 def weighing(**values: Any) -> Change:
-    def change(tensors: Tensors, stated: dict[str, Any]) -> None:
-        stated["config_groups"]["group_0"]["weights"].update(values)
+    def change(tensors: Tensors, quant_config: dict[str, Any]) -> None:
+        quant_config["config_groups"]["group_0"]["weights"].update(values)
 
     return change
 
@@ -194,9 +194,9 @@ DAMAGES: list[tuple[str, str, Change]] = [
 @pytest.mark.parametrize(("kind", "reason", "change"), DAMAGES, ids=[f"{k}-{r}" for k, r, _ in DAMAGES])
 def test_what_does_not_fit_is_said_of_the_linear(kind: str, reason: str, change: Change, tmp_path: Path) -> None:
     """Before the codes are read, and again when they are."""
-    tensors, stated = good(kind)
-    change(tensors, stated)
-    ours = folder_of(tmp_path / "m", tensors, stated)
+    tensors, quant_config = good(kind)
+    change(tensors, quant_config)
+    ours = folder_of(tmp_path / "m", tensors, quant_config)
     for read in (lambda: ours.linear_specs, lambda: ours.tensors, lambda: ours.qlinear(LAYER)):
         message = refused(read)
         assert LAYER in message
@@ -213,11 +213,11 @@ def test_what_is_spoilt_here_is_read_when_it_is_not(kind: str, tmp_path: Path) -
 @pytest.mark.parametrize("kind", ["gptq", "awq", "packed", "int"])
 @pytest.mark.parametrize(("value", "law"), [(0.0, "scale must not be zero"), (np.inf, "finite"), (np.nan, "finite")])
 def test_scales_that_are_no_scales(kind: str, value: float, law: str, tmp_path: Path) -> None:
-    tensors, stated = good(kind)
+    tensors, quant_config = good(kind)
     name = next(name for name in tensors if name.endswith(("scales", "weight_scale")))
     tensors[name] = torch.as_tensor(tensors[name]).clone()
     tensors[name][1, 1] = value
-    ours = folder_of(tmp_path / "m", tensors, stated)
+    ours = folder_of(tmp_path / "m", tensors, quant_config)
     assert law in (message := refused(lambda: ours.qlinear(LAYER))) and LAYER in message
 
 
@@ -246,7 +246,7 @@ def test_weights_that_are_floats(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stated", "reason"),
+    ("quant_config", "reason"),
     [
         ({"quant_method": "fp8"}, "'fp8' cannot be read"),
         ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "'modelopt' cannot be read"),
@@ -266,8 +266,8 @@ def test_weights_that_are_floats(tmp_path: Path) -> None:
         (4, "not a JSON object"),
     ],
 )
-def test_quantizations_that_are_not_read(stated: Any, reason: str, tmp_path: Path) -> None:
-    assert reason in refused(lambda: folder_of(tmp_path / "m", good("gptq")[0], stated))
+def test_quantizations_that_are_not_read(quant_config: Any, reason: str, tmp_path: Path) -> None:
+    assert reason in refused(lambda: folder_of(tmp_path / "m", good("gptq")[0], quant_config))
 
 
 @pytest.mark.parametrize("kind", ["gptq", "packed", "int"])
@@ -282,9 +282,9 @@ def test_a_file_beside_config_json_that_states_nothing(beside: Any, tmp_path: Pa
     refused(lambda: folder_of(tmp_path / "m", good("gptq")[0], None, quantize_config=beside))
 
 
-@pytest.mark.parametrize("stated", [GPTQ, AWQ, groups(SCHEME)])
-def test_a_statement_without_quantized_tensors(stated: dict[str, Any], tmp_path: Path) -> None:
-    ours = folder_of(tmp_path / "m", {f"{LAYER}.weight": np.ones((4, 4), np.float16)}, stated)
+@pytest.mark.parametrize("quant_config", [GPTQ, AWQ, groups(SCHEME)])
+def test_a_statement_without_quantized_tensors(quant_config: dict[str, Any], tmp_path: Path) -> None:
+    ours = folder_of(tmp_path / "m", {f"{LAYER}.weight": np.ones((4, 4), np.float16)}, quant_config)
     for read in (lambda: ours.linear_specs, lambda: ours.tensors, lambda: ours.read(f"{LAYER}.weight")):
         assert "no tensor is called" in refused(read)
 
@@ -292,8 +292,8 @@ def test_a_statement_without_quantized_tensors(stated: dict[str, Any], tmp_path:
 @pytest.mark.parametrize("name", ["qweight", ".qweight", "scales"])
 def test_names_that_are_no_names_of_linears(name: str, tmp_path: Path) -> None:
     """A tensor called like the suffix alone belongs to no linear; one without a linear's name is refused or ignored."""
-    tensors, stated = good("gptq")
-    ours = folder_of(tmp_path / "m", {**tensors, name: np.ones((4, 4), np.int32)}, stated)
+    tensors, quant_config = good("gptq")
+    ours = folder_of(tmp_path / "m", {**tensors, name: np.ones((4, 4), np.int32)}, quant_config)
     if name == ".qweight":
         refused(lambda: ours.linear_specs)
     else:

@@ -107,14 +107,14 @@ def test_every_format_holds_the_same_weights(model: Path, tmp_path: Path) -> Non
 def test_the_configuration_stands_where_readers_look(name: str, model: Path, tmp_path: Path) -> None:
     quantize(model, tmp_path / "out", (name, 4, 32, True))
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    stated = config.pop("quantization_config")
+    quant_config = config.pop("quantization_config")
     assert config == json.loads((model / "config.json").read_text())
-    assert stated["quant_method"] == name.removesuffix("-v2")
+    assert quant_config["quant_method"] == name.removesuffix("-v2")
     if name == "awq":
         beside = json.loads((tmp_path / "out" / "quant_config.json").read_text())
-        assert (beside["w_bit"], beside["q_group_size"]) == (stated["bits"], stated["group_size"])
+        assert (beside["w_bit"], beside["q_group_size"]) == (quant_config["bits"], quant_config["group_size"])
     else:
-        assert json.loads((tmp_path / "out" / "quantize_config.json").read_text()) == stated
+        assert json.loads((tmp_path / "out" / "quantize_config.json").read_text()) == quant_config
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

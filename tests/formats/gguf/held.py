@@ -63,11 +63,11 @@ class Held(CheckpointArtifact):
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorSpec]:
-        found = {}
+        specs = {}
         for name, info in self.checkpoint.tensors.items():
             quantized = name.removesuffix(".weight") in self.linears
-            found[name] = TensorSpec(name, "F32" if quantized else info.dtype, info.shape)
-        return found
+            specs[name] = TensorSpec(name, "F32" if quantized else info.dtype, info.shape)
+        return specs
 
     def qlinear(self, linear: str) -> QLinear:
         return self.linears[linear]

@@ -67,10 +67,10 @@ def test_llama_cpp_computes_the_model(tmp_path: Path, case: str, monkeypatch: py
     monkeypatch.setattr("r1quant.formats.gguf.options.SMALLEST_PART", 1000)
     whole = write(artifact, arch, tmp_path / "m.gguf", GgufOptions())
     parts = write(artifact, arch, tmp_path / "p.gguf", GgufOptions(split_bytes=100_000))
-    wanted = transformers_logits(artifact, tmp_path / "config")
+    expected = transformers_logits(artifact, tmp_path / "config")
     found = llama.logits(whole.paths[0], IDS)
     tolerance = 1e-2 if model_type == "gemma3_text" else 5e-5  # llama.cpp looks GELU up in a table of float16
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
     assert len(parts.paths) > 2 and np.array_equal(llama.logits(parts.paths[0], IDS), found)
 
 

@@ -121,8 +121,8 @@ def check(files: Mapping[str, bytes], text: str, bos: str = "") -> None:
     """The template gives what the chat template does, but for the BOS token that the runtime puts."""
     tokenizer = Tokenizer.from_files(files, "a")
     for turns in TALKS:
-        wanted = tokenizer.render([{"role": role, "content": content} for role, content in turns], True)
-        assert bos + go(template_of(text), list(turns)) == wanted
+        expected = tokenizer.render([{"role": role, "content": content} for role, content in turns], True)
+        assert bos + go(template_of(text), list(turns)) == expected
 
 
 @pytest.mark.parametrize("template", [R1, CHATML, LLAMA3], ids=["r1", "chatml", "llama3"])

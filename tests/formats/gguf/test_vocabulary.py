@@ -101,10 +101,10 @@ def check_tokens(artifact: Held, path: Path, *, in_llama_cpp: bool = True) -> No
     ours = ModelTokenizer.from_files(artifact.side_files, "a")
     back = ModelTokenizer.from_files(open_gguf_artifact(path).side_files, "b")
     for special in (False, True):
-        wanted = [ours.encode(line, special=special) for line in TEXTS]
-        assert [back.encode(line, special=special) for line in TEXTS] == wanted
+        expected = [ours.encode(line, special=special) for line in TEXTS]
+        assert [back.encode(line, special=special) for line in TEXTS] == expected
         if in_llama_cpp:
-            assert llama.tokenize(path, TEXTS, special) == wanted
+            assert llama.tokenize(path, TEXTS, special) == expected
 
 
 @pytest.mark.parametrize("name", RULES)

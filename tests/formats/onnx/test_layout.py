@@ -116,8 +116,8 @@ def test_golden_planes() -> None:
     assert arrays["scales"].tolist() == [[8.0], [0.5]] and arrays["qzeros"].tolist() == [[8], [0]]
 
 
-@pytest.mark.parametrize(("level", "wanted"), [(1, "5476" + "bb" * 6), (4, "10e4" + "ff" * 2)])
-def test_golden_narrow_codes(level: int, wanted: str) -> None:
+@pytest.mark.parametrize(("level", "expected"), [(1, "5476" + "bb" * 6), (4, "10e4" + "ff" * 2)])
+def test_golden_narrow_codes(level: int, expected: str) -> None:
     """2-bit codes have an operator; for the float32 kernel they are 4-bit ones around 8."""
     bits = 2 if level == 4 else 3
     codes = np.array([[0, 1, 2, 3, *[7] * 12]], np.uint8) & np.uint8(2**bits - 1)
@@ -126,7 +126,7 @@ def test_golden_narrow_codes(level: int, wanted: str) -> None:
     middle = np.array([[2 ** (bits - 1)]], np.uint8)
     q = QLinear(codes, np.array([[1]], np.float16), middle, np.zeros(16, np.int32), bits)
     arrays = encode(q, BlockLayout.of(LinearSpec.of(q), OnnxOptions(accuracy_level=level)))
-    assert arrays["qweight"].tobytes().hex() == wanted and set(arrays) == {"qweight", "scales"}
+    assert arrays["qweight"].tobytes().hex() == expected and set(arrays) == {"qweight", "scales"}
 
 
 def test_golden_dequantize_linear() -> None:

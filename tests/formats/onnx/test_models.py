@@ -49,12 +49,12 @@ def test_every_architecture_gives_the_scores_of_transformers(tmp_path: Path, cas
     assert not result.inexact
     onnx.checker.check_model(str(tmp_path / "model.onnx"), full_check=style == "qdq")
     with torch.no_grad():
-        wanted = log_softmax(reference(artifact)(torch.from_numpy(TOKENS)[None]).logits[0].numpy())
+        expected = log_softmax(reference(artifact)(torch.from_numpy(TOKENS)[None]).logits[0].numpy())
     session = Session(tmp_path)
     together, alone = session.scores(TOKENS), session.one_by_one(TOKENS, 5)
     assert together.dtype == np.float32
-    assert np.abs(log_softmax(together) - wanted).max() < 1e-3
-    assert np.abs(log_softmax(alone) - wanted).max() < 1e-3
+    assert np.abs(log_softmax(together) - expected).max() < 1e-3
+    assert np.abs(log_softmax(alone) - expected).max() < 1e-3
 
 
 def test_standard_style_has_standard_operators_only(tmp_path: Path) -> None:
@@ -101,11 +101,11 @@ def test_float16_says_what_it_rounded(tmp_path: Path) -> None:
     about = json.loads(onnx.load(tmp_path / "model.onnx", load_external_data=False).metadata_props[0].value)
     assert about["inexact"] == result.inexact
     with torch.no_grad():
-        wanted = log_softmax(reference(artifact)(torch.from_numpy(TOKENS)[None]).logits[0].numpy())
+        expected = log_softmax(reference(artifact)(torch.from_numpy(TOKENS)[None]).logits[0].numpy())
     session = Session(tmp_path)
     for found in (session.scores(TOKENS), session.one_by_one(TOKENS, 5)):
         assert found.dtype == np.float16
-        assert np.abs(log_softmax(found) - wanted).max() < 0.1
+        assert np.abs(log_softmax(found) - expected).max() < 0.1
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -177,10 +177,10 @@ def test_backend_scores_and_generates(tmp_path: Path) -> None:
     model = reference(artifact)
     given = torch.from_numpy(TOKENS)[None]
     with torch.no_grad():
-        wanted = model(given).logits[0].numpy()
+        expected = model(given).logits[0].numpy()
         for _ in range(20):
             given = torch.cat([given, model(given).logits[:, -1:].argmax(-1)], dim=1)
-    np.testing.assert_allclose(runtime.logits(TOKENS), wanted, atol=1e-3)
+    np.testing.assert_allclose(runtime.logits(TOKENS), expected, atol=1e-3)
     assert runtime.generate(TOKENS, 20) == given[0, 24:].tolist()
 
 

@@ -49,23 +49,23 @@ def test_what_a_linear_needs(spec: LinearSpec, options: OnnxOptions, word: str |
 
 
 @pytest.mark.parametrize(
-    ("group_size", "columns", "wanted"),
+    ("group_size", "columns", "expected"),
     [(16, 64, 16), (48, 96, 16), (96, 192, 32), (128, 256, 128), (512, 1024, 256), (-1, 4096, 256), (-1, 576, 64),
      (-1, 50, 64), (-1, 16, 16)],
 )  # fmt: skip
-def test_blocks(group_size: int, columns: int, wanted: int) -> None:
-    assert block_size(LinearSpec((8, columns), 4, group_size, (8, 8)), OnnxOptions()) == wanted
+def test_blocks(group_size: int, columns: int, expected: int) -> None:
+    assert block_size(LinearSpec((8, columns), 4, group_size, (8, 8)), OnnxOptions()) == expected
 
 
 @pytest.mark.parametrize(
-    ("bits", "level", "style", "wanted"),
+    ("bits", "level", "style", "expected"),
     [(2, 4, "matmulnbits", (2, 1)), (2, 1, "matmulnbits", (4, 1)), (3, 4, "matmulnbits", (4, 1)),
      (8, 4, "matmulnbits", (8, 1)), (8, 0, "matmulnbits", (8, 1)), (8, 1, "matmulnbits", (4, 2)),
      (5, 1, "matmulnbits", (4, 2)), (2, 1, "qdq", (4, 1)), (8, 1, "qdq", (8, 1))],
 )  # fmt: skip
-def test_widths(bits: int, level: int, style: Any, wanted: tuple[int, int]) -> None:
+def test_widths(bits: int, level: int, style: Any, expected: tuple[int, int]) -> None:
     spec = LinearSpec((8, 64), bits, 32, (1 << bits - 1, 1 << bits - 1))
-    assert stored_bits(spec, OnnxOptions(style=style, accuracy_level=level)) == wanted
+    assert stored_bits(spec, OnnxOptions(style=style, accuracy_level=level)) == expected
 
 
 def test_wide_scales_are_not_split_into_planes() -> None:
@@ -100,7 +100,7 @@ def test_refused_when_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model_type", "config", "wanted"),
+    ("model_type", "config", "expected"),
     [
         ("llama", {"sliding_window": 9}, (None, None)),
         ("mistral", {}, (None, None)),
@@ -112,13 +112,13 @@ def test_refused_when_written(tmp_path: Path) -> None:
                    "layer_types": ["sliding_attention", "full_attention"]}, (9, None)),
     ],
 )  # fmt: skip
-def test_sliding_windows(model_type: str, config: dict[str, Any], wanted: tuple[int | None, ...]) -> None:
+def test_sliding_windows(model_type: str, config: dict[str, Any], expected: tuple[int | None, ...]) -> None:
     """As transformers decides it."""
     from transformers import AutoConfig
 
     values = models.config(model_type, **config)
-    assert Dimensions.of(values).windows == wanted
+    assert Dimensions.of(values).windows == expected
     if model_type.startswith("qwen"):
         parsed = AutoConfig.for_model(**values)
         kinds = tuple(parsed.sliding_window if kind == "sliding_attention" else None for kind in parsed.layer_types)
-        assert kinds == wanted
+        assert kinds == expected

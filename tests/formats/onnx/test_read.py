@@ -35,35 +35,35 @@ def test_everything_comes_back(
     tmp_path: Path, bits: int, group_size: int, symmetric: bool, options: dict[str, Any]
 ) -> None:
     artifact = decoder("qwen2", bits, group_size, symmetric=symmetric)
-    found = open_onnx(written(tmp_path, artifact, **options))
-    assert found.format == "onnx" and dict(found.config) == dict(artifact.config)
-    assert dict(found.side_files) == dict(artifact.side_files)
-    assert dict(found.linear_specs) == dict(artifact.linear_specs)
-    assert {n: s.shape for n, s in found.tensors.items()} == {n: s.shape for n, s in artifact.tensors.items()}
+    back = open_onnx(written(tmp_path, artifact, **options))
+    assert back.format == "onnx" and dict(back.config) == dict(artifact.config)
+    assert dict(back.side_files) == dict(artifact.side_files)
+    assert dict(back.linear_specs) == dict(artifact.linear_specs)
+    assert {n: s.shape for n, s in back.tensors.items()} == {n: s.shape for n, s in artifact.tensors.items()}
     for name, q in artifact.linears.items():
-        assert same(found.qlinear(name), q)
-        assert np.array_equal(found.read(f"{name}.weight").numpy(), q.dequantize())
+        assert same(back.qlinear(name), q)
+        assert np.array_equal(back.read(f"{name}.weight").numpy(), q.dequantize())
     for name, array in artifact.floats.items():
-        assert np.array_equal(found.read(name).numpy(), array)
-        raw = np.concatenate(list(found.chunks(name)))
-        assert found.tensors[name].dtype == "F32" and np.array_equal(raw.view(np.float32), array.reshape(-1))
+        assert np.array_equal(back.read(name).numpy(), array)
+        raw = np.concatenate(list(back.chunks(name)))
+        assert back.tensors[name].dtype == "F32" and np.array_equal(raw.view(np.float32), array.reshape(-1))
 
 
 def test_a_float_model_comes_back(tmp_path: Path) -> None:
     artifact = decoder("llama", 0, tied=True)
-    found = open_onnx(written(tmp_path, artifact, dtype="float16") / "model.onnx")
-    assert not found.linear_specs and {spec.dtype for spec in found.tensors.values()} == {"F16"}
+    back = open_onnx(written(tmp_path, artifact, dtype="float16") / "model.onnx")
+    assert not back.linear_specs and {spec.dtype for spec in back.tensors.values()} == {"F16"}
     for name, array in artifact.floats.items():
-        np.testing.assert_array_equal(found.read(name).numpy(), array.astype(np.float16))
+        np.testing.assert_array_equal(back.read(name).numpy(), array.astype(np.float16))
 
 
 @pytest.mark.parametrize("hidden", [64, 80])
 def test_8_bit_tensors_are_read_as_the_floats_they_stand_for(tmp_path: Path, hidden: int) -> None:
     artifact = decoder("llama", 4, 16, hidden_size=hidden, head_dim=16)
-    found = open_onnx(written(tmp_path, artifact, embedding="q8"))
+    back = open_onnx(written(tmp_path, artifact, embedding="q8"))
     name = "model.embed_tokens.weight"
-    assert set(found.tensors) == set(artifact.tensors) and set(found.places.inexact) == {name}
-    values, original = found.read(name).numpy(), artifact.floats[name]
+    assert set(back.tensors) == set(artifact.tensors) and set(back.places.inexact) == {name}
+    values, original = back.read(name).numpy(), artifact.floats[name]
     steps = np.repeat(np.abs(original).max(1, keepdims=True) / 127, hidden, axis=1)
     assert values.shape == original.shape
     assert (np.abs(values - original) <= steps / 2 * 1.001).all()
@@ -140,10 +140,10 @@ def test_a_tampered_model_is_refused(tmp_path: Path, change: Callable[[onnx.Mode
 def test_damaged_numbers_are_said_with_the_name_of_the_linear(tmp_path: Path) -> None:
     artifact = decoder("llama", 3, -1)
     folder = written(tmp_path, artifact)
-    found = open_onnx(folder)
+    back = open_onnx(folder)
     name = "model.layers.1.mlp.down_proj"
-    outside = found.places.outside[f"{name}.scales"]
-    codes = found.places.outside[f"{name}.qweight"]
+    outside = back.places.outside[f"{name}.scales"]
+    codes = back.places.outside[f"{name}.qweight"]
     raw = bytearray((folder / "model.onnx.data").read_bytes())
     kept = bytes(raw)
     raw[outside.offset : outside.offset + 4] = np.float32(0.25).tobytes()
@@ -180,7 +180,7 @@ def test_a_layer_count_that_cannot_be_is_refused(tmp_path: Path, layers: Any) ->
 
 
 def test_unknown_tensors_and_linears_are_refused(tmp_path: Path) -> None:
-    found = open_onnx(written(tmp_path, decoder("llama")))
-    for call in (found.read, found.qlinear, lambda name: list(found.chunks(name))):
+    back = open_onnx(written(tmp_path, decoder("llama")))
+    for call in (back.read, back.qlinear, lambda name: list(back.chunks(name))):
         with pytest.raises(CheckpointError, match=r"cos_cache"):
             call("cos_cache")

@@ -59,8 +59,8 @@ def test_frequencies_and_factor_are_those_of_transformers(
         stated["rope_theta"] = config.pop("rope_theta")
         config["rope_parameters"] = stated
         del config["rope_scaling"]
-    wanted, factor = values_of(dict(config))
-    np.testing.assert_allclose(rope.inverse_frequencies(config), wanted, rtol=1e-6, atol=0)
+    expected, factor = values_of(dict(config))
+    np.testing.assert_allclose(rope.inverse_frequencies(config), expected, rtol=1e-6, atol=0)
     assert rope.attention_factor(config) == pytest.approx(factor, rel=1e-12)
 
 
@@ -69,8 +69,8 @@ def test_unscaled(version: int) -> None:
     config = models.config("llama", head_dim=32)
     if version == 5:
         config["rope_parameters"] = {"rope_type": "default", "rope_theta": config.pop("rope_theta")}
-    wanted = 1 / 10000 ** (np.arange(16) / 16)
-    np.testing.assert_allclose(rope.inverse_frequencies(config), wanted, rtol=1e-6)
+    expected = 1 / 10000 ** (np.arange(16) / 16)
+    np.testing.assert_allclose(rope.inverse_frequencies(config), expected, rtol=1e-6)
     assert rope.attention_factor(config) == 1.0
 
 
@@ -80,9 +80,9 @@ def test_cosine_and_sine_are_those_of_the_library_model() -> None:
     config = models.config("qwen3", rope_scaling=YARN | {"attention_factor": 1.1})
     cos, sin = rope.cos_sin(config, np.arange(2048))
     rotary = Qwen3RotaryEmbedding(AutoConfig.for_model(**config))
-    wanted = rotary(torch.zeros(1), torch.arange(2048)[None])
+    expected = rotary(torch.zeros(1), torch.arange(2048)[None])
     half = config["head_dim"] // 2
-    for ours, theirs in zip((cos, sin), wanted, strict=True):
+    for ours, theirs in zip((cos, sin), expected, strict=True):
         assert ours.dtype == np.float32 and ours.shape == (2048, half)
         np.testing.assert_allclose(ours, theirs[0, :, :half].numpy(), atol=3e-4)  # an ulp of the angle at 2048
         np.testing.assert_allclose(ours[:64], theirs[0, :64, :half].numpy(), atol=1e-5)

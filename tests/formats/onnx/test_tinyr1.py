@@ -41,8 +41,8 @@ def test_the_embedded_model_reasons_as_in_torch(tmp_path: Path, style: str) -> N
     model, runtime = whole_model(source), OnnxRuntime(tmp_path / "onnx", threads=1)
     given = torch.from_numpy(tokens)[None]
     with torch.no_grad():
-        wanted = log_softmax(model(given).logits[0].numpy())
+        expected = log_softmax(model(given).logits[0].numpy())
         for _ in range(32):
             given = torch.cat([given, model(given).logits[:, -1:].argmax(-1)], dim=1)
-    assert np.abs(log_softmax(runtime.logits(tokens)) - wanted).max() < 1e-3
+    assert np.abs(log_softmax(runtime.logits(tokens)) - expected).max() < 1e-3
     assert runtime.generate(tokens, 32) == given[0, len(tokens) :].tolist()
