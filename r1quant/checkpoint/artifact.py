@@ -20,6 +20,7 @@ import numpy.typing as npt
 from r1quant.checkpoint.tensorfile import TensorSpec
 from r1quant.core.floats import fits_float16, significant_bits, widen
 from r1quant.core.grid import UNIFORM, Grid, ValueGrid
+from r1quant.core.json import Config, JsonObject
 from r1quant.core.qlinear import QLinear
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ class Artifact(Protocol):
         """safetensors (floats), gptq, gptq-v2, awq, compressed-tensors, gguf or onnx."""
 
     @property
-    def config(self) -> Mapping[str, Any]:
+    def config(self) -> Config:
         """config.json of the float model: quantization_config is not in it."""
 
     @property
@@ -158,7 +159,7 @@ class CheckpointArtifact(Artifact):
         return self.checkpoint.folder
 
     @property
-    def config(self) -> Mapping[str, Any]:
+    def config(self) -> Config:
         return self.checkpoint.config
 
     @property
@@ -181,7 +182,7 @@ class CheckpointArtifact(Artifact):
         return self.checkpoint.chunks(self.checkpoint.info(name))
 
 
-def generation_config(side_files: Mapping[str, bytes]) -> Mapping[str, Any]:
+def generation_config(side_files: Mapping[str, bytes]) -> JsonObject:
     """generation_config.json of the carried files; empty where there is none or it is no JSON object."""
     try:
         found = json.loads(side_files.get("generation_config.json", b"{}"))

@@ -8,12 +8,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 
+from r1quant.arch.tables import architecture_of
 from r1quant.checkpoint.artifact import CheckpointArtifact, LinearSpec
 from r1quant.checkpoint.resolve import open_model
 from r1quant.checkpoint.tensorfile import TensorSpec
 from r1quant.core.qlinear import QLinear
+from r1quant.formats.gguf.options import GgufOptions
+from r1quant.formats.gguf.write import GgufFile, write
+
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
 
 
 def random_linear(
@@ -90,3 +99,12 @@ def quantized(folder: Path, seed: int = 0, **grid: Any) -> Held:
         if name.endswith("_proj.weight")
     }
     return Held(checkpoint, linears)
+
+
+def export(artifact: Held, path: Path, **options: Any) -> GgufFile:
+    return write(artifact, architecture_of(artifact.config), path, GgufOptions(**options))
+
+
+def keys_of(path: Path) -> dict[str, Any]:
+    """The metadata of a file, as the gguf package reads them."""
+    return {k: f.contents() for k, f in gguf.GGUFReader(path).fields.items() if not k.startswith("GGUF.")}
