@@ -28,8 +28,8 @@ def test_unknown_values_are_refused(values: dict[str, object], message: str) -> 
 
 def test_what_a_format_can_hold_is_known_without_its_package() -> None:
     code = (
-        "import sys, r1quant.formats.gguf.options as o; from r1quant.artifact import Form;"
-        "o.problem(Form((32, 64), 4, 64, (8, 8)));"
+        "import sys, r1quant.formats.gguf.options as o; from r1quant.checkpoint.artifact import LinearSpec;"
+        "o.problem(LinearSpec((32, 64), 4, 64, (8, 8)));"
         "print(sorted({'torch', 'gguf', 'tokenizers', 'safetensors'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
