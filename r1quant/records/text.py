@@ -106,7 +106,7 @@ class TextScores:
     delta_p_rms: float
     kl: Divergence | None = None
     top1: float | None = None
-    top1_ci95: Interval | None = field(default=None, metadata=stored(omit=True))
+    top1_ci95: Interval | None = None
     by_class: Mapping[str, ClassScores] = field(default_factory=dict, metadata=stored(keys=TOKEN_CLASSES))
     kl_estimator: str = EXACT
     text: TextSource | None = field(default=None, metadata=stored(measured=False))
