@@ -28,17 +28,21 @@ PASS = """
 import sys
 from pathlib import Path
 import numpy as np, torch
-from r1quant.archs import architecture_of
-from r1quant.forward import Decoder, pick_dtype
-from r1quant.jobs.sensitivity import measured
-from r1quant.progress import Silent
+from r1quant.arch.tables import architecture_of
 from r1quant.checkpoint.resolve import open_model
+from r1quant.data.windows import Calibration
+from r1quant.engine.forward import Decoder, pick_dtype
+from r1quant.jobs.quantize.calibration import CalibrationRun
+from r1quant.jobs.quantize.sensitivity import measured
+from r1quant.progress import Silent
 
 model, cache, windows, seq_len = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 checkpoint, device = open_model(model), torch.device("cpu")
 tokens = np.random.default_rng(0).integers(0, checkpoint.config["vocab_size"], (windows, seq_len))
-decoder = Decoder(checkpoint, architecture_of(checkpoint.config), device, pick_dtype("auto", device), seq_len)
-measured(decoder, tokens, cache, {"model": "shape"}, Silent())
+dtype = pick_dtype("auto", device)
+decoder = Decoder(checkpoint, architecture_of(checkpoint.config), device, dtype, seq_len)
+text = Calibration(tokens, "", "random tokens", windows, windows)
+measured(decoder, CalibrationRun(text, "cpu", str(dtype), {"model": "shape"}), cache, Silent())
 """
 
 

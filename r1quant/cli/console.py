@@ -149,7 +149,7 @@ class Plain:
         if text.startswith("layer ") or now - self._said > 2:
             self._said = now
             left = (now - self._begun) / self._done * max(self._total - self._done, 0) if self._done else 0
-            time_left = f"about {seconds_text(left, digits=2)} left" if self._done else ""
+            time_left = f"about {seconds_text(max(left, 1.0), digits=2)} left" if self._done else ""
             note(f"{self._task} {self._done / self._total:4.0%}  {time_left}  {text}".rstrip())
 
     def note(self, line: str) -> None:
