@@ -38,6 +38,6 @@ def missing(name: str, reason: str | None = None) -> MissingDependency:
 
 
 def need(name: str) -> None:
-    """Raises MissingDependency where an extra is not there, without loading it."""
+    """Raises MissingDependency if an extra is not there, without loading it."""
     if importlib.util.find_spec(EXTRAS[name].module) is None:
         raise missing(name)

@@ -314,7 +314,7 @@ class Recipe:
         return None if self.smooth is None else "smooth"
 
     def as_dict(self) -> dict[str, Any]:
-        """Without the bits where a budget decides them."""
+        """Without the bits if a budget decides them."""
         values = asdict(self) | {"allowed_bits": list(self.allowed_bits)}
         return values | ({"bits": None} if self.budgeted else {})
 
@@ -360,7 +360,7 @@ def _flag(name: str) -> str:
 
 def from_values(values: Mapping[str, object], preset: str | None = None) -> Recipe:
     """A recipe from named values (those that are None are left at their default), over a preset: the named one, or
-    the default where no method is named either. The shares of the windows that a preset states save time on much text:
+    the default if no method is named either. The shares of the windows that a preset states save time on much text:
     they leave ENOUGH_TOKENS, or all there is. Under a budget they do not hold: bits chosen by a part of the text suit
     that part, and linears of few bits leave more to be corrected. Raises RecipeError."""
     known = {one.name: one for one in options_of(Recipe)}
@@ -384,7 +384,7 @@ def from_values(values: Mapping[str, object], preset: str | None = None) -> Reci
 
 
 def _stated(preset: str | None, method: object) -> dict[str, Any]:
-    """What a preset says; nothing where a method is named instead of one."""
+    """What a preset says; nothing if a method is named instead of one."""
     if preset is None and method is not None:
         return {}
     preset = DEFAULT_PRESET if preset is None else preset

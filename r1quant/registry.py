@@ -94,7 +94,7 @@ def written(grid: str) -> list[str]:
 
 
 _SECOND_ORDER: Mapping[str, Any] = {"method": "gptq", "damping": 0.05, "corrected": True}
-DEFAULT_PRESET = "balanced"  # where no method is named
+DEFAULT_PRESET = "balanced"  # if no method is named
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "fast": {**_SECOND_ORDER, "corrected_share": 0.25},
     "balanced": {**_SECOND_ORDER, "corrected_share": 0.5, "guided": True, "guided_share": 0.25},

@@ -12,13 +12,13 @@ from r1quant.arch.tables import head_dim, size
 from r1quant.core.json import Config
 from r1quant.errors import CheckpointError
 
-DEFAULT_WINDOW, DEFAULT_FIRST_WINDOW = 4096, 28  # of transformers' configurations, where keys are missing
+DEFAULT_WINDOW, DEFAULT_FIRST_WINDOW = 4096, 28  # of transformers' configurations, if keys are missing
 SEEING_ALL = ("full_attention", "attention")
 WINDOWED = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
 WINDOWED_THROUGHOUT = ("mistral", "mixtral", "phi3")
-UNLESS_STATED = ("mixtral", "phi3")  # those see everything where config.json names no window
+UNLESS_STATED = ("mixtral", "phi3")  # those see everything if config.json names no window
 ONLY_IF_ASKED = ("qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "qwen3_next")  # by use_sliding_window
-EVERY_NTH_FULL = {"gemma2": 2, "gemma3_text": 6, "cohere2": 4}  # where config.json does not list its layers
+EVERY_NTH_FULL = {"gemma2": 2, "gemma3_text": 6, "cohere2": 4}  # if config.json does not list its layers
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Cache:
 
 def cache_of(config: Config) -> Cache:
     """Multi-head, grouped and latent attention (MLA: one vector for keys and values of all heads, beside the rotary
-    part of the keys). Raises CheckpointError where config.json lacks a size.
+    part of the keys). Raises CheckpointError if config.json lacks a size.
     """
     heads = size(config, "num_attention_heads")
     latent = config.get("kv_lora_rank")
@@ -71,7 +71,7 @@ def cache_of(config: Config) -> Cache:
 
 
 def windows(config: Config) -> tuple[int | None, ...]:
-    """How many tokens each layer sees: None for all; 0 where it keeps a state of fixed size instead.
+    """How many tokens each layer sees: None for all; 0 if it keeps a state of fixed size instead.
 
     As the model classes of transformers decide it, their defaults for missing keys included.
     """

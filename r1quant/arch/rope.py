@@ -1,6 +1,6 @@
 """Rotary position embeddings out of config.json: frequencies, and the factor that YaRN puts on cosine and sine.
 
-Every export takes its numbers from here, so that one model has one rotary embedding in all formats. Where the
+Every export takes its numbers from here, so that one model has one rotary embedding in all formats. If the
 configuration of a YaRN model states `attn_factor` and no `attention_factor` (DeepSeek-R1-0528-Qwen3-8B does), the
 factor is attn_factor * (0.1 * ln(factor) + 1): there it is 1.0, which its authors meant. transformers ignores that
 key and computes 1.1386. It does not know how a format stores any of this.
@@ -29,7 +29,7 @@ def parameters(config: Config) -> JsonObject:
     """All rotary settings of a config.json under the names of transformers 5, `rope_type` and `rope_theta` among them.
 
     If layers of several kinds have settings of their own, those of full attention; see `of_kind`.
-    Raises CheckpointError for a type that is not in ROPE_TYPES, and where only a part of each head is rotated.
+    Raises CheckpointError for a type that is not in ROPE_TYPES, and if only a part of each head is rotated.
     """
     config = of_kind(config, FULL)
     found: dict[str, Any] = {}
@@ -58,7 +58,7 @@ def of_kind(config: Config, kind: str) -> Config:
     """The configuration as the layers of one kind see it, FULL or SLIDING: with one set of rotary settings.
 
     Gemma 3 states them by kind (`rope_parameters` of transformers 5), or as `rope_local_base_freq` beside those of full
-    attention. Where nothing is stated by kind, the configuration itself.
+    attention. If nothing is stated by kind, the configuration itself.
     """
     local, table = stated(config, LOCAL_THETA), config.get("rope_parameters")
     nested = isinstance(table, Mapping) and any(isinstance(value, Mapping) for value in table.values())

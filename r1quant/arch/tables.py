@@ -16,7 +16,7 @@ from typing import Any
 from r1quant.core.json import Config
 from r1quant.errors import CheckpointError
 
-# Why, and what to do, where norms stand between the blocks and the residual stream.
+# Why, and what to do, if norms stand between the blocks and the residual stream.
 NO_RESIDUAL_ROTATION = (
     "norms behind attention and MLP weigh single channels of the hidden states, so these cannot be rotated",
     "use --rotate r2",
@@ -181,7 +181,7 @@ class Architecture:
     def shapes(self, config: Config) -> dict[str, tuple[int, ...]]:
         """The shape that a model's config implies for every tensor (biases as if present).
 
-        Raises CheckpointError where the config lacks a size or holds one that is not a positive integer.
+        Raises CheckpointError if the config lacks a size or holds one that is not a positive integer.
         """
         sizes = dimensions(config)
         hidden, vocabulary, layer = sizes["hidden"], size(config, "vocab_size"), self.layer
@@ -203,7 +203,7 @@ class Architecture:
 
 
 def dimensions(config: Config) -> dict[str, int]:
-    """How many channels each of DIMENSIONS has. Raises CheckpointError where config.json lacks a size."""
+    """How many channels each of DIMENSIONS has. Raises CheckpointError if config.json lacks a size."""
     heads, head = size(config, "num_attention_heads"), head_dim(config)
     kv = size(config, "num_key_value_heads", heads) * head
     inner = size(config, "intermediate_size")
@@ -229,7 +229,7 @@ def size(config: Config, key: str, default: int | None = None) -> int:
 
 
 def stated(config: Config, key: str, default: Any = None) -> Any:
-    """A value of config.json; where it is missing or null that of its family, or the default."""
+    """A value of config.json; if it is missing or null that of its family, or the default."""
     value = config.get(key)
     if value is not None:
         return value
@@ -266,7 +266,7 @@ def query_scalar(config: Config, arch: Architecture) -> int:
 
 
 def rms_epsilon(config: Config) -> float:
-    """What is added to the mean square in a norm. Raises CheckpointError where it is no small positive number."""
+    """What is added to the mean square in a norm. Raises CheckpointError if it is no small positive number."""
     value = config.get("rms_norm_eps", 1e-6)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
         raise CheckpointError(

@@ -44,11 +44,11 @@ class Prompt:
 class Completion:
     """What followed a prompt.
 
-    ids       the new tokens, the one that ended it included; empty where a server gives text only
-    text      what a server gave; empty where a runtime gives ids only
+    ids       the new tokens, the one that ended it included; empty if a server gives text only
+    text      what a server gave; empty if a runtime gives ids only
     count     of new tokens
     finished  whether it ended by itself; if not, it was cut at max_tokens or at the end of the context
-    moments   seconds from the begin of this prompt to each of its tokens; empty where unknown
+    moments   seconds from the begin of this prompt to each of its tokens; empty if unknown
     """
 
     key: str

@@ -102,7 +102,7 @@ class Given:
 
 @dataclass(frozen=True, eq=False)
 class BaselineSummary:
-    """All that a divergence needs of p where q is projected by the same head W.
+    """All that a divergence needs of p if q is projected by the same head W.
 
     With logits W h, the sum of p b is (W' p) . h for the states h of q, so W' p, once known, stands for all of p:
 
@@ -121,7 +121,7 @@ class BaselineSummary:
 
 
 def expected(p: Projected, coming: npt.NDArray[np.int64]) -> BaselineSummary:
-    """Of a model on n tokens; coming int64 [n]. Raises NumericError where it gives NaN or Inf."""
+    """Of a model on n tokens; coming int64 [n]. Raises NumericError if it gives NaN or Inf."""
     seen = OnlineSoftmax.start(p.shape[0], p.device)
     output = torch.zeros(p.hidden.shape, device=p.device)
     with torch.inference_mode():
@@ -163,7 +163,7 @@ def likelihood(p: Logits, coming: npt.NDArray[np.int64]) -> npt.NDArray[np.float
 def distance(p: Logits, q: Logits, coming: npt.NDArray[np.int64]) -> TokenScores:
     """Both models on the same n tokens; coming int64 [n]: the tokens that really followed.
 
-    Raises NumericError where a model gives NaN or Inf.
+    Raises NumericError if a model gives NaN or Inf.
     """
     first, second = (OnlineSoftmax.start(p.shape[0], p.device) for _ in "pq")
     product = torch.zeros(p.shape[0], dtype=torch.float64, device=p.device)

@@ -2,7 +2,7 @@
 
 A text that ends leaves its row to the next prompt, so the batch stays full, and texts of different lengths share it
 without padding on the left. The layers are transformers' own modules, filled with dequantized weights: all of them at
-once where they fit in memory, else one after the other at each step, which is slow, and runs any model.
+once if they fit in memory, else one after the other at each step, which is slow, and runs any model.
 It does not know how weights are stored, nor what the texts are about.
 """
 
@@ -37,10 +37,10 @@ FOR_WEIGHTS, FOR_CACHE = 0.8, 0.6  # of the memory that is free before and after
 class Engine:
     """A model that completes prompts. It may be used for one batch after the other, not for two at once.
 
-    slots     the most texts at once, SLOTS where None. Fewer run where their keys and values might outgrow FOR_CACHE
+    slots     the most texts at once, SLOTS if None. Fewer run if their keys and values might outgrow FOR_CACHE
               of the memory that is left beside the weights; a text counts with the most tokens it may get, so one that
               was begun is never short of memory
-    resident  whether all weights are kept in the compute dtype; where None, if they take at most FOR_WEIGHTS of the
+    resident  whether all weights are kept in the compute dtype; None keeps them if they take at most FOR_WEIGHTS of the
               memory that is free
 
     at_once is the most texts that ran at the same time so far.
@@ -55,7 +55,7 @@ class Engine:
         slots: int | None = None,
         resident: bool | None = None,
     ) -> None:
-        """Raises CheckpointError where the library cannot build a model from the config."""
+        """Raises CheckpointError if the library cannot build a model from the config."""
         if resident is None:
             resident = weight_bytes(weights, arch, dtype) <= FOR_WEIGHTS * free_bytes(device)
         self._network = Network(weights, arch, device, dtype, resident)
@@ -65,9 +65,9 @@ class Engine:
     def complete(self, prompts: Iterable[Prompt], sampling: Sampling, stop: frozenset[int]) -> Iterator[Completion]:
         """Completions as they end. Prompts are drawn as there is room; each must have tokens.
 
-        A text is cut at sampling.max_tokens, and where the model's max_position_embeddings are full: a prompt that
+        A text is cut at sampling.max_tokens, and when the model's max_position_embeddings are full: a prompt that
         alone does not fit gets no token. Raises RecipeError for tokens that the model does not have, NumericError
-        where it gives NaN or Inf.
+        if it gives NaN or Inf.
         """
         batch = Batch(self._network, sampling, stop)
         queue = _Queue(prompts, sampling, self._network.context, self._network.vocabulary)
@@ -337,7 +337,7 @@ class Network:
         return functional.linear(self._norm(hidden), self._head).float()
 
     def _block_masks(self, positions: torch.Tensor) -> dict[int | None, torch.Tensor | None]:
-        """By window; None, which is causal, where the block is the begin of a text and no window is narrower."""
+        """By window; None, which is causal, if the block is the begin of a text and no window is narrower."""
         stop = int(positions[-1]) + 1
         whole = len(positions) == stop
         masks = self._masks(positions[None], stop)

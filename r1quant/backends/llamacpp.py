@@ -56,7 +56,7 @@ class Library:
 
 @cache
 def library() -> Library:
-    """Loads llama.cpp once and silences it. Raises MissingDependency where it is absent or cannot be loaded."""
+    """Loads llama.cpp once and silences it. Raises MissingDependency if it is absent or cannot be loaded."""
     try:
         from llama_cpp import _ggml
         from llama_cpp import llama_cpp as api
@@ -77,7 +77,7 @@ def library() -> Library:
 
 
 def _without_amx(ggml: Any) -> bool:
-    """Takes AMX out of llama.cpp's list of repacking buffers. False where that cannot be done.
+    """Takes AMX out of llama.cpp's list of repacking buffers. False if that cannot be done.
 
     Built with GCC 12, llama.cpp crashes on AMX machines at the first quantized product of several tokens: the
     compiler drops the stores that fill the tile configuration. Without the AMX buffer it takes the next in the list,
@@ -115,10 +115,10 @@ class LlamaCpp:
 
     path     a GGUF file
     context  the most tokens that a text may have, prompt and answer together
-    threads  as many as this process may use where it is None
+    threads  as many as this process may use if it is None
     precise  attention in float32 throughout; llama.cpp's default keeps keys and values in float16
 
-    Raises MissingDependency without llama.cpp, CheckpointError where it cannot load the file.
+    Raises MissingDependency without llama.cpp, CheckpointError if it cannot load the file.
     """
 
     def __init__(self, path: Path, context: int, threads: int | None = None, precise: bool = False) -> None:
@@ -167,7 +167,7 @@ class LlamaCpp:
     def logits(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """tokens [n] -> [n, vocabulary], the logits that follow each token.
 
-        Raises RecipeError where the tokens do not fit the context or the vocabulary.
+        Raises RecipeError if the tokens do not fit the context or the vocabulary.
         """
         listed = self._checked(tokens)
         out = np.empty((len(listed), self.vocabulary), np.float32)
@@ -194,13 +194,13 @@ class LlamaCpp:
                 return
 
     def generate(self, tokens: npt.NDArray[np.int64] | Sequence[int], count: int) -> list[int]:
-        """The `count` most likely next tokens, fewer where the context is full. Raises as `logits`."""
+        """The `count` most likely next tokens, fewer if the context is full. Raises as `logits`."""
         return list(islice(self.stream(tokens), count))
 
     def complete(self, prompts: Iterable[Prompt], sampling: Sampling, stop: frozenset[int]) -> Iterator[Completion]:
         """One after the other. A prompt that is longer than the context gets no token.
 
-        Raises RecipeError for tokens that the model does not have, NumericError where it gives NaN or Inf.
+        Raises RecipeError for tokens that the model does not have, NumericError if it gives NaN or Inf.
         """
         from r1quant.backends.sampling import complete, room
 

@@ -63,7 +63,7 @@ def _left(mount: Path, name: str, files: tuple[str, str, tuple[str, ...]]) -> It
 
 
 def _fields(path: Path) -> dict[str, int]:
-    """Lines such as `name 5` or `name: 5 kB`; none where the file cannot be read."""
+    """Lines such as `name 5` or `name: 5 kB`; none if the file cannot be read."""
     found = {}
     with suppress(OSError):
         for line in path.read_text("ascii", "replace").splitlines():

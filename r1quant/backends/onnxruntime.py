@@ -34,7 +34,7 @@ class OnnxRuntime:
         threads         by default as many as this process may use
         accuracy_level  for models in standard operators; by default what the model's options say
 
-        Raises MissingDependency where onnxruntime is not installed, CheckpointError where it cannot load the model.
+        Raises MissingDependency if onnxruntime is not installed, CheckpointError if it cannot load the model.
         """
         try:
             import onnxruntime
@@ -72,7 +72,7 @@ class OnnxRuntime:
         return "onnxruntime"
 
     def logits(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """tokens int64 [n] -> float32 [n, vocabulary]. Raises NumericError where a number is not finite."""
+        """tokens int64 [n] -> float32 [n, vocabulary]. Raises NumericError if a number is not finite."""
         scores = self._session.run(["logits"], self._feed(tokens, len(tokens)) | self._nothing())[0][0]
         if not bool(np.isfinite(scores).all()):
             raise NumericError("the ONNX model gives NaN or Inf on this text", "export it with dtype float32")
@@ -81,7 +81,7 @@ class OnnxRuntime:
     def complete(self, prompts: Iterable[Prompt], sampling: Sampling, stop: frozenset[int]) -> Iterator[Completion]:
         """One after the other. A prompt that is longer than the model's context gets no token.
 
-        Raises RecipeError for tokens that the model does not have, NumericError where it gives NaN or Inf.
+        Raises RecipeError for tokens that the model does not have, NumericError if it gives NaN or Inf.
         """
         from r1quant.backends.sampling import complete, room
 
@@ -107,7 +107,7 @@ class OnnxRuntime:
 class _Text:
     """One text in a session, with its keys and values.
 
-    Where the graph allows it they are written in place, into buffers longer than the text; else onnxruntime copies
+    If the graph allows it they are written in place, into buffers longer than the text; else onnxruntime copies
     them at each step.
     """
 
@@ -166,7 +166,7 @@ class _Text:
 
 
 def _config(path: Path) -> Any:
-    """genai_config.json beside the graph, None where there is none that can be read."""
+    """genai_config.json beside the graph, None if there is none that can be read."""
     try:
         return json.loads((path.parent / "genai_config.json").read_text("utf-8"))
     except (OSError, ValueError):
@@ -188,6 +188,6 @@ def _number(config: Any, default: int, *keys: str) -> int:
 
 
 def _level(config: Any) -> int:
-    """The accuracy level that the folder asks for, 4 where it says nothing: onnxruntime's own default."""
+    """The accuracy level that the folder asks for, 4 if it says nothing: onnxruntime's own default."""
     keys = ("model", "decoder", "session_options", "session.qdq_matmulnbits_accuracy_level")
     return _number(config, 4, *keys)

@@ -1,6 +1,6 @@
 """Servers that speak OpenAI's protocol: vLLM, SGLang, llama-server, llama-cpp-python, hosted ones; one or several.
 
-Chat requests leave the chat format to the server; raw ones send the rendered prompt, as token ids where the server
+Chat requests leave the chat format to the server; raw ones send the rendered prompt, as token ids if the server
 takes them. The log-probabilities of a text come back from a completion that echoes its prompt; a server is believed
 only after its echo gave a token the same log-probability as its generation did. It does not know what answers mean.
 """
@@ -96,7 +96,7 @@ class OpenAI:
         The server stops at its model's own end of turn; `stop` is sent too, for servers that take it. An answer that
         does not fit the context any more is cut there; a prompt that alone does not fit gets no token.
 
-        Raises RecipeError where a server refuses a request, CheckpointError where none answers for as long as
+        Raises RecipeError if a server refuses a request, CheckpointError if none answers for as long as
         patience lasts. What was yielded before is whole.
         """
         model = self.model
@@ -111,7 +111,7 @@ class OpenAI:
 
         int64 [windows, seq_len] -> float64 [windows, seq_len - 1]. Complete with vLLM and SGLang. llama-cpp-python
         keeps the first value to itself, which is NaN then; its echo is right only for windows that begin with the
-        model's BOS token, and slow for large vocabularies. Raises as `complete`, and RecipeError where a server has
+        model's BOS token, and slow for large vocabularies. Raises as `complete`, and RecipeError if a server has
         no log-probabilities of the prompt, or wrong ones.
         """
         windows, seq_len = tokens.shape

@@ -25,7 +25,7 @@ from r1quant.core.thinking import CLOSING, OPENING
 from r1quant.errors import CheckpointError, RecipeError
 from r1quant.extras import missing
 
-NO_KEY = "none"  # sent where there is none: the package wants some
+NO_KEY = "none"  # sent if there is none: the package wants some
 CONNECT_S = 10.0
 WHOLE_S = 86400.0  # for an answer that does not come in pieces
 LATER = (408, 409, 425, 429)  # and every status from 500 on
@@ -69,7 +69,7 @@ class OpenAIClient:
     """One server, and what was found out about it.
 
     form      how it takes a rendered prompt; empty while that is not known
-    refused   the parameters that it does not know; `stream` and `stream_options` where it cannot
+    refused   the parameters that it does not know; `stream` and `stream_options` if it cannot
     believed  whether its echo agrees with its generation
     counts    whether it tells how many tokens a prompt has, as far as is known
     """
@@ -88,9 +88,9 @@ class OpenAIClient:
 
 @dataclass(frozen=True)
 class Reply:
-    """Counts are None where the server does not count, `scores` (log-probabilities) where none came.
+    """Counts are None if the server does not count, `scores` (log-probabilities) if none came.
 
-    moments: seconds to each piece of the text that came; empty where it came as a whole
+    moments: seconds to each piece of the text that came; empty if it came as a whole
     """
 
     text: str
@@ -156,7 +156,7 @@ class Wire:
             try:
                 return await (self._streamed if streams else self._whole)(client, sent)
             except StreamCut as broken:
-                # llama-cpp-python: a stream ends when another request comes, or where the request is wrong
+                # llama-cpp-python: a stream ends when another request comes, or if the request is wrong
                 if broken.begun and self._timed:
                     raise RetryLater("it stopped in the middle of an answer (no reason)") from None
                 mute = True
@@ -258,7 +258,7 @@ def redact_url(url: str) -> str:
 
 
 def complete(url: str) -> str:
-    """The address of the API: /v1 where only a host is named. Raises RecipeError for what is no address."""
+    """The address of the API: /v1 if only a host is named. Raises RecipeError for what is no address."""
     parts = urlsplit(url if "://" in url else f"http://{url}")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise RecipeError(
@@ -289,7 +289,7 @@ def _read(found: Any) -> Reply:
 
 
 def _choice(found: Any) -> Any:
-    """The only choice of a reply. Raises Again where there is none: some report faults with status 200."""
+    """The only choice of a reply. Raises RetryLater if there is none: some report faults with status 200."""
     choices = getattr(found, "choices", None)
     if not choices:
         raise RetryLater(f"it answered {' '.join(str(getattr(found, 'error', None) or found).split())[:200]}")
@@ -297,7 +297,7 @@ def _choice(found: Any) -> Any:
 
 
 def _finished(reason: str | None) -> bool:
-    """Raises Again where the server gave up in the middle."""
+    """Raises RetryLater if the server gave up in the middle."""
     if reason in (None, "", "abort", "error"):
         raise RetryLater(f"it stopped in the middle of an answer ({reason or 'no reason'})")
     return reason != "length"

@@ -1,4 +1,4 @@
-"""Asks several servers at once, the least busy first, and asks again where one fails. It does not know what it asks.
+"""Asks several servers at once, the least busy first, and asks again if one fails. It does not know what it asks.
 
 Requests run on an event loop in one thread of their own, because only there can one that waits for a server be ended
 at any moment: Ctrl-C does not wait for an answer that is half an hour away.
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 class RetryLater(Exception):
-    """What a question raises where the same may succeed later; `after` seconds, if the server says so."""
+    """What a question raises if the same may succeed later; `after` seconds, if the server says so."""
 
     def __init__(self, reason: str, after: float | None = None) -> None:
         super().__init__(reason)
@@ -70,7 +70,7 @@ class Pool(Generic[C]):
     def each(self, connect: Callable[[], list[C]], questions: Iterable[Callable[[C], Awaitable[T]]]) -> Iterator[T]:
         """Answers as they come. Never draws more questions than can be under way at once.
 
-        Raises CheckpointError where no server answers for as long as patience lasts, and whatever a question raises;
+        Raises CheckpointError if no server answers for as long as patience lasts, and whatever a question raises;
         answers that are there by then come first.
         """
         waiting = iter(questions)

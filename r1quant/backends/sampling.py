@@ -88,7 +88,7 @@ def follow(
     begin  takes the text and gives the logits [vocabulary] of what follows it
     step   goes on with one token; the logits given before need not outlive it
 
-    Raises NumericError where a logit is NaN or Inf.
+    Raises NumericError if a logit is NaN or Inf.
     """
     draws = np.random.default_rng(seed)
     logits = begin(tokens)
@@ -122,14 +122,14 @@ def complete(
 
 
 def completion(prompt: Prompt, ids: Sequence[int], moments: Sequence[float], stop: frozenset[int]) -> Completion:
-    """A completion of tokens; it ended by itself where the last is in `stop`."""
+    """A completion of tokens; it ended by itself if the last is in `stop`."""
     return Completion(prompt.key, tuple(ids), "", len(ids), bool(ids) and ids[-1] in stop, tuple(moments))
 
 
 def room(prompt: Prompt, sampling: Sampling, context: int, vocabulary: int) -> int:
-    """The most new tokens that a prompt may get: the last one needs no place in the context. 0 where it does not fit.
+    """The most new tokens that a prompt may get: the last one needs no place in the context. 0 if it does not fit.
 
-    Raises RecipeError where the prompt has no tokens, or one that is not in the vocabulary.
+    Raises RecipeError if the prompt has no tokens, or one that is not in the vocabulary.
     """
     if not prompt.tokens:
         raise RecipeError(f"prompt {prompt.key!r} has no tokens", "give it in the model's own chat format")
@@ -142,6 +142,6 @@ def room(prompt: Prompt, sampling: Sampling, context: int, vocabulary: int) -> i
 
 
 def check_finite(logits: torch.Tensor) -> None:
-    """Raises NumericError where one is NaN or Inf."""
+    """Raises NumericError if one is NaN or Inf."""
     if not bool(torch.isfinite(logits).all()):
         raise NumericError("the model gives NaN or Inf on this text", "run it in float32")

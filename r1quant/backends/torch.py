@@ -23,7 +23,7 @@ TOKENS_PER_CHUNK = 1024  # that go through a layer at a time: their activations 
 
 
 class TorchModel:
-    """A model as its weights are. slots: the most texts completed at a time; chosen by memory where it is None."""
+    """A model as its weights are. slots: the most texts completed at a time; chosen by memory if it is None."""
 
     name = "torch"
 

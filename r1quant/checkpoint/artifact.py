@@ -37,10 +37,10 @@ class LinearSpec:
 
     shape       (out, in)
     bits        2 .. 8
-    group_size  columns that share a scale; -1 is the whole row, None where groups are not equal runs of columns
+    group_size  columns that share a scale; -1 is the whole row, None if groups are not equal runs of columns
     zeros       the smallest and the largest zero point
     scale_bits  significant bits of the scales: 8 fit bfloat16, 11 float16, more only float32
-    scattered   the number of groups where they are not equal runs (act-order, or a ragged last group), else 0
+    scattered   the number of groups if they are not equal runs (act-order, or a ragged last group), else 0
     kind        of its grid; of another kind than the uniform one, zeros and scale_bits say nothing
     """
 
@@ -135,7 +135,7 @@ class Artifact(Protocol):
         """The quantized linears, by name without `.weight`."""
 
     def qlinear(self, linear: str) -> QLinear:
-        """The integers of a quantized linear, as stored. Raises CheckpointError where they are damaged."""
+        """The integers of a quantized linear, as stored. Raises CheckpointError if they are damaged."""
 
     def read(self, name: str) -> torch.Tensor:
         """A tensor: float32, exact, for the weight of a quantized linear; else in its stored dtype."""
@@ -183,7 +183,7 @@ class CheckpointArtifact(Artifact):
 
 
 def generation_config(side_files: Mapping[str, bytes]) -> JsonObject:
-    """generation_config.json of the carried files; empty where there is none or it is no JSON object."""
+    """generation_config.json of the carried files; empty if there is none or it is no JSON object."""
     try:
         found = json.loads(side_files.get("generation_config.json", b"{}"))
     except (ValueError, RecursionError):

@@ -39,9 +39,9 @@ def fetch(repo_id: str) -> Path:
 
 def headers(repo_id: str) -> tuple[Path, list[tuple[str, str, tuple[int, ...]]] | None]:
     """config.json, and name, dtype and shape of every tensor: no weight is downloaded, only the headers of the files,
-    and nothing where all is in the cache. None where no header can be had.
+    and nothing if all is in the cache. None if no header can be had.
 
-    Raises CheckpointError where there is no config.json, whatever the reason.
+    Raises CheckpointError if there is no config.json, whatever the reason.
     """
     from huggingface_hub import get_safetensors_metadata, hf_hub_download
 
@@ -104,7 +104,7 @@ def _refusal(repo_id: str, error: Exception) -> CheckpointError:
 
 
 def card(repo_id: str) -> str | None:
-    """The README.md of a model, cached or downloaded; None where it has none, or none can be had now."""
+    """The README.md of a model, cached or downloaded; None if it has none, or none can be had now."""
     from huggingface_hub import hf_hub_download
 
     try:
@@ -114,7 +114,7 @@ def card(repo_id: str) -> str | None:
 
 
 def cached(repo_id: str, hashes: Mapping[str, str]) -> str | None:
-    """The revision in the local cache whose weight files have these hashes, by file name; None where there is none."""
+    """The revision in the local cache whose weight files have these hashes, by file name; None if there is none."""
     from huggingface_hub import try_to_load_from_cache
 
     held = try_to_load_from_cache(repo_id, "config.json")

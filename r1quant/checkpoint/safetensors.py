@@ -108,7 +108,7 @@ class Checkpoint:
         return max(sizes, key=lambda dtype: sizes[dtype])
 
     def read(self, name: str) -> torch.Tensor:
-        """The tensor in its stored dtype. Raises CheckpointError where the checkpoint has no such tensor."""
+        """The tensor in its stored dtype. Raises CheckpointError if the checkpoint has no such tensor."""
         import torch
 
         info = self.info(name)
@@ -206,7 +206,7 @@ def _hash_until(file: BinaryIO, offset: int | None, digest: Any) -> None:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """The tensors of one safetensors file. Raises CheckpointError where the header and the file do not agree."""
+    """The tensors of one safetensors file. Raises CheckpointError if the header and the file do not agree."""
     again = "the file is damaged or incomplete; download it again"
     try:
         total = path.stat().st_size
@@ -255,7 +255,7 @@ def _entry(path: Path, name: str, entry: Any, base: int) -> TensorInfo:
 
 
 def read_side_file(path: Path) -> bytes:
-    """A small file whole. Raises CheckpointError where it is not small or cannot be read."""
+    """A small file whole. Raises CheckpointError if it is not small or cannot be read."""
     try:
         with path.open("rb") as file:
             content = file.read(SIDE_FILE_LIMIT + 1)

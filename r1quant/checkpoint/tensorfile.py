@@ -57,7 +57,7 @@ def header(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> bytes:
 
 
 def write(path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str], contents: Iterable[Content]) -> None:
-    """The whole file, atomically. Raises ValueError where a content does not have its spec's size."""
+    """The whole file, atomically. Raises ValueError if a content does not have its spec's size."""
     specs = list(specs)
     with replacing(path) as file:
         file.write(header(specs, metadata))

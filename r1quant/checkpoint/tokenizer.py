@@ -31,7 +31,7 @@ class Tokenizer:
 
     source    the model's name, for messages
     specials  the named special tokens: bos_token, eos_token, ...
-    template  the chat template, None where the model has none
+    template  the chat template, None if the model has none
     """
 
     source: str
@@ -47,14 +47,14 @@ class Tokenizer:
     def from_files(cls, files: Mapping[str, bytes], source: str) -> Tokenizer:
         """From the contents of tokenizer.json and the files beside it, by name.
 
-        Raises CheckpointError where one of them is missing or cannot be read.
+        Raises CheckpointError if one of them is missing or cannot be read.
         """
         import tokenizers
 
         if "tokenizer.json" not in files:
             raise CheckpointError(
                 f"{source} has no tokenizer.json",
-                "download it; where a model has only a tokenizer.model, transformers' AutoTokenizer converts it",
+                "download it; if a model has only a tokenizer.model, transformers' AutoTokenizer converts it",
             )
         try:
             backend = tokenizers.Tokenizer.from_buffer(files["tokenizer.json"])
@@ -109,7 +109,7 @@ class Tokenizer:
         return self.backend.token_to_id(OPENING), self.backend.token_to_id(CLOSING)
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        """The messages in the model's chat format. Raises CalibrationError where the template cannot."""
+        """The messages in the model's chat format. Raises CalibrationError if the template cannot."""
         if self.template is None:
             raise CalibrationError(
                 f"{self.source} has no chat template", 'give plain text, or lines of the form {"text": ...}'
@@ -131,7 +131,7 @@ class Tokenizer:
             ) from None
 
     def render_trace(self, messages: Sequence[Message], ended: bool = True) -> str:
-        """The messages with the reasoning of the last answer kept; without the eos token where it has not ended.
+        """The messages with the reasoning of the last answer kept; without the eos token if it has not ended.
 
         R1's own template cuts an assistant's turn down to what follows `</think>`. So the last assistant turn is
         appended as it stands, then the eos token, to what the model would have been prompted with. Reasoning given
@@ -168,7 +168,7 @@ def _json(files: Mapping[str, bytes], name: str, source: str) -> Any:
 
 
 def _object(files: Mapping[str, bytes], name: str, source: str) -> dict[str, Any]:
-    """A JSON object, empty where there is no such file."""
+    """A JSON object, empty if there is no such file."""
     if name not in files:
         return {}
     value = _json(files, name, source)

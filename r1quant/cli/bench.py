@@ -32,7 +32,7 @@ def bench(out: str | None, baseline: str | None, given: Given, record: Path | No
     """Measure how fast OUT and the model it was made from run here: tokens a second, time to first token, memory.
 
     All combinations of --prompt-tokens, --new-tokens and --batch are measured.
-    What a card of 40 GB would do is modelled where there is none here, and labelled so.
+    What a card of 40 GB would do is modelled if there is none here, and labelled so.
     OUT left out is the quantized checkpoint last written into the current folder.
     """
     from r1quant.jobs.bench.run import bench as job

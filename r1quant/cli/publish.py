@@ -26,7 +26,7 @@ def publish(out: str | None, to: str, given: Given, as_json: bool, debug: bool) 
     """Give OUT away with its measurements, licence, checksums and provenance: in a folder, or on the Hub.
 
     OUT is a folder that quantize or export wrote, or one that holds several of those; left out, it is the quantized
-    checkpoint last written into the current folder. Refused, with exit code 1, where a gate failed, records are missing
+    checkpoint last written into the current folder. Refused, with exit code 1, if a gate failed, records are missing
     or of other files, the licence is unknown or forbids it, or something looks like a secret. The token for the Hub is
     that of HF_TOKEN or of 'hf auth login'.
     """

@@ -13,7 +13,7 @@ from r1quant.cli import console
 def pull_check(dir: str, as_json: bool, debug: bool) -> int:
     """Verify a downloaded model: every file of DIR against SHA256SUMS and provenance.json.
 
-    Names what is missing, changed or extra, and exits with 1 where anything is. What git and the Hub's tools put beside
+    Names what is missing, changed or extra, and exits with 1 if anything is. What git and the Hub's tools put beside
     the files (.gitattributes, .cache) is left aside.
     """
     from r1quant.jobs.publish.pull_check import pull_check as job

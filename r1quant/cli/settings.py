@@ -25,7 +25,7 @@ class Settings:
 
 
 def read_settings(folder: Path) -> Settings:
-    """The settings of a folder; all None where it has no r1quant.toml."""
+    """The settings of a folder; all None if it has no r1quant.toml."""
     path = folder / "r1quant.toml"
     if not path.is_file():
         return Settings(None, None, {})

@@ -116,7 +116,7 @@ class Declaration:
     group   the heading that it stands under
     help    what it does: sentences that are understood without its name
     values  which values it takes, beyond the type
-    flag    its names on the command line, where they do not follow from its name: "--symmetric/--asymmetric"
+    flag    its names on the command line, if they do not follow from its name: "--symmetric/--asymmetric"
     shown   what stands for the default: None is the default itself, "" is nothing
     """
 

@@ -28,7 +28,7 @@ NAMES = "name mini, aime24, aime25, aime, hub:DATASET or a .jsonl file"
 
 @dataclass(frozen=True)
 class Problem:
-    """key names it in its set; answer is a number or LaTeX, as its source writes it; family is empty where unknown."""
+    """key names it in its set; answer is a number or LaTeX, as its source writes it; family is empty if unknown."""
 
     key: str
     question: str
@@ -81,7 +81,7 @@ ALIASES = {"2024": "aime24", "aime2024": "aime24", "2025": "aime25", "aime2025":
 
 
 def load(spec: str, limit: int | None = None) -> ProblemSet:
-    """The problems, the first `limit` of them. Raises CalibrationError where they cannot be used.
+    """The problems, the first `limit` of them. Raises CalibrationError if they cannot be used.
 
     spec   mini; aime24, aime25 or aime for both years; hub:NAME[@CONFIG][:SPLIT]; or a .jsonl file
     """
@@ -170,7 +170,7 @@ def _label(dataset: Dataset) -> str:
 
 
 def _hub(dataset: Dataset, prefix: str) -> list[Problem]:
-    """All rows of a dataset; where a row has an id, it is part of the key."""
+    """All rows of a dataset; if a row has an id, it is part of the key."""
     need("datasets")
     import datasets
 
@@ -197,7 +197,7 @@ def _hub(dataset: Dataset, prefix: str) -> list[Problem]:
 
 
 def _problem(row: Mapping[str, Any], key: str, where: str) -> Problem:
-    """The problem of one row; `key` where it has no id. Names of columns may begin with a capital."""
+    """The problem of one row; `key` if it has no id. Names of columns may begin with a capital."""
     columns = {str(name).lower(): value for name, value in row.items()}
 
     def field(names: tuple[str, ...]) -> str:

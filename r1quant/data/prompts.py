@@ -34,9 +34,9 @@ class PromptSet:
 
 
 def load(spec: str | None = None, embedded: bool = False, limit: int | None = None) -> PromptSet:
-    """The prompts, the first `limit` of them. Raises CalibrationError where they cannot be used.
+    """The prompts, the first `limit` of them. Raises CalibrationError if they cannot be used.
 
-    spec      a .jsonl file; None for the bundled prompts, or for problems of its own kind where the model is `embedded`
+    spec      a .jsonl file; None for the bundled prompts, or for problems of its own kind if the model is `embedded`
     """
     if limit is not None and limit < 1:
         raise RecipeError(f"{limit} prompts cannot be asked", "give a number from 1 up")

@@ -1,7 +1,7 @@
 """How a model writes its own calibration text, or a part of it, before it is quantized, and what that costs: no torch.
 
 What a quantized model has to go on with is its own reasoning, so that is what it is calibrated on (self-calibration,
-Williams et al. 2025, arXiv 2410.17170). Where a text is given, the model can write on from it: more text of the kind.
+Williams et al. 2025, arXiv 2410.17170). If a text is given, the model can write on from it: more text of the kind.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LONG_S = 3600.0
 
 @dataclass(frozen=True)
 class Cost:
-    """Of writing the text on this machine's processors, roughly. memory_bytes: of the weights, where they fit."""
+    """Of writing the text on this machine's processors, roughly. memory_bytes: of the weights, if they fit."""
 
     tokens: int
     seconds: float

@@ -62,7 +62,7 @@ def bundled(name: str) -> Path:
 
 
 def named(spec: str | None, default: str) -> Source:
-    """Takes a spec apart. Raises CalibrationError where it names nothing that can be read."""
+    """Takes a spec apart. Raises CalibrationError if it names nothing that can be read."""
     if spec is None:
         return Source("jsonl", str(bundled(default)), f"the bundled calib/{default}", bundled=True)
     if spec == CHAINS:
@@ -107,7 +107,7 @@ def check(spec: str | None) -> None:
 
 
 def header(path: Path) -> dict[str, Any] | None:
-    """What the first line of a file says of how the others were written; None where it says nothing."""
+    """What the first line of a file says of how the others were written; None if it says nothing."""
     try:
         found = json.loads(next(_lines(path), b""))
     except (ValueError, RecursionError):

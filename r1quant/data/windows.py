@@ -1,7 +1,7 @@
 """Text to token windows: encoded, packed, counted and hashed.
 
 A text file is one document, its windows in file order, so that others can be given the very same tokens. Other
-sources are documents with an eos token between them, shuffled by the seed where there are more than needed.
+sources are documents with an eos token between them, shuffled by the seed if there are more than needed.
 Nothing is ever padded; the ragged tail is dropped. It does not know models, and it needs no torch.
 """
 
@@ -70,11 +70,11 @@ def load(
     seed: int,
     vocabulary: int | None = None,
 ) -> Calibration:
-    """The calibration windows. Raises CalibrationError where the text cannot be used.
+    """The calibration windows. Raises CalibrationError if the text cannot be used.
 
     spec        None for the bundled set; a text file; a .jsonl file; `owner/name` or
                 `hub:NAME[@CONFIG][:SPLIT[:COLUMN]]` for a Hub dataset
-    vocabulary  how many tokens the model knows; CheckpointError where the tokenizer makes others
+    vocabulary  how many tokens the model knows; CheckpointError if the tokenizer makes others
     """
     return _load(texts.named(spec, texts.DEFAULT), tokenizer, samples, seq_len, seed, vocabulary)
 
@@ -198,7 +198,7 @@ def _digest(tokens: npt.NDArray[np.int64]) -> str:
 
 
 def _encoded(document: Document, tokenizer: Tokenizer, source: Source) -> list[int]:
-    """The tokens of a document: those it was written in, where they mean the same to this tokenizer."""
+    """The tokens of a document: those it was written in, if they mean the same to this tokenizer."""
     if isinstance(document, WrittenText):
         same = tokenizer.decode(document.tokens) == document.text
         return list(document.tokens) if same else tokenizer.encode(document.text)

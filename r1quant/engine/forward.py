@@ -76,7 +76,7 @@ def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
 
 
 def reuse() -> None:
-    """Has the C library keep what is freed for the next tensor, where it would fetch each of them anew from the
+    """Has the C library keep what is freed for the next tensor, if it would fetch each of them anew from the
     system: clearing its pages takes longer than most that is computed in it."""
     option = getattr(_libc(), "mallopt", None)
     if option is not None:
@@ -85,7 +85,7 @@ def reuse() -> None:
 
 
 def give_back() -> None:
-    """Returns freed memory to the system, where the C library would keep it in holes between what is in use."""
+    """Returns freed memory to the system, if the C library would keep it in holes between what is in use."""
     trim = getattr(_libc(), "malloc_trim", None)
     if trim is not None:
         trim(0)
@@ -109,7 +109,7 @@ class Decoder:
     def __init__(
         self, weights: TensorSource, arch: Architecture, device: torch.device, dtype: torch.dtype, seq_len: int
     ) -> None:
-        """Raises CheckpointError where the library cannot build a model from the config."""
+        """Raises CheckpointError if the library cannot build a model from the config."""
         reuse()
         self.weights, self.arch, self.device, self.dtype = weights, arch, device, dtype
         model = skeleton(weights.config, arch)
@@ -149,7 +149,7 @@ class Decoder:
         return Head(self.weights.read(head_name(self.weights, self.arch)), self.device, dtype)
 
     def _mask(self, index: int) -> torch.Tensor | None:
-        """None means causal. A boolean [1, 1, S, S] where the layer's sliding window is shorter than the text."""
+        """None means causal. A boolean [1, 1, S, S] if the layer's sliding window is shorter than the text."""
         window = self._windows[index]
         if window is None or window >= self._seq_len:
             return None
@@ -213,7 +213,7 @@ def head_name(weights: TensorSource, arch: Architecture) -> str:
 def skeleton(config: Config, arch: Architecture) -> Any:
     """The library's model of a config.json on the meta device, without weights; attention by torch's own kernels.
 
-    Raises CheckpointError where the library cannot build one.
+    Raises CheckpointError if the library cannot build one.
     """
     import transformers
 

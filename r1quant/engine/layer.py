@@ -2,7 +2,7 @@
 
 Stage by stage (q/k/v, attention output, gate/up, down): gather the statistics of the stage's input, quantize its
 linears, put the rounded weights in place, compute the stage's output with them, go on. Each stage thus sees inputs
-that come from quantized predecessors. Where the float model runs beside, its outputs are what is aimed at, so that
+that come from quantized predecessors. If the float model runs beside, its outputs are what is aimed at, so that
 later stages make up for the errors of earlier ones. It knows nothing of files.
 """
 
@@ -63,7 +63,7 @@ def _gather(
     """Fills the sums, and says how to move the weights so that the outputs are those that are wanted.
 
     What the outputs lack is W (y - x), y what the float model has in the place of x; the ends of a branch make up for
-    the drift of the residual stream as well, unless a norm stands between. Where it runs beside for some windows only,
+    the drift of the residual stream as well, unless a norm stands between. If it runs beside for some windows only,
     the correction follows from the statistics of these, before the others come to them.
     """
     if reference is None or target is None:

@@ -40,7 +40,7 @@ class LayerPass:
                 self._add(stage, inputs)
 
     def _inputs(self, stage: Stage, before: Chunks) -> Chunks:
-        """Kept where they are small; before: what the linears of the stage before read."""
+        """Kept if they are small; before: what the linears of the stage before read."""
         layer, width = self.layer, self.layer.weight(stage.linears[0]).shape[1]
 
         def chunks() -> Iterable[torch.Tensor]:

@@ -37,7 +37,7 @@ class Sensitivity:
 
     @property
     def norms(self) -> torch.Tensor:
-        """float32 [T]: |g_t|, 1 on average; 1 throughout where there is no gradient at all."""
+        """float32 [T]: |g_t|, 1 on average; 1 throughout if there is no gradient at all."""
         return _averaging_one(self.weights.sqrt())
 
     @property

@@ -67,7 +67,7 @@ def predicted_kl(quantized: Artifact) -> float | None:
 
 
 def same_model(one: Artifact, other: Artifact) -> Architecture:
-    """The architecture of two forms of one model. Raises CheckpointError where they cannot be that."""
+    """The architecture of two forms of one model. Raises CheckpointError if they cannot be that."""
     arch = architecture_of(one.config)
     for key in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size"):
         mine, theirs = one.config.get(key), other.config.get(key)
@@ -85,7 +85,7 @@ def _related(one: Artifact, other: Artifact) -> bool:
 
 
 def _only_gguf(folder: Path) -> Path | None:
-    """The model in a folder that holds GGUF and no safetensors; the first part where it is in several."""
+    """The model in a folder that holds GGUF and no safetensors; the first part if it is in several."""
     if not folder.is_dir() or any(folder.glob("*.safetensors")):
         return None
     files = sorted(path for path in folder.glob("*.gguf") if not path.name.endswith(".imatrix.gguf"))

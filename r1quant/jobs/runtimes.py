@@ -39,7 +39,7 @@ def backend_of(artifact: Artifact, wanted: str) -> str:
 
 
 def installed(backend: str) -> None:
-    """Raises MissingDependency where the package of a backend is not there, without loading it."""
+    """Raises MissingDependency if the package of a backend is not there, without loading it."""
     if backend in EXTRA_OF:
         need(EXTRA_OF[backend])
 
@@ -57,7 +57,7 @@ def open_runtime(
     answers are what a mock knows; the tokenizer turns tokens to text for servers that want text; note is told of
     servers that fail.
 
-    Raises RecipeError, MissingDependency where the backend's package is not installed, and what the backend raises.
+    Raises RecipeError, MissingDependency if the backend's package is not installed, and what the backend raises.
     """
     name = backend_of(artifact, setup.backend)
     if name == SERVER:

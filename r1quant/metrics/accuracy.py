@@ -19,7 +19,7 @@ from r1quant.records.interval import Interval
 
 POWER = 0.8
 # The fewest problems that a two-sided sign-flip test can tell from nothing are six (2 * 0.5**6 = 0.031); a Poisson
-# count reaches six in 80 % of the runs where this many are expected.
+# count reaches six in 80 % of the runs if this many are expected.
 CHANGED = 7.906
 
 Right = npt.NDArray[np.bool_]
@@ -78,7 +78,7 @@ def accuracy_interval(right: Right) -> Interval | None:
 def majority(right: Right, answers: Sequence[Sequence[str | None]]) -> float:
     """maj@k: the share of problems whose most frequent answer is right.
 
-    Samples without an answer do not vote. Right answers are one answer, however they are written. Where answers tie,
+    Samples without an answer do not vote. Right answers are one answer, however they are written. If answers tie,
     the problem counts with the probability that a winner drawn from them is right.
     """
     won = []

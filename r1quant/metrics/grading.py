@@ -95,7 +95,7 @@ def final_answer(text: str, thinking: bool = False) -> str | None:
 def grade(text: str, answer: str, thinking: bool = False) -> Grade:
     """What a completion answers, and whether it is `answer`. Never raises.
 
-    Where a number is expected, another number is wrong however near it is; 42 % is 42 as well as 0.42. A comparison
+    If a number is expected, another number is wrong however near it is; 42 % is 42 as well as 0.42. A comparison
     that takes longer than `SECONDS` is wrong.
     """
     found = final_answer(text, thinking)

@@ -3,7 +3,7 @@
 The multiple-choice knapsack problem (H. Kellerer, U. Pferschy, D. Pisinger, Knapsack Problems, 2004, chapter 11). Its
 linear relaxation gives a price of a byte and a lower bound; at that price every candidate costs a known amount more
 than the cheapest of its group, so that choices that add up to more than the best known answer is above the bound are
-left out. The rest is dynamic programming over undominated pairs of bytes and loss: exact where there are no more
+left out. The rest is dynamic programming over undominated pairs of bytes and loss: exact if there are no more
 pairs than LIMIT, and else within a gap that is proven and stated. It does not know what the groups are.
 """
 

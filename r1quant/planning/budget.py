@@ -129,7 +129,7 @@ class Allocation:
 def choices(recipe: Recipe, linears: tuple[LinearPlan, ...]) -> tuple[int, ...]:
     """The bits that the format holds: those that the recipe names, or those of them that a runtime loads mixed.
 
-    Where it names none and no runtime loads several, all that the format holds.
+    If it names none and no runtime loads several, all that the format holds.
     """
     named = recipe.allowed_bits or BITS
     held = tuple(bits for bits in named if any(_holds(recipe, linear, bits) for linear in linears))

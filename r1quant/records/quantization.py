@@ -51,7 +51,7 @@ class LinearReport:
     relative_loss  loss over the mean of |x W^T|^2; without calibration |W - Q|^2 over |W|^2
     damping        share of the mean diagonal added to the Hessian; None without calibration
     dead_columns   input channels that were zero in every token
-    rows_nearest   rows where plain rounding cost less and was taken
+    rows_nearest   rows for which plain rounding cost less and was taken
     fallback       whether the Hessian could not be factored, so that all was rounded to nearest
     predicted_kl   the KL divergence that this error is predicted to cost, in nats per token
     raised         whether damping is more than the recipe asked for

@@ -49,7 +49,7 @@ def dtype_of(header: GgufHeader) -> str:
 
 
 def model_config(header: GgufHeader, arch: Architecture, rope_freqs: npt.NDArray[np.float32] | None) -> dict[str, Any]:
-    """config.json. rope_freqs is the table of that name, [head_dim / 2], where the file has one."""
+    """config.json. rope_freqs is the table of that name, [head_dim / 2], if the file has one."""
     prefix = arch.gguf.architecture
     hidden = header.whole(f"{prefix}.embedding_length", least=1)
     heads = header.whole(f"{prefix}.attention.head_count", least=1)
@@ -85,7 +85,7 @@ def model_config(header: GgufHeader, arch: Architecture, rope_freqs: npt.NDArray
 def _of_family(header: GgufHeader, arch: Architecture, config: Config) -> dict[str, Any]:
     """What some families have beyond the sizes: sliding windows, and a scale of the attention scores of their own.
 
-    Raises CheckpointError where the file has what the architecture table calls unsupported.
+    Raises CheckpointError if the file has what the architecture table calls unsupported.
     """
     prefix, found = arch.gguf.architecture, dict[str, Any]()
     for key in arch.unsupported:
@@ -103,7 +103,7 @@ def _of_family(header: GgufHeader, arch: Architecture, config: Config) -> dict[s
 
 
 def generation_config(header: GgufHeader) -> dict[str, Any]:
-    """generation_config.json: the ids that begin and end a text and, where the file has them, sampling values."""
+    """generation_config.json: the ids that begin and end a text and, if the file has them, sampling values."""
     config: dict[str, Any] = {f"{name}_token_id": token_id(header, TOKENS[name]) for name in ("bos", "eos", "pad")}
     turn = token_id(header, "eot")
     if turn is not None and config["eos_token_id"] not in (None, turn):
@@ -118,7 +118,7 @@ def generation_config(header: GgufHeader) -> dict[str, Any]:
 
 
 def token_id(header: GgufHeader, name: str) -> int | None:
-    """`tokenizer.ggml.NAME_token_id` if the file has it. Raises CheckpointError where it is no id of the vocabulary."""
+    """`tokenizer.ggml.NAME_token_id` if the file has it. Raises CheckpointError if it is no id of the vocabulary."""
     key = f"tokenizer.ggml.{name}_token_id"
     if key not in header.metadata:
         return None
@@ -206,7 +206,7 @@ def _rope_scaling(
 
 
 def _llama3(header: GgufHeader, config: Config, rope_freqs: npt.NDArray[np.float32]) -> dict[str, Any] | None:
-    """The parameters of Llama 3 scaling whose factors are the given table; None where the table scales nothing."""
+    """The parameters of Llama 3 scaling whose factors are the given table; None if the table scales nothing."""
     factor = float(rope_freqs.max(initial=1.0))
     if rope_freqs.shape == (config["head_dim"] // 2,) and 1.0 <= factor < math.inf:
         head_dim, theta = config["head_dim"], config["rope_theta"]

@@ -69,28 +69,28 @@ class GgufHeader:
     tensors: Mapping[str, StoredTensor]
 
     def whole(self, key: str, default: int | None = None, least: int = 0) -> int:
-        """An integer of at least `least` and below 2**32. Raises CheckpointError where it is missing or not that."""
+        """An integer of at least `least` and below 2**32. Raises CheckpointError if it is missing or not that."""
         value = self.metadata.get(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 1 << 32:
             raise self.unusable(f"{key} is {shown(value)}, not an integer of at least {least}")
         return value
 
     def real(self, key: str, default: float | None = None) -> float:
-        """A positive finite number. Raises CheckpointError where it is missing or not that."""
+        """A positive finite number. Raises CheckpointError if it is missing or not that."""
         value = self.metadata.get(key, default)
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
             raise self.unusable(f"{key} is {shown(value)}, not a positive number")
         return float(value)
 
     def text(self, key: str, default: str | None = None) -> str:
-        """A string. Raises CheckpointError where it is missing or not that."""
+        """A string. Raises CheckpointError if it is missing or not that."""
         value = self.metadata.get(key, default)
         if not isinstance(value, str):
             raise self.unusable(f"{key} is {shown(value)}, not a string")
         return value
 
     def flag(self, key: str, default: bool) -> bool:
-        """A boolean. Raises CheckpointError where it is something else."""
+        """A boolean. Raises CheckpointError if it is something else."""
         value = self.metadata.get(key, default)
         if not isinstance(value, bool):
             raise self.unusable(f"{key} is {shown(value)}, not a boolean")

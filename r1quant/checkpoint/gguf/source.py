@@ -75,7 +75,7 @@ class GgufCheckpoint(Checkpoint):
         return buffer
 
     def chunks(self, info: TensorInfo) -> Iterator[npt.NDArray[np.uint8]]:
-        """The presented tensor's bytes piece by piece: some rows each, whole heads where rows are permuted."""
+        """The presented tensor's bytes piece by piece: some rows each, whole heads if rows are permuted."""
         stored, heads = self.stored[info.name], self.heads.get(info.name)
         rows = stored.nbytes // stored.row_bytes
         offset = self.offsets.get(info.name, 0)

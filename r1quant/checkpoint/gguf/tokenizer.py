@@ -17,9 +17,9 @@ from r1quant.checkpoint.gguf.config import SAFETENSORS, TOKENS, token_id
 from r1quant.checkpoint.gguf.header import GgufHeader, shown
 from r1quant.errors import CheckpointError
 
-WHOLE = "tokenizer.huggingface.json"  # tokenizer.json itself, where the other keys do not say all of it
+WHOLE = "tokenizer.huggingface.json"  # tokenizer.json itself, if the other keys do not say all of it
 SPACE = "▁"
-SPELLED = 1 << 23  # characters of all tokens together, where merges follow from them; a bound against hostile files
+SPELLED = 1 << 23  # characters of all tokens together, if merges follow from them; a bound against hostile files
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # kinds of tokens
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -38,7 +38,7 @@ class PreTokenizer:
     splits   regular expressions, each applied to the pieces that the one before it left
     nfc      text is put into Unicode's composed form first
     whole    a piece that is a token itself is not taken apart ("ignore_merges")
-    add_bos  whether a text begins with the BOS token where the file does not say
+    add_bos  whether a text begins with the BOS token if the file does not say
     """
 
     splits: tuple[str, ...]
@@ -74,9 +74,9 @@ class Vocabulary:
 
 
 def tokenizer_files(header: GgufHeader) -> dict[str, bytes]:
-    """The tokenizer's files by name; none where the file has no tokenizer.
+    """The tokenizer's files by name; none if the file has no tokenizer.
 
-    Raises CheckpointError where the tokenizer is not a BPE of a known kind or is inconsistent.
+    Raises CheckpointError if the tokenizer is not a BPE of a known kind or is inconsistent.
     """
     model = header.text("tokenizer.ggml.model", "none")
     if model in ("none", "no_vocab"):
@@ -146,7 +146,7 @@ def _merges(header: GgufHeader, vocabulary: Vocabulary) -> list[tuple[str, str]]
 
 
 def _around(header: GgufHeader, vocabulary: Vocabulary, add_bos: bool) -> tuple[list[str], list[str]]:
-    """The tokens that are put before and behind every text. add_bos: whether BOS is where the file does not say."""
+    """The tokens that are put before and behind every text. add_bos: whether BOS is if the file does not say."""
     put: list[list[str]] = []
     for name, default in (("bos", add_bos), ("eos", False)):
         index = token_id(header, TOKENS[name]) if header.flag(f"tokenizer.ggml.add_{name}_token", default) else None

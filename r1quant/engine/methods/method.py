@@ -43,7 +43,7 @@ class Solved:
 
     qlinear       its N rows
     damping       the share of the mean diagonal that was added to H in the end; None if H was not asked
-    rows_nearest  bool [N]: rows where plain rounding cost less and was taken; None if the method does not compare
+    rows_nearest  bool [N]: rows for which plain rounding cost less and was taken; None if the method does not compare
     fallback      whether H could not be factored at all, so that every row is rounded to nearest
     """
 

@@ -28,7 +28,7 @@ Round = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 class FactorChoice:
     """The factors that were found.
 
-    scale    float32 [K], geometric mean 1, equal where channels share a source: for folds.apply
+    scale    float32 [K], geometric mean 1, equal if channels share a source: for folds.apply
     alpha    its exponent; 0 without `balanced` is the identity
     balanced whether it is divided by the weights' own magnitude
     loss     tr(dW H dW^T) of plain rounding with it, on the rows that were looked at
@@ -93,6 +93,6 @@ def _centred(scale: torch.Tensor) -> torch.Tensor:
 
 
 def _living(values: torch.Tensor) -> torch.Tensor:
-    """values [K] over their mean; 1 where they are next to nothing, so that silent channels are left alone."""
+    """values [K] over their mean; 1 if they are next to nothing, so that silent channels are left alone."""
     relative = values / values.mean().clamp(min=torch.finfo(torch.float32).tiny)
     return torch.where(relative > SMALLEST, relative, 1)

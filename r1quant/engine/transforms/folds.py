@@ -1,4 +1,4 @@
-"""Folds: a factor for each input channel of some linears, taken out again where that input is made.
+"""Folds: a factor for each input channel of some linears, taken out again if that input is made.
 
 The columns of the linears are multiplied, the norm or linear before them is divided, and the layer computes what it
 did. Biases of the linears stay as they are. Those of the linear before are divided with its rows: the bias of v comes
@@ -67,7 +67,7 @@ def folded(checkpoint: Checkpoint, scales: Mapping[int, Mapping[str, torch.Tenso
              is. What a norm loses when its quotient is rounded to its dtype is made up for in the factor, so that the
              two belong together exactly; channels of a norm that are zero or would vanish are left alone
 
-    Raises ValueError where a factor is not positive and finite, or differs between channels of one source.
+    Raises ValueError if a factor is not positive and finite, or differs between channels of one source.
     """
     arch = architecture_of(checkpoint.config)
     turns: dict[str, Turn] = {}

@@ -26,7 +26,7 @@ class Rotation:
     factors: tuple[torch.Tensor, ...]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """x Q for float32 x [..., n], or of each of h neighbouring blocks where x is [..., h n]."""
+        """x Q for float32 x [..., n], or of each of h neighbouring blocks if x is [..., h n]."""
         rotated = (x.reshape(-1, len(self.signs)) * self.signs).reshape(-1, *(len(factor) for factor in self.factors))
         for axis, factor in enumerate(self.factors, 1):
             rotated = torch.tensordot(rotated, factor, dims=([axis], [0])).movedim(-1, axis)

@@ -30,8 +30,8 @@ from r1quant.errors import RecipeError
 def rotated(checkpoint: Checkpoint, *, residual: bool = True, heads: bool = True, seed: int = 0) -> View:
     """The checkpoint with its residual stream (R1), its heads between v and o (R2), or both, rotated at random.
 
-    Raises CheckpointError where the architecture is not known, config.json lacks a size, or a tensor is missing, and
-    RecipeError where norms stand between a block and the residual stream, which then cannot turn.
+    Raises CheckpointError if the architecture is not known, config.json lacks a size, or a tensor is missing, and
+    RecipeError if norms stand between a block and the residual stream, which then cannot turn.
     """
     config, text, arch = checkpoint.config, checkpoint.config_text, architecture_of(checkpoint.config)
     names, tensors = arch.tensors, dict(checkpoint.tensors)

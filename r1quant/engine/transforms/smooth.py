@@ -1,7 +1,7 @@
 """SmoothQuant: part of the activations' spread moves into the weights (Xiao et al. 2022, arXiv 2211.10438).
 
 s_j = max|x_j|^alpha / max|W_j|^(1 - alpha), along the same pairs as AWQ. It is meant for runtimes that round
-activations too; where only weights are rounded, transforms/awq.py chooses by the error itself.
+activations too; if only weights are rounded, transforms/awq.py chooses by the error itself.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ SMALLEST = 1e-5
 
 
 def scale(weight: torch.Tensor, peak: torch.Tensor, fold: Fold, alpha: float = 0.5) -> torch.Tensor:
-    """The factors float32 [K] for folds.apply, equal where channels share a source.
+    """The factors float32 [K] for folds.apply, equal if channels share a source.
 
     weight   float32 [N, K]: the linears of the fold as one stack of rows (Fold.stacked)
     peak     float32 [K]: the largest |x| of each input channel over all calibration tokens, in the float model. A
              Hessian does not tell it; it has to be gathered beside, with torch.maximum over the chunks
     alpha    share of the spread that moves: 0 evens out the weights, 1 the activations
 
-    A channel that no token ever fills, or no weight reads, keeps factor 1. Raises ValueError where alpha is not within
+    A channel that no token ever fills, or no weight reads, keeps factor 1. Raises ValueError if alpha is not within
     0 .. 1.
     """
     if not 0 <= alpha <= 1:

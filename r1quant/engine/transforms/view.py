@@ -96,7 +96,7 @@ class View(Checkpoint):
     def chunks(self, info: TensorInfo) -> Iterator[Bytes]:
         """The presented tensor's bytes, some rows at a time.
 
-        Raises NumericError where a number is beyond what the presented dtype holds.
+        Raises NumericError if a number is beyond what the presented dtype holds.
         """
         turn = self.turns[info.name]
         if not turn.changes and turn.source == info.name:

@@ -79,7 +79,7 @@ class Checked:
 
 
 def check(a: str | Path, b: str | Path, progress: Progress | None = None) -> Checked:
-    """Compares every tensor of two artifacts. Raises CheckpointError where they are not one model's."""
+    """Compares every tensor of two artifacts. Raises CheckpointError if they are not one model's."""
     progress = progress or Silent()
     one, other = open_artifact(a), open_artifact(b)
     arch = same_model(one, other)
@@ -111,7 +111,7 @@ def _names(one: Artifact, other: Artifact, arch: Architecture) -> tuple[list[str
 
 
 def compare(one: Artifact, other: Artifact, name: str, offset: int = 0) -> Difference | None:
-    """The difference of a tensor in two artifacts, as float32; None where there is none.
+    """The difference of a tensor in two artifacts, as float32; None if there is none.
 
     offset: what is added before the two are compared: of norms that multiply by one plus their weight a model knows,
     and GGUF stores, only this sum.

@@ -1,4 +1,4 @@
-"""A calibration run: a text that the float model reads, where and in what precision it does, and the fingerprint of it.
+"""A calibration run: a text that the float model reads, if and in what precision it does, and the fingerprint of it.
 
 Passes over the text are kept in the cache under the key of that fingerprint.
 """
