@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check format docs site wheel conformance faults bench peers shape report clean
+.PHONY: demo test check format docs site wheel artifacts conformance faults bench peers shape report clean
 
 demo: .venv/ready
 	rm -rf build/demo && mkdir -p build/demo
@@ -40,6 +40,10 @@ wheel: .venv/ready-dev
 	build/wheel/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt "$$(grep '^torch==' constraints.txt)"
 	build/wheel/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt dist/r1quant-*.whl
 	build/wheel/bin/python scripts/smoke_wheel.py build/wheel/bin/r1quant
+
+# Every artifact of tiny-r1 as this tree and the commit REV write it: the same bytes?  make artifacts REV=HEAD~1
+artifacts: .venv/ready-dev
+	$(BIN)/python scripts/compare_artifacts.py $(REV)
 
 # Loads what we write in foreign readers, each in an environment of its own under .venvs/, and reads what peers write.
 conformance: .venv/ready-dev
