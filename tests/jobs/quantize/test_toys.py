@@ -64,7 +64,7 @@ def fit_powers(weight: Floats, grid: Powers, importance: Floats | None, search: 
     group = (np.arange(columns) // size).astype(np.int32)
     largest = np.abs(weight).reshape(rows, -1, size).max(2)
     counted = np.ones(columns, np.float32) if importance is None else importance
-    shares = np.linspace(0.7, 1.3, 13, dtype=np.float32) if search else np.ones(1, np.float32)
+    shares = np.linspace(0.7, 1.3, 5, dtype=np.float32) if search else np.ones(1, np.float32)
     best, least = np.empty(0), np.full(largest.shape, np.inf)
     for share in shares:
         scale = round_scale(largest * share, "portable")
