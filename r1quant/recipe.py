@@ -262,7 +262,8 @@ class Recipe:
     @property
     def value_grid(self) -> ValueGrid:
         """The grid of this recipe."""
-        return GRIDS[self.grid].make(self.uniform)
+        make = GRIDS[self.grid].make
+        return self.uniform if make is None else make(self.uniform)
 
     @property
     def uniform(self) -> Grid:
