@@ -33,7 +33,7 @@ def quantize_layer(
     recipe: Recipe,
     grids: Grids,
 ) -> Iterator[Rounded]:
-    """Yields every linear of the layer that has a grid, rounded; linears that share an input have the same.
+    """Yields every linear of the layer that has a grid, rounded.
 
     reference  the same layer with its original weights, and what entered it in the original model: the first windows
                of the pass, or all of them
@@ -45,11 +45,11 @@ def quantize_layer(
     solver = LayerSolver(layer_pass.layer, prefix, read, recipe)
     targets = repeat(None) if reference is None else (inputs for _, inputs in reference.stages())
     for (stage, inputs), target in zip(layer_pass.stages(), targets, strict=reference is not None):
-        grid = grids[prefix + stage.linears[0]]
-        if grid is not None:
+        chosen = {name: grid for name in stage.linears if (grid := grids[prefix + name]) is not None}
+        if chosen:
             accumulator = accumulator_for(layer_pass.layer, stage.linears, guidance)
             correction = _gather(layer_pass, reference, stage, inputs, target, accumulator)
-            yield from solver.solve(stage.linears, grid, accumulator.stats, correction)
+            yield from solver.solve(stage.linears, chosen, accumulator.stats, correction)
 
 
 def _gather(

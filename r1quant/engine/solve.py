@@ -5,8 +5,8 @@ What a layer pass gathers comes in, rounded linears with their reports come out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -53,9 +53,13 @@ class LayerSolver:
     recipe: Recipe
 
     def solve(
-        self, linears: tuple[str, ...], grid: ValueGrid, stats: Stats, correction: torch.Tensor | None
+        self,
+        linears: tuple[str, ...],
+        grids: Mapping[str, ValueGrid],
+        stats: Stats,
+        correction: torch.Tensor | None,
     ) -> Iterator[Rounded]:
-        """Linears that share their statistics, by their names within the layer.
+        """Linears that share their statistics, by their names within the layer; those without a grid stay as they are.
 
         correction  float32 [N, K], what to add to the stacked weights before they are rounded
 
@@ -63,20 +67,48 @@ class LayerSolver:
         """
         if not stats.finite:
             raise NumericError.overflow(f"the inputs of {self.prefix}{linears[0]} hold")
-        originals = [self.read(f"{self.prefix}{name}.weight") for name in linears]
-        device = self.layer.weight(linears[0]).device
+        rows, start = dict[str, slice](), 0
+        for name in linears:
+            rows[name] = slice(start, start := start + len(self.layer.weight(name)))
+        for grid in dict.fromkeys(grids.values()):  # those on one grid are rounded as one
+            names = [name for name in linears if grids.get(name) == grid]
+            if len(names) == len(linears):
+                yield from self._solve_alike(names, grid, stats, correction)
+            else:
+                runs = [rows[name] for name in names]
+                moved = None if correction is None else torch.cat([correction[run] for run in runs])
+                yield from self._solve_alike(names, grid, _stats_of(stats, runs), moved)
+
+    def _solve_alike(
+        self, names: Sequence[str], grid: ValueGrid, stats: Stats, correction: torch.Tensor | None
+    ) -> Iterator[Rounded]:
+        """Linears on one grid; stats and correction are of their stacked rows."""
+        originals = [self.read(f"{self.prefix}{name}.weight") for name in names]
+        device = self.layer.weight(names[0]).device
         weight = torch.cat([original.to(device, torch.float32) for original in originals])
         target = weight if correction is None else weight + correction
         solved = rounding_by(self.recipe.method)(target, stats, grid, RoundingOptions.of(self.recipe))
         del target
         loss = loss_of(weight, solved.qlinear, stats)
         dead, start = int(stats.dead.sum()), 0
-        for name, original in zip(linears, originals, strict=True):
+        for name, original in zip(names, originals, strict=True):
             rows = slice(start, start + len(original))
             q = solved.qlinear.rows(rows.start, rows.stop)
             self.layer.set_weight(name, torch.from_numpy(q.dequantize()))
             yield Rounded(name, q, _report(self.prefix + name, solved, loss, rows, dead, self.recipe.damping))
             start = rows.stop
+
+
+def _stats_of(stats: Stats, rows: Sequence[slice]) -> Stats:
+    """The statistics of some of the linears that share them, by the rows that they have in the stack."""
+    if stats.outputs is None:
+        return stats
+    outputs, start = [], 0
+    for covariance in stats.outputs:
+        if any(run.start <= start < run.stop for run in rows):
+            outputs.append(covariance)
+        start += len(covariance)
+    return replace(stats, outputs=tuple(outputs))
 
 
 def _report(name: str, solved: Solved, loss: Loss, rows: slice, dead: int, damping: float) -> LinearReport:

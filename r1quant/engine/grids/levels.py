@@ -22,13 +22,18 @@ class LevelRounding:
     offset: Floats
     group: npt.NDArray[np.int32]
 
+    @property
+    def even(self) -> bool:
+        """Whether the levels are neighbouring integers."""
+        return bool((np.diff(self.levels) == 1).all())
+
     def nearest(self, weight: Floats) -> Codes:
         codes = np.empty(weight.shape, np.uint8)
-        kernels.round_nearest(weight, self.levels, self.scale, self.offset, self.group, codes)
+        kernels.round_nearest(weight, self.levels, self.even, self.scale, self.offset, self.group, codes)
         return codes
 
     def round_block(self, block: Block) -> RoundedBlock:
-        grid = self.levels, self.scale, self.offset, self.group[block.columns]
+        grid = self.levels, self.even, self.scale, self.offset, self.group[block.columns]
         done = RoundedBlock(np.empty(block.weight.shape, np.uint8), np.empty(block.weight.shape, np.float32))
         inputs = block.target, block.weight, block.factor
         if block.coupling is None:
