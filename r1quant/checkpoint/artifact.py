@@ -18,10 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from r1quant.checkpoint.tensorfile import TensorSpec
+from r1quant.core.blocklinear import BlockLinear
+from r1quant.core.blocktypes import BlockGrid
 from r1quant.core.floats import fits_float16, significant_bits, widen
 from r1quant.core.grid import UNIFORM, Grid, ValueGrid
 from r1quant.core.json import Config, JsonObject
-from r1quant.core.qlinear import QLinear
+from r1quant.core.qlinear import QLinear, QuantizedLinear
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +44,7 @@ class LinearSpec:
     scale_bits  significant bits of the scales: 8 fit bfloat16, 11 float16, more only float32
     scattered   the number of groups if they are not equal runs (act-order, or a ragged last group), else 0
     kind        of its grid; of another kind than the uniform one, zeros and scale_bits say nothing
+    type        of GGUF, if its blocks are the grid; group_size is that of a block then
     """
 
     shape: tuple[int, int]
@@ -51,6 +54,7 @@ class LinearSpec:
     scale_bits: int = 8
     scattered: int = 0
     kind: str = UNIFORM
+    type: str | None = None
 
     @property
     def symmetric(self) -> bool:
@@ -68,7 +72,8 @@ class LinearSpec:
     def planned(shape: tuple[int, int], grid: ValueGrid) -> LinearSpec:
         """The form of a linear before it is quantized: what the grid allows."""
         if not isinstance(grid, Grid):
-            return LinearSpec(shape, grid.bits, grid.group_size, (0, 0), kind=grid.kind)
+            type = grid.type if isinstance(grid, BlockGrid) else None
+            return LinearSpec(shape, grid.bits, grid.group_size, (0, 0), kind=grid.kind, type=type)
         zeros = (grid.midpoint, grid.midpoint) if grid.symmetric else (grid.zero_min, grid.levels - 1)
         return LinearSpec(shape, grid.bits, grid.group_size, zeros, 8 if grid.scale_dtype == "portable" else 11)
 
@@ -92,12 +97,15 @@ class LinearSpec:
         return LinearSpec(shape, bits, size, zeros, need, 0 if trivial else groups)
 
     @staticmethod
-    def of(q: QLinear) -> LinearSpec:
+    def of(q: QLinear | BlockLinear) -> LinearSpec:
+        if isinstance(q, BlockLinear):
+            return LinearSpec.planned(q.shape, BlockGrid(q.type))
         return LinearSpec.of_arrays(q.shape, q.bits, q.group, q.zero, q.scale)
 
     def covers(self, other: LinearSpec) -> bool:
         """Whether a linear of the other form can be stored as one of this form: same shape, no less of anything."""
         alike = (self.shape, self.bits, self.groups) == (other.shape, other.bits, other.groups)
+        alike = alike and (self.kind, self.type) == (other.kind, other.type)
         alike = alike and (self.group_size is None) == (other.group_size is None)
         holds = self.zeros[0] <= other.zeros[0] and other.zeros[1] <= self.zeros[1]
         return alike and holds and other.scale_bits <= self.scale_bits
@@ -134,7 +142,7 @@ class Artifact(Protocol):
     def linear_specs(self) -> Mapping[str, LinearSpec]:
         """The quantized linears, by name without `.weight`."""
 
-    def qlinear(self, linear: str) -> QLinear:
+    def qlinear(self, linear: str) -> QuantizedLinear:
         """The integers of a quantized linear, as stored. Raises CheckpointError if they are damaged."""
 
     def read(self, name: str) -> torch.Tensor:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from r1quant.arch.kvcache import Cache, cache_of
 from r1quant.arch.tables import Architecture, head_dim, size
 from r1quant.checkpoint.artifact import LinearSpec
+from r1quant.core.blocktypes import BLOCK_TYPES
 from r1quant.core.json import Config
 from r1quant.errors import RecipeError
 from r1quant.hardware import memory
@@ -126,6 +127,8 @@ class Modelled:
 
 def stored_bits(form: LinearSpec) -> float:
     """Bits that a quantized weight takes, with its share of a 16-bit scale and of a zero point if there is one."""
+    if form.type is not None:
+        return BLOCK_TYPES[form.type].bits_per_weight
     zero = 0 if form.symmetric else form.bits
     return form.bits + (FLOAT_BITS + zero) * form.groups / form.shape[1]
 

@@ -60,5 +60,7 @@ def inspect(model: str | Path) -> dict[str, Any]:
 
 def describe(form: LinearSpec) -> str:
     """A grid in a few words."""
+    if form.type is not None:
+        return form.type
     size = {None: "act-order", -1: "whole rows"}.get(form.group_size, f"groups of {form.group_size}")
     return f"{form.bits} bits, {size}, {'symmetric' if form.symmetric else 'asymmetric'}"

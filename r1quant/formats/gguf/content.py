@@ -12,9 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from r1quant.checkpoint.artifact import Artifact, rows
+from r1quant.core.blocklinear import BlockLinear
 from r1quant.core.floats import round_to, widen
+from r1quant.core.qlinear import QLinear
 from r1quant.errors import NumericError, RecipeError
-from r1quant.formats.gguf import blocks
+from r1quant.formats.gguf import blocks, superblocks
 from r1quant.formats.gguf.options import BLOCK_TYPES
 from r1quant.formats.gguf.targets import Target
 
@@ -45,14 +47,25 @@ def pieces(artifact: Artifact, target: Target, rounded: dict[str, str]) -> Itera
 
 def _linear(artifact: Artifact, target: Target, linear: str) -> Bytes:
     q = artifact.qlinear(linear)
-    if target.type in BLOCK_TYPES:
+    raw = None
+    if isinstance(q, BlockLinear) and target.type == q.type.lower():
+        raw = _packed(q, linear)
+    elif isinstance(q, QLinear) and target.type in BLOCK_TYPES:
         raw = blocks.encode(q, target.type)
+    if raw is not None:
         return interleaved(raw, target.heads) if target.heads else raw
     values = q.dequantize()
     raw, exact = _rounded(interleaved(values, target.heads) if target.heads else values, target.type, target.name)
     if not exact:
         raise RecipeError(f"{linear}: its weights are not exact in {target.type.upper()}", "take f32, or auto")
     return raw
+
+
+def _packed(q: BlockLinear, linear: str) -> Bytes:
+    try:
+        return superblocks.pack(q)
+    except ValueError as error:
+        raise RecipeError(f"{linear}: {error}", "quantize the model again, or export it as floats") from None
 
 
 def interleaved(array: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:

@@ -28,7 +28,7 @@ from r1quant.core.json import JsonDict
 from r1quant.errors import CheckpointError, MissingDependency, NumericError, OutOfSpaceError, R1QuantError, RecipeError
 from r1quant.extras import missing, need
 from r1quant.formats.gguf import imatrix
-from r1quant.formats.gguf.options import FILE_TYPES
+from r1quant.formats.gguf.options import FILE_TYPES, REQUANTIZED
 from r1quant.storage import atomic
 
 TENSOR_TYPES: Mapping[str, int] = {  # ggml_type
@@ -94,7 +94,7 @@ def requantize(
     threads: int | None = None,
     step: Callable[[str], None] = lambda tensor: None,
 ) -> Requantized:
-    """Rounds a GGUF file of floats to `type`, one of FILE_TYPES in any case; target appears whole or not at all.
+    """Rounds a GGUF file of floats to `type`, one of REQUANTIZED in any case; target appears whole or not at all.
 
     importance       the mean of x**2 over the inputs, float [K], by the GGUF name of the weight
     embedding, head  the type of these two tensors, out of TENSOR_TYPES; llama.cpp chooses if they are None.
@@ -139,8 +139,8 @@ def _checked(
     source: Path, type: str, importance: Mapping[str, npt.NDArray[Any]], choices: Mapping[str, str | None]
 ) -> GgufHeader:
     """The source's header. Raises what `requantize` says, as far as it can be known before."""
-    if type not in FILE_TYPES:
-        raise RecipeError(f"GGUF type {type!r} is not one of llama.cpp's mixtures", f"use {', '.join(FILE_TYPES)}")
+    if type not in REQUANTIZED:
+        raise RecipeError(f"GGUF type {type!r} is not one of llama.cpp's mixtures", f"use {', '.join(REQUANTIZED)}")
     for name, kind in choices.items():
         if kind is not None and kind not in TENSOR_TYPES:
             raise RecipeError(f"{kind!r} is not a type for {name}", f"use {', '.join(TENSOR_TYPES)}")

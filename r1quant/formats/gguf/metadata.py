@@ -24,8 +24,6 @@ from r1quant.errors import CheckpointError
 from r1quant.formats.gguf.container import Metadata
 
 QUANTIZATION_VERSION = 2
-# llama_ftype by the type that most weights have. It is for people; programs read the types of the tensors.
-FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "bf16": 32}
 SIZES = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K"))
 
 

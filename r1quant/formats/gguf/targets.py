@@ -6,6 +6,7 @@ configuration say at once. It does not know how tensors are turned into bytes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,13 +14,14 @@ from r1quant.arch.tables import Architecture, is_tied
 from r1quant.checkpoint.artifact import Artifact, quantized
 from r1quant.checkpoint.gguf.source import gguf_names, heads_of
 from r1quant.checkpoint.tensorfile import TensorSpec
+from r1quant.core import blocktypes
 from r1quant.core.floats import FLOAT_DTYPES
 from r1quant.errors import CheckpointError, RecipeError
-from r1quant.formats.gguf.blocks import BLOCK_BYTES
 from r1quant.formats.gguf.container import Entry
-from r1quant.formats.gguf.options import BLOCK, BLOCK_TYPES, FLOAT_TYPES, GgufOptions, problem, smallest
+from r1quant.formats.gguf.options import BLOCK, BLOCK_TYPES, FILE_TYPES, FLOAT_TYPES, GgufOptions, problem, smallest
 
-KINDS = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q8_0": 8, "bf16": 30}
+# The number of each type, as ggml has it.
+KINDS = {"f32": 0, "f16": 1, "bf16": 30, **{name.lower(): of.number for name, of in blocktypes.BLOCK_TYPES.items()}}
 ITEM_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 
 
@@ -30,7 +32,7 @@ class Target:
     name    in the checkpoint; entry has that of the file
     linear  the quantized linear it is written from, None for a float tensor
     stored  the dtype in the checkpoint
-    type    one of options.TYPES but auto
+    type    a key of KINDS
     heads   how many heads its rows are reordered in, None if they keep their order
     offset  what is added to it: if a norm multiplies by its weight and one, the file has their sum
     """
@@ -124,19 +126,26 @@ def _type(artifact: Artifact, arch: Architecture, spec: TensorSpec, linear: str 
 
 
 def _nbytes(shape: tuple[int, ...], kind: str) -> int:
-    numbers = 1
-    for length in shape:
-        numbers *= length
-    return numbers // BLOCK * BLOCK_BYTES[kind] if kind in BLOCK_BYTES else numbers * ITEM_BYTES[kind]
+    of = blocktypes.BLOCK_TYPES.get(kind.upper())
+    if of is not None:
+        return math.prod(shape[:-1]) * of.row_bytes(shape[-1])
+    return math.prod(shape) * ITEM_BYTES[kind]
 
 
-def main_type(targets: Sequence[Target]) -> str:
-    """The type that most numbers of the matrices inside layers have."""
+def file_type(targets: Sequence[Target], mixture: str | None) -> int:
+    """general.file_type: that of the mixture, if it is known, else of the type that most numbers of the matrices
+    inside layers have. It is for people; programs read the types of the tensors.
+
+    If llama.cpp has several mixtures of a type, it is S for nothing but the type, and M for any other.
+    """
+    if mixture is not None:
+        return FILE_TYPES[mixture]
     sizes: dict[str, int] = {}
     for target in targets:
         if len(target.entry.shape) == 2 and target.entry.name.startswith("blk."):
             sizes[target.type] = sizes.get(target.type, 0) + target.entry.shape[0] * target.entry.shape[1]
-    return max(sizes, key=lambda kind: sizes[kind])
+    main = max(sizes, key=lambda kind: sizes[kind]).upper()
+    return FILE_TYPES[main if main in FILE_TYPES else f"{main}_S" if len(sizes) == 1 else f"{main}_M"]
 
 
 def parts(targets: Sequence[Target], limit: int | None) -> list[list[Target]]:

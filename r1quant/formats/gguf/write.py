@@ -23,7 +23,7 @@ from r1quant.formats.gguf import container, metadata, vocabulary
 from r1quant.formats.gguf.container import Entry, Metadata
 from r1quant.formats.gguf.content import pieces
 from r1quant.formats.gguf.options import GgufOptions
-from r1quant.formats.gguf.targets import KINDS, Target, main_type, parts, plan
+from r1quant.formats.gguf.targets import KINDS, Target, file_type, parts, plan
 from r1quant.storage.atomic import replacing
 
 Item = TypeVar("Item")
@@ -102,7 +102,7 @@ def _keys(artifact: Artifact, arch: Architecture, options: GgufOptions, targets:
     numbers = sum(int(np.prod(target.entry.shape)) for target in targets)
     name = options.name or artifact.folder.resolve().name
     keys = metadata.general(arch, artifact.side_files, name, numbers)
-    keys |= metadata.model(artifact.config, arch, metadata.FILE_TYPES[main_type(targets)])
+    keys |= metadata.model(artifact.config, arch, file_type(targets, options.mixture))
     return keys | vocabulary.keys(artifact.side_files, artifact.config, artifact.source, options.pre)
 
 

@@ -19,6 +19,7 @@ from onnx import TensorProto
 
 from r1quant.checkpoint.artifact import Artifact, LinearSpec, rows
 from r1quant.core.json import JsonDict
+from r1quant.core.qlinear import QLinear
 from r1quant.errors import CheckpointError, NumericError, RecipeError
 from r1quant.formats.onnx.graph import Content, Graph, Piece
 from r1quant.formats.onnx.layout import BlockLayout, encode
@@ -140,7 +141,7 @@ class Weights:
 
         def content() -> Iterator[Piece]:
             q = self.artifact.qlinear(linear)
-            if q.shape != layout.shape or q.bits != layout.bits:
+            if not isinstance(q, QLinear) or q.shape != layout.shape or q.bits != layout.bits:
                 raise CheckpointError(f"{linear} is not what its header says", "the file is damaged; download it again")
             arrays = encode(q, layout)
             with np.errstate(over="ignore"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,12 @@ from r1quant.arch.tables import architecture_of
 from r1quant.checkpoint.artifact import CheckpointArtifact, LinearSpec
 from r1quant.checkpoint.resolve import open_model
 from r1quant.checkpoint.tensorfile import TensorSpec
+from r1quant.core.blocktypes import BLOCK_TYPES
 from r1quant.core.qlinear import QLinear
 from r1quant.formats.gguf.options import GgufOptions
 from r1quant.formats.gguf.write import GgufFile, write
+
+from .blocklinears import at_random, linear_of
 
 LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -55,7 +58,7 @@ def random_linear(
 class Held(CheckpointArtifact):
     """A checkpoint whose linears in `linears` are quantized instead."""
 
-    linears: Mapping[str, QLinear] = field(repr=False)
+    linears: Mapping[str, Any] = field(repr=False)
     changes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -78,7 +81,8 @@ class Held(CheckpointArtifact):
             specs[name] = TensorSpec(name, "F32" if quantized else info.dtype, info.shape)
         return specs
 
-    def qlinear(self, linear: str) -> QLinear:
+    def qlinear(self, linear: str) -> Any:
+        """A QLinear or BlockLinear."""
         return self.linears[linear]
 
     def chunks(self, name: str) -> Iterator[np.ndarray]:
@@ -98,6 +102,21 @@ def quantized(folder: Path, seed: int = 0, **grid: Any) -> Held:
         for name, info in checkpoint.tensors.items()
         if name.endswith("_proj.weight")
     }
+    return Held(checkpoint, linears)
+
+
+def in_blocks(folder: Path, types: Mapping[str, str], seed: int = 0) -> Held:
+    """Every linear whose name has a key of `types` in it is replaced by random blocks of that type."""
+    checkpoint = open_model(str(folder))
+    linears = {}
+    for number, (name, info) in enumerate(checkpoint.tensors.items()):
+        type = next((type for part, type in types.items() if part in name), None)
+        if type is not None and len(info.shape) == 2:
+            q = linear_of(type, info.shape[0], info.shape[1] // BLOCK_TYPES[type].block, at_random(seed + number))
+            rng = np.random.default_rng(seed + number)
+            d, dmin = (rng.integers(1024, 2048, q.d.shape).astype(np.float16) * np.float16(2.0**-22) for _ in range(2))
+            d *= rng.choice([-1, 1], d.shape).astype(np.float16)
+            linears[name.removesuffix(".weight")] = replace(q, d=d, dmin=None if q.dmin is None else dmin)
     return Held(checkpoint, linears)
 
 

@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import r1quant
+from r1quant.core.qlinear import QLinear
 from r1quant.errors import CheckpointError, RecipeError
 from r1quant.jobs.artifacts import open_artifact
 from tests import models
@@ -121,6 +122,7 @@ def test_the_first_difference_is_named(tmp_path: Path) -> None:
     artifact = open_artifact(source)
     linear = "model.layers.1.self_attn.o_proj"
     q = artifact.qlinear(linear)
+    assert isinstance(q, QLinear)
     path = next(source.glob("*.safetensors"))
     weights = load_file(path)
     weights[f"{linear}.qweight"][2, 5] ^= 1 << 8  # the third code of the third word of column 5, by its lowest bit
