@@ -1,8 +1,10 @@
-"""A GGUF file as an Artifact: its numbers exactly, and the linears whose blocks are an integer grid as integers.
+"""A GGUF file as an Artifact: its numbers exactly, and the linears of the layers as the integers of their blocks.
 
-Q4_0, Q5_0 and Q8_0 linears are such grids, with groups of 32 columns and one zero point; Q4_1 is one if every offset is
-a whole multiple of its scale. Every other tensor is given in float: F32, F16 and BF16 as stored, other types as the
-exact float32 numbers they stand for. The row order of llama.cpp is undone. It does not know how such a file came to be.
+Q4_0, Q5_0 and Q8_0 linears are uniform grids, with groups of 32 columns and one zero point; Q4_1 is one if every offset
+is a whole multiple of its scale. Those of the other types of core/blocktypes.py are BlockLinears, which GGUF alone
+holds. Every other tensor, the embedding and the head among them, is given in float: F32, F16 and BF16 as stored, other
+types as the exact float32 numbers they stand for. The row order of llama.cpp is undone. It does not know how such a
+file came to be.
 """
 
 from __future__ import annotations
@@ -21,12 +23,17 @@ from r1quant.checkpoint.gguf.header import StoredTensor
 from r1quant.checkpoint.gguf.source import FLOAT_KINDS, GgufCheckpoint, neox_order, open_gguf, presented
 from r1quant.checkpoint.safetensors import CHUNK, TensorInfo, fill
 from r1quant.checkpoint.tensorfile import TensorSpec
+from r1quant.core.blocklinear import BlockLinear
+from r1quant.core.blocktypes import BLOCK_TYPES, BlockGrid
 from r1quant.core.qlinear import QLinear
 from r1quant.errors import CheckpointError
 from r1quant.formats.gguf.blocks import BITS, BLOCK_BYTES, decode, zeros_of
 from r1quant.formats.gguf.options import BLOCK, HALF_BITS, RANGES
+from r1quant.formats.gguf.superblocks import unpack
 
-GRIDS = {2: "q4_0", 3: "q4_1", 6: "q5_0", 8: "q8_0"}  # by the number of the ggml type
+# By the number of the ggml type.
+GRIDS = {2: "q4_0", 3: "q4_1", 6: "q5_0", 8: "q8_0"}
+TYPES = {of.number: name for name, of in BLOCK_TYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -45,30 +52,19 @@ class GgufArtifact(CheckpointArtifact):
 
     @cached_property
     def linear_specs(self) -> Mapping[str, LinearSpec]:
-        """The linears of the layers that are grids of integers.
+        """The linears of the layers that are quantized in a known type.
 
-        Nothing is read for types with a fixed zero point, so their scales are taken to need all bits of float16.
+        Nothing is read but offsets of Q4_1, so scales are taken to need all bits of float16.
         """
         arch = architecture_of(self.config)
         weights = tuple(f".{linear}.weight" for linear in arch.layer.linears)
-        specs = {}
-        for name, stored in self.checkpoint.stored.items():
-            if name.endswith(weights) and stored.kind in GRIDS:
-                spec = self._linear_spec(stored)
-                if spec is not None:
-                    specs[name.removesuffix(".weight")] = spec
-        return specs
+        return {
+            name.removesuffix(".weight"): _linear_spec(stored)
+            for name, stored in self.checkpoint.stored.items()
+            if name.endswith(weights) and stored.kind in TYPES
+        }
 
-    def _linear_spec(self, stored: StoredTensor) -> LinearSpec | None:
-        kind = GRIDS[stored.kind]
-        shape = (stored.shape[0], stored.shape[1])
-        if kind == "q4_1":
-            zeros = _zero_range(stored) if stored.whole else None
-            return None if zeros is None else LinearSpec(shape, BITS[kind], BLOCK, zeros, HALF_BITS)
-        zero = -RANGES[kind][0]
-        return LinearSpec(shape, BITS[kind], BLOCK, (zero, zero), HALF_BITS)
-
-    def qlinear(self, linear: str) -> QLinear:
+    def qlinear(self, linear: str) -> QLinear | BlockLinear:
         if linear not in self.linear_specs:
             raise CheckpointError(f"{linear} is not quantized in {self.source}", "name a linear that is")
         name = f"{linear}.weight"
@@ -76,8 +72,9 @@ class GgufArtifact(CheckpointArtifact):
         raw = next(_raw(stored, stored.shape[0]))
         if heads:
             raw = neox_order(raw, stored.shape[0] // heads)
+        type = self.linear_specs[linear].type
         try:
-            return decode(raw, GRIDS[stored.kind])
+            return decode(raw, GRIDS[stored.kind]) if type is None else unpack(raw, type)
         except ValueError as error:
             raise CheckpointError(f"{linear}: {error}", "the file is damaged; download it again") from None
 
@@ -89,6 +86,19 @@ def open_gguf_artifact(path: Path, source: str | None = None, partial: bool = Fa
         name: presented(name, stored, FLOAT_KINDS.get(stored.kind, "F32")) for name, stored in checkpoint.stored.items()
     }
     return GgufArtifact(replace(checkpoint, tensors=exact))
+
+
+def _linear_spec(stored: StoredTensor) -> LinearSpec:
+    """On the uniform grid if it can be."""
+    shape, kind = (stored.shape[0], stored.shape[1]), GRIDS.get(stored.kind)
+    zeros = None
+    if kind == "q4_1":
+        zeros = _zero_range(stored) if stored.whole else None
+    elif kind is not None:
+        zeros = -RANGES[kind][0], -RANGES[kind][0]
+    if kind is None or zeros is None:
+        return LinearSpec.planned(shape, BlockGrid(TYPES[stored.kind]))
+    return LinearSpec(shape, BITS[kind], BLOCK, zeros, HALF_BITS)
 
 
 def _raw(stored: StoredTensor, step: int) -> Iterator[npt.NDArray[np.uint8]]:

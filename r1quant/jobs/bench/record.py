@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from r1quant.arch.tables import architecture_of
 from r1quant.checkpoint.artifact import Artifact
+from r1quant.core.grid import UNIFORM
 from r1quant.hardware import roofline
 from r1quant.hardware.cards import card
 from r1quant.jobs.identity import weight_files
@@ -82,10 +83,12 @@ def _modelled(modelled: roofline.Modelled) -> ReferenceSpeed:
 
 
 def stored_sizes(artifact: Artifact) -> roofline.Sizes:
-    """As the model is stored. A GGUF file whose blocks are no QLinears is taken at its own size, evenly spread."""
-    sizes = roofline.sizes(artifact.config, architecture_of(artifact.config), artifact.linear_specs)
-    if artifact.format != "gguf" or artifact.linear_specs:
-        return sizes
+    """As the model is stored. A GGUF file with other grids than the uniform one, whose embedding and head mostly have
+    some, too, is taken at its own size, evenly spread."""
+    specs = artifact.linear_specs
+    if artifact.format != "gguf" or (specs and all(spec.kind == UNIFORM for spec in specs.values())):
+        return roofline.sizes(artifact.config, architecture_of(artifact.config), specs)
+    sizes = roofline.sizes(artifact.config, architecture_of(artifact.config))
     stored = sum(path.stat().st_size for path in weight_files(artifact))
     return replace(
         sizes, weights_bytes=stored, streamed_bytes=round(sizes.streamed_bytes * stored / sizes.weights_bytes)

@@ -14,6 +14,7 @@ from r1quant.arch.tables import Architecture, linears
 from r1quant.checkpoint.artifact import Artifact, quantized, rows
 from r1quant.checkpoint.tensorfile import TensorSpec
 from r1quant.core.floats import FLOAT_DTYPES, round_to, widen
+from r1quant.core.grid import UNIFORM
 from r1quant.core.json import Config, JsonObject
 from r1quant.formats.table import CODECS
 from r1quant.jobs.checkpoint_writer import Contents, with_attention_factor, with_key, write_side_files, write_weights
@@ -49,7 +50,8 @@ class _Floats:
     """The tensors of an artifact that the folder holds as floats.
 
     linears  those that it holds as integers
-    dtype    the dtype of all floats; None keeps what is stored, and gives what is dequantized the usual one
+    dtype    the dtype of all floats; None keeps what is stored, and gives what is dequantized the usual one, or
+             float32 if it is on another grid than the uniform one
     rounded  tensors that did not survive their dtype, once they are written
     """
 
@@ -66,8 +68,9 @@ class _Floats:
         spec = self.artifact.tensors[name]
         if spec.dtype not in FLOAT_DTYPES or name.removesuffix(".weight") in self.linears:
             return spec
-        dequantized = quantized(self.artifact, name) is not None
-        return replace(spec, dtype=self.dtype or (self.usual if dequantized else spec.dtype))
+        linear = quantized(self.artifact, name)
+        uniform = linear is not None and self.artifact.linear_specs[linear].kind == UNIFORM
+        return replace(spec, dtype=self.dtype or (self.usual if uniform else spec.dtype))
 
     def chunks(self, name: str) -> Iterator[npt.NDArray[np.uint8]]:
         """The bytes as they are written."""

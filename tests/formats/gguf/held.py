@@ -54,6 +54,10 @@ def random_linear(
     return QLinear(codes, scale.astype(np.float16), zero.astype(np.uint8), group, bits)
 
 
+# Changes to a tiny model by which every row is whole super-blocks.
+WIDE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 512, "head_dim": 64}
+
+
 @dataclass(frozen=True)
 class Held(CheckpointArtifact):
     """A checkpoint whose linears in `linears` are quantized instead."""

@@ -16,7 +16,9 @@ from r1quant.arch.tables import architecture_of
 from r1quant.checkpoint.artifact import Artifact, rows
 from r1quant.checkpoint.gguf.source import open_gguf
 from r1quant.checkpoint.tokenizer import Tokenizer
-from r1quant.errors import CheckpointError
+from r1quant.core.blocklinear import BlockLinear
+from r1quant.core.qlinear import QLinear
+from r1quant.errors import CheckpointError, RecipeError
 from r1quant.formats.gguf.options import GgufOptions
 from r1quant.formats.gguf.read import GgufArtifact, open_gguf_artifact
 from r1quant.formats.gguf.write import write
@@ -24,7 +26,8 @@ from r1quant.jobs.artifacts import open_artifact
 from tests.checkpoint import gguf_files
 from tests.models import MODEL_TYPES, text, write_model
 
-from .held import Held, floats, quantized
+from .blocklinears import same
+from .held import WIDE, Held, floats, in_blocks, quantized
 
 TEXTS = (
     text(12), "What is 12 + 35? I've 3 apples,\n\n  and\tyou don't.", "ünïcödé 你好, мир — 1234567 ½ ²",
@@ -48,6 +51,11 @@ def check_same(one: Artifact, other: Artifact) -> None:
             a, b, pieces = a + 1, b + 1, pieces + 1  # as the model uses them: the file has this sum
         assert torch.equal(a.view(torch.int32), b.view(torch.int32)), name
         assert np.array_equal(pieces, a.numpy().reshape(-1)), name
+
+
+def stored_in(path: Path) -> dict[str, tuple[Any, bytes]]:
+    """Type and bytes of every tensor."""
+    return {t.name: (t.tensor_type, t.data.tobytes()) for t in gguf.GGUFReader(path).tensors}
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
@@ -83,6 +91,7 @@ def test_a_quantized_model_comes_back_as_integers(
     assert set(back.linear_specs) == set(artifact.linear_specs)
     for name, spec in back.linear_specs.items():
         q = back.qlinear(name)
+        assert isinstance(q, QLinear)
         q.validate()
         assert (spec.shape, spec.bits, spec.group_size, spec.zeros) == (q.shape, bits, 32, (zero, zero))
         ours = artifact.qlinear(name)
@@ -91,11 +100,7 @@ def test_a_quantized_model_comes_back_as_integers(
         ), name
     again = export(back, tmp_path / "again.gguf", name="a")
     check_same(artifact, again)
-    tensors = [
-        {t.name: (t.tensor_type, t.data.tobytes()) for t in gguf.GGUFReader(tmp_path / f"{stem}.gguf").tensors}
-        for stem in ("m", "again")
-    ]
-    assert tensors[0] == tensors[1]
+    assert stored_in(tmp_path / "m.gguf") == stored_in(tmp_path / "again.gguf")
 
 
 def test_q4_1_with_whole_zero_points_is_integers(tmp_path: Path) -> None:
@@ -105,23 +110,63 @@ def test_q4_1_with_whole_zero_points_is_integers(tmp_path: Path) -> None:
     assert set(back.linear_specs) == set(artifact.linear_specs)
     check_same(artifact, back)
     for name, q in artifact.linears.items():
-        assert np.array_equal(back.qlinear(name).zero, q.zero) and back.linear_specs[name].zeros == (0, 15)
+        found = back.qlinear(name)
+        assert isinstance(found, QLinear) and np.array_equal(found.zero, q.zero)
+        assert back.linear_specs[name].zeros == (0, 15)
 
 
-def test_q4_1_with_real_offsets_is_floats(tmp_path: Path) -> None:
+def test_q4_1_with_real_offsets_is_blocks(tmp_path: Path) -> None:
     back = export(floats(write_model(tmp_path / "a", "llama")), tmp_path / "m.gguf", type="q4_1")
-    assert not back.linear_specs
+    assert {spec.type for spec in back.linear_specs.values()} == {"Q4_1"} and len(back.linear_specs) == 14
     reader = gguf.GGUFReader(tmp_path / "m.gguf")
     stored = next(t for t in reader.tensors if t.name == "blk.0.ffn_up.weight")
     name = "model.layers.0.mlp.up_proj.weight"
     assert back.tensors[name].dtype == "F32"
     assert np.array_equal(back.read(name).numpy(), gguf.quants.dequantize(stored.data, stored.tensor_type))
     with pytest.raises(CheckpointError, match="is not quantized"):
-        back.qlinear("model.layers.0.mlp.up_proj")
+        back.qlinear("model.embed_tokens")
 
 
-def test_other_types_are_exact_floats(tmp_path: Path) -> None:
-    """Q5_1 is no integer grid, an embedding is no linear; neither is rounded, though quantize would see BF16."""
+@pytest.mark.parametrize("model_type", ["llama", "qwen3", "gemma3_text"])
+@pytest.mark.parametrize("types", [{"v_proj": "Q6_K", "_proj": "Q4_K"}, {"o_proj": "IQ3_S", "_proj": "IQ2_XXS"}])
+def test_blocks_come_back_as_they_are(tmp_path: Path, model_type: str, types: dict[str, str]) -> None:
+    """And go into another file bit for bit; what other formats make of them is refused or exact."""
+    scale: dict[str, Any] = {"query_pre_attn_scalar": 64} if model_type == "gemma3_text" else {}
+    artifact = in_blocks(write_model(tmp_path / "a", model_type, **WIDE, **scale), types)
+    back = export(artifact, tmp_path / "m.gguf")
+    assert back.linear_specs == artifact.linear_specs
+    check_same(artifact, back)
+    for linear, q in artifact.linears.items():
+        found = back.qlinear(linear)
+        assert isinstance(found, BlockLinear) and same(found, q), linear
+    again = export(back, tmp_path / "again.gguf", name="a")
+    check_same(artifact, again)
+    assert stored_in(tmp_path / "m.gguf") == stored_in(tmp_path / "again.gguf")
+
+
+def test_blocks_in_every_other_format(tmp_path: Path) -> None:
+    artifact = in_blocks(write_model(tmp_path / "a", "llama", **WIDE), {"v_proj": "IQ4_XS", "_proj": "Q3_K"})
+    path = tmp_path / "m.gguf"
+    export(artifact, path)
+    folder = r1quant.export(str(path), "safetensors", tmp_path / "floats").written[0].path
+    floating = open_artifact(folder)
+    assert not floating.linear_specs
+    check_same(artifact, floating)
+    checked = r1quant.check(path, folder)
+    assert checked.identical and checked.linears == 0
+    described = r1quant.inspect(path)
+    assert described["quantization"] == {"Q3_K": 12, "IQ4_XS": 2}
+    assert described["exports"] == ["safetensors", "gguf"]
+    for name in ("gptq", "compressed-tensors", "onnx"):
+        with pytest.raises(RecipeError, match="uniform grid, not blocks") as caught:
+            r1quant.export(str(path), name, tmp_path / name)
+        assert caught.value.hint == "export it --to safetensors, gguf"
+    done = r1quant.export(str(path), "gguf", tmp_path / "copy.gguf").written[0]
+    assert not done.inexact and r1quant.check(path, done.path).linears == 14
+
+
+def test_tables_are_exact_floats(tmp_path: Path) -> None:
+    """Q5_1 is no uniform grid, an embedding is no linear; neither is rounded, though quantize would see BF16."""
     arrays = gguf_files.tensors("qwen2", biases=("attn_q", "attn_k", "attn_v"))
     kinds = {
         "token_embd.weight": gguf.GGMLQuantizationType.Q8_0,
@@ -131,7 +176,8 @@ def test_other_types_are_exact_floats(tmp_path: Path) -> None:
     values = gguf_files.metadata("qwen2", general__file_type=7)
     path = gguf_files.write(tmp_path / "m.gguf", "qwen2", values, written, kinds)
     artifact = open_gguf_artifact(path)
-    assert not artifact.linear_specs and {spec.dtype for spec in artifact.tensors.values()} == {"F32"}
+    assert {name: spec.type for name, spec in artifact.linear_specs.items()} == {"model.layers.0.mlp.up_proj": "Q5_1"}
+    assert {spec.dtype for spec in artifact.tensors.values()} == {"F32"}
     for name, stored in (
         ("model.embed_tokens.weight", "token_embd.weight"),
         ("model.layers.0.mlp.up_proj.weight", "blk.0.ffn_up.weight"),
@@ -150,6 +196,17 @@ def test_a_damaged_scale_is_named(tmp_path: Path) -> None:
     path.write_bytes(raw)
     with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.down_proj: a scale is not finite"):
         open_gguf_artifact(path).qlinear("model.layers.1.mlp.down_proj")
+
+
+def test_a_damaged_block_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    export(in_blocks(write_model(tmp_path / "a", "llama", **WIDE), {"_proj": "Q4_K"}), path)
+    raw = bytearray(path.read_bytes())
+    start = open_gguf(path).stored["model.layers.1.mlp.down_proj.weight"].offset
+    raw[start : start + 2] = b"\x00\x7c"
+    path.write_bytes(raw)
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.down_proj: a scale is not finite"):
+        open_gguf_artifact(path).read("model.layers.1.mlp.down_proj.weight")
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)

@@ -20,10 +20,9 @@ from r1quant.planning.targets import problem as target_problem
 from tests.models import write_model
 
 from .blocklinears import at_random, linear_of
-from .held import Held, export, floats, in_blocks, keys_of
+from .held import WIDE, Held, export, floats, in_blocks, keys_of
 from .test_write import expected, stored_name, types_of
 
-WIDE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 512, "head_dim": 64}
 Q4_K_M = {"v_proj": "Q6_K", "down_proj": "Q6_K", "_proj": "Q4_K"}
 
 
@@ -51,7 +50,7 @@ def test_a_mixture_with_tables(tmp_path: Path, model_type: str) -> None:
     """Rows of q and k of a llama are in another order there, and so are the rows of their blocks."""
     types = {**Q4_K_M, "embed_tokens": "IQ3_S", "lm_head": "Q6_K", "q_proj": "IQ2_XXS", "k_proj": "Q5_1"}
     types = {key: types[key] for key in ("q_proj", "k_proj", *types)}
-    scale = {"query_pre_attn_scalar": 64} if model_type == "gemma3_text" else {}
+    scale: dict[str, Any] = {"query_pre_attn_scalar": 64} if model_type == "gemma3_text" else {}
     artifact = in_blocks(write_model(tmp_path / "a", model_type, **WIDE, **scale), types)
     assert {"model.embed_tokens", "lm_head"} <= set(artifact.linears)
     done = export(artifact, tmp_path / "m.gguf")
