@@ -15,6 +15,7 @@ from r1quant.arch.tables import architecture_of
 from r1quant.checkpoint.artifact import CheckpointArtifact, LinearSpec
 from r1quant.checkpoint.resolve import open_model
 from r1quant.checkpoint.tensorfile import TensorSpec
+from r1quant.core.blocklinear import BlockLinear
 from r1quant.core.blocktypes import BLOCK_TYPES
 from r1quant.core.qlinear import QLinear
 from r1quant.formats.gguf.options import GgufOptions
@@ -117,11 +118,20 @@ def in_blocks(folder: Path, types: Mapping[str, str], seed: int = 0) -> Held:
         type = next((type for part, type in types.items() if part in name), None)
         if type is not None and len(info.shape) == 2:
             q = linear_of(type, info.shape[0], info.shape[1] // BLOCK_TYPES[type].block, at_random(seed + number))
-            rng = np.random.default_rng(seed + number)
-            d, dmin = (rng.integers(1024, 2048, q.d.shape).astype(np.float16) * np.float16(2.0**-22) for _ in range(2))
-            d *= rng.choice([-1, 1], d.shape).astype(np.float16)
-            linears[name.removesuffix(".weight")] = replace(q, d=d, dmin=None if q.dmin is None else dmin)
+            linears[name.removesuffix(".weight")] = modest(q, np.random.default_rng(seed + number))
     return Held(checkpoint, linears)
+
+
+def modest(q: BlockLinear, rng: np.random.Generator) -> BlockLinear:
+    """The same integers with d and dmin by which weights are as large as those of a model."""
+
+    def drawn(size: float) -> np.ndarray:
+        signs = rng.choice([-1, 1], q.d.shape)
+        return np.asarray(size * rng.uniform(1, 2, q.d.shape) * signs, np.float16)
+
+    tried = replace(q, d=np.ones_like(q.d), dmin=None if q.dmin is None else np.ones_like(q.dmin))
+    size = 0.5 * q.shape[1] ** -0.5 / float(tried.dequantize().std())
+    return replace(q, d=drawn(size), dmin=None if q.dmin is None else drawn(size))
 
 
 def export(artifact: Held, path: Path, **options: Any) -> GgufFile:
