@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check format docs site wheel artifacts conformance faults bench peers shape report clean
+.PHONY: demo test check format docs site wheel artifacts conformance faults bench peers gguf-peers shape report clean
 
 demo: .venv/ready
 	rm -rf build/demo && mkdir -p build/demo
@@ -67,6 +67,11 @@ bench: .venv/ready-dev
 # make peers ARGS="--text-calib calibration.txt --text-eval test.txt --text-eval pydoc@12 --bits 4 --bits 3 --missing"
 peers: .venv/ready-dev
 	$(BIN)/python scripts/compare_peers.py $(ARGS)
+
+# GGUF files of llama.cpp, AutoRound and ours, of SmolLM2 at a width of 768, merged into reports/gguf-peers.json:
+# make gguf-peers ARGS="--text-calib valid.txt --text-calib bundled --text-eval test.txt --text-eval pydoc@12 --type Q4_K_M"
+gguf-peers: .venv/ready-dev
+	$(BIN)/python scripts/compare_gguf.py $(ARGS)
 
 # Measures tiny-r1 and SmolLM2 again and writes reports/tiny-r1 and reports/smollm2, records included.
 report: .venv/ready-dev

@@ -17,6 +17,7 @@ import click
 from peers import record
 from peers.page import markdown
 from peers.rows import ROWS, chosen, named
+from peers.rows import ours as row_of_ours
 from peers.scoring import Measure
 from peers.tasks import Order, tasks
 from peers.texts import text
@@ -73,7 +74,7 @@ def main(
 ) -> None:  # fmt: skip
     work = work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    rows = chosen([*ROWS, *named(ours)], only)
+    rows = chosen([*ROWS, *named(ours, ROWS, row_of_ours)], only)
     grids = tuple((each, group) for each in bits for group in groups)
     order = Order(models, grids, text(text_calib, work), samples, seq_len, layers, work)
     measure = Measure(tuple(text(spec, work) for spec in texts), windows, seq_len, work / "cache")

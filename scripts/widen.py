@@ -169,21 +169,27 @@ def save(twin: Twin, source: Checkpoint, folder: Path) -> None:
     atomic.write_bytes(folder / "config.json", (json.dumps(twin.config, indent=2) + "\n").encode())
 
 
-@click.command(help=__doc__)
-@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--untied", is_flag=True, help="Turn all channels, and give the head a tensor of its own.")
-def main(out: Path, untied: bool) -> None:
+def write_twin(out: Path, untied: bool = False) -> None:
+    """The twin of SmolLM2. Raises click.ClickException if its logits are not those of SmolLM2."""
     source = open_model(smollm2.gguf())
     twin = widened(source, WIDTH, HEADS, KV_HEADS, untied)
     tokens = torch.from_numpy(np.random.default_rng(SEED).integers(0, size(source.config, "vocab_size"), TOKENS))
     before = logits(source.config, {name: source.read(name) for name in source.tensors}, tokens)
     after = logits(twin.config, twin.tensors, tokens)
     difference, largest = float((after - before).abs().max()), float(before.abs().max())
-    click.echo(f"largest difference of a logit in float32: {difference:.2e} of {largest:.1f}")
-    click.echo(f"KL of rounding to bf16: {divergence(before, logits(twin.config, rounded(twin.tensors), tokens)):.2e}")
-    save(twin, source, out)
+    click.echo(f"largest difference of a logit in float32: {difference:.2e} of {largest:.1f}", err=True)
     if difference > AGREEMENT * largest:
         raise click.ClickException("the wider model is not the function that it should be")
+    kl = divergence(before, logits(twin.config, rounded(twin.tensors), tokens))
+    click.echo(f"KL of rounding to bf16: {kl:.2e}", err=True)
+    save(twin, source, out)
+
+
+@click.command(help=__doc__)
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--untied", is_flag=True, help="Turn all channels, and give the head a tensor of its own.")
+def main(out: Path, untied: bool) -> None:
+    write_twin(out, untied)
 
 
 if __name__ == "__main__":

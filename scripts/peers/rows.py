@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import click
 from measuring import R1QUANT
@@ -16,6 +16,16 @@ from measuring import R1QUANT
 PEERS = Path(__file__).resolve().parent
 OURS = "r1quant"
 BUDGETS = {"--target-bpw", "--target-size"}  # which take the place of --bits
+
+
+class Named(Protocol):
+    """A row of any comparison."""
+
+    @property
+    def name(self) -> str: ...
+
+
+AnyRow = TypeVar("AnyRow", bound=Named)
 
 
 @dataclass(frozen=True)
@@ -100,7 +110,7 @@ ROWS = (
 )
 
 
-def chosen(rows: Iterable[Row], patterns: Iterable[str]) -> list[Row]:
+def chosen(rows: Iterable[AnyRow], patterns: Iterable[str]) -> list[AnyRow]:
     """Those of a name that a pattern matches, as `gptqmodel*`; all without patterns.
 
     Raises click.UsageError where a pattern matches none.
@@ -112,14 +122,15 @@ def chosen(rows: Iterable[Row], patterns: Iterable[str]) -> list[Row]:
     return [row for row in rows if not patterns or any(fnmatch(row.name, pattern) for pattern in patterns)]
 
 
-def named(specs: Iterable[str]) -> list[Row]:
+def named(specs: Iterable[str], known: Iterable[AnyRow], make: Callable[[str, list[str]], AnyRow]) -> list[AnyRow]:
     """Rows of ours from NAME=FLAGS. Raises click.UsageError where a name is taken or missing."""
-    rows: list[Row] = []
+    taken, rows = {row.name for row in known}, []
     for spec in specs:
         name, equals, flags = spec.partition("=")
-        if not (name and equals) or name in {row.name for row in (*ROWS, *rows)}:
+        if not (name and equals) or name in taken:
             raise click.UsageError(f"{spec!r} is not NAME=FLAGS with a new name")
-        rows.append(ours(name, shlex.split(flags)))
+        taken.add(name)
+        rows.append(make(name, shlex.split(flags)))
     return rows
 
 

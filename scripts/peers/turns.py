@@ -144,10 +144,10 @@ def score(task: Task, measure: Measure, place: Workplace) -> None:
 def failed(task: Task, error: click.ClickException | R1QuantError, place: Workplace) -> None:
     console.note(f"{task.title} failed: {error.message}")
     begun = {"run": place.begun, "date": now(), "machine": machine()}
-    record.merge(place.record, {**task.entry, **begun, "error": _reason(error)})
+    record.merge(place.record, {**task.entry, **begun, "error": reason(error)})
 
 
-def _reason(error: click.ClickException | R1QuantError) -> str:
+def reason(error: click.ClickException | R1QuantError) -> str:
     """The last line, or how the process ended: what lies between names paths of this machine."""
     first, *others = error.message.strip().splitlines()
     return others[-1][:300] if others else first.partition(":")[0]

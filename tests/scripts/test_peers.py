@@ -81,15 +81,15 @@ def test_the_page_in_the_repository_is_that_of_the_record() -> None:
 
 
 def test_rows_are_chosen_by_name_and_added_by_flags(tmp_path: Path) -> None:
-    from peers.rows import PEERS, ROWS, Given, chosen, command, named
+    from peers.rows import PEERS, ROWS, Given, chosen, command, named, ours
 
     assert len({row.name for row in ROWS}) == len(ROWS)
     for row in ROWS:
         scripts = [name for name in (row.script, row.floats) if name]
         assert all((PEERS / name).is_file() for name in scripts) and bool(row.environment) == bool(row.script)
-    (mine,) = named(["mine=--method rtn --asymmetric"])
+    (mine,) = named(["mine=--method rtn --asymmetric"], ROWS, ours)
     assert mine.flags == ("--method", "rtn", "--asymmetric") and not mine.symmetric
-    (mixed,) = named(["mixed=--target-bpw 4.25"])
+    (mixed,) = named(["mixed=--target-bpw 4.25"], ROWS, ours)
     given = Given(tmp_path, tmp_path, ("--seq-len", "512"), 4, 64)
     assert "--bits" in command(mine, given, tmp_path, tmp_path)
     assert "--bits" not in command(mixed, given, tmp_path, tmp_path), "a budget takes its place"
@@ -101,7 +101,7 @@ def test_rows_are_chosen_by_name_and_added_by_flags(tmp_path: Path) -> None:
     assert chosen(ROWS, []) == list(ROWS)
     for wrong in ("gptqmodel=--method rtn", "=--method", "mine"):
         with pytest.raises(click.UsageError):
-            named([wrong])
+            named([wrong], ROWS, ours)
     with pytest.raises(click.UsageError, match="no row is called"):
         chosen(ROWS, ["other*"])
 
