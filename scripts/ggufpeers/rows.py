@@ -96,7 +96,17 @@ def measure(matrix: str, given: Given, out: Path, programs: Path, python: Path) 
     """The command that writes an importance matrix, PLAIN, GUIDED or OWN."""
     if matrix == OWN:
         size = ["-c", str(given.seq_len), "-b", str(given.seq_len), "--chunks", str(given.samples)]
-        asked = ["-m", str(given.floats), "-f", str(given.text), "-o", str(out), *size, "--parse-special"]
+        asked = [
+            "-m",
+            str(given.floats),
+            "-f",
+            str(given.text),
+            "-o",
+            str(out),
+            *size,
+            "--parse-special",
+            "--no-escape",
+        ]
         return [str(programs / IMATRIX), *asked]
     guided = ["--guided"] if matrix == GUIDED else []
     return [
