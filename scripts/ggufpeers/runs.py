@@ -136,6 +136,8 @@ def made(task: Task, place: Workplace) -> None:
         "embedding": kinds[EMBEDDING],
         "head": kinds.get(HEAD, kinds[EMBEDDING]),
     }
+    if task.row.tool == AUTO_ROUND:
+        size["mended"] = _said(task)["mended"]
     costs = {name: asdict(cost) for name, cost in steps.items()}
     seconds = sum(cost.wall_seconds for cost in steps.values())
     console.note(f"{task.title}: {seconds:.1f} s, {size['bytes']} bytes")
@@ -146,7 +148,7 @@ def made(task: Task, place: Workplace) -> None:
 def score(task: Task, place: Workplace) -> None:
     """Puts the quality on every text into the record. Raises click.ClickException if it lacks the task."""
     for text in place.measure.texts:
-        found = scoring.score(task.file, task.given.model, text, place.measure)
+        found = scoring.score(task.file, task.given.model, text, place.measure, task.out)
         old = record.find(place.record, task.entry)
         if old is None or "error" in old:
             raise click.ClickException("the record does not know when it was made, and at what cost")
@@ -191,8 +193,14 @@ def _versions(task: Task) -> dict[str, Any]:
         return our_versions()
     if task.row.tool == LLAMA:
         return {LLAMA: tools.VERSION}
-    versions: dict[str, Any] = json.loads(Path(f"{task.out}.json").read_text("utf-8"))["versions"]
+    versions: dict[str, Any] = _said(task)["versions"]
     return versions
+
+
+def _said(task: Task) -> dict[str, Any]:
+    """What AutoRound's script left beside its result."""
+    said: dict[str, Any] = json.loads(Path(f"{task.out}.json").read_text("utf-8"))
+    return said
 
 
 def _begun(place: Workplace) -> dict[str, Any]:

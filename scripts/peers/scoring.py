@@ -29,13 +29,17 @@ class Measure:
     cache: Path
 
 
-def score(out: Path, model: Path, text: Text, measure: Measure) -> dict[str, Any]:
-    """What verify says of a folder that r1quant reads, held against the float model in `model`."""
-    found = out.with_name(f"{out.name}-verify.json")
+def score(out: Path, model: Path, text: Text, measure: Measure, place: Path | None = None) -> dict[str, Any]:
+    """What verify says of a folder or file that r1quant reads, held against the float model in `model`.
+
+    place  what log and record are written beside, if not `out`
+    """
+    place = place or out
+    found = place.with_name(f"{place.name}-verify.json")
     shape = ["--windows", str(text.windows or measure.windows), "--seq-len", str(measure.seq_len)]
     wanted = ["--baseline", str(model), *text.after("--text"), *shape, "--dtype", "float32", "--device", "cpu"]
     variables = {"R1QUANT_CACHE": str(measure.cache)}
-    log = out.with_name(f"{out.name}-verify.log")
+    log = place.with_name(f"{place.name}-verify.log")
     run([*R1QUANT, "verify", str(out), *wanted, "--record", str(found)], log, variables)
     record = json.loads(found.read_text("utf-8"))
     kept = {key: record[key] for key in ("perplexity", "top1", "top1_ci95", "tokens", "dtype")}
