@@ -3,7 +3,7 @@
     python auto_round_gguf.py MODEL TOKENS OUT --format gguf:q4_k_m [--options JSON]
 
 MODEL is a folder with bf16 weights, TOKENS an .npy file, int64 [windows, seq_len]. OUT is a folder with one GGUF file;
-OUT.json says which versions made it, and how many blocks were mended.
+OUT.json says which versions made it.
 """
 
 from __future__ import annotations
@@ -18,29 +18,32 @@ from typing import Any
 import numpy as np
 
 BATCH = 8  # its own default
-# Where the float16 scales of a block lie, by the name of its type.
-SCALES = {
-    "Q2_K": (80, 84), "Q3_K": (108, 110), "Q4_K": (0, 4), "Q5_K": (0, 4), "Q6_K": (208, 210),
-}  # fmt: skip
+LEAST = 1e-6  # of the mean importance
 
 
-def mend(path: Path) -> int:
-    """Sets scales that are not finite to zero, and says in how many blocks: rows that are wholly zero, as the twin's
-    empty heads are, get NaN from it, which no program can compute with."""
-    from gguf import GGML_QUANT_SIZES, GGUFReader
+def raise_zeros() -> None:
+    """Its search for the scales of Q3_K and Q6_K gives NaN where inputs have no importance at all, as the twin's empty
+    channels have: a whole super-block is lost with them. Their weights are zero, so that a little changes nothing."""
+    from auto_round.data_type import gguf
 
-    mended = 0
-    for tensor in GGUFReader(path, "r+").tensors:
-        kind = tensor.tensor_type
-        if kind.name in SCALES:
-            blocks = tensor.data.reshape(-1, GGML_QUANT_SIZES[kind][1])
-            scales = blocks[:, slice(*SCALES[kind.name])].copy().view(np.float16)
-            bad = ~np.isfinite(scales)
-            if bad.any():
-                scales[bad] = 0
-                blocks[:, slice(*SCALES[kind.name])] = scales.view(np.uint8)
-                mended += int(bad.any(1).sum())
-    return mended
+    search = gguf.search_gguf_scale_min_sym
+
+    def raised(tensor: Any, bits: int, imatrix: Any, *others: Any, **named: Any) -> Any:
+        if imatrix is not None:
+            imatrix = imatrix.clamp(min=LEAST * float(imatrix.float().mean()))
+        return search(tensor, bits, imatrix, *others, **named)
+
+    gguf.search_gguf_scale_min_sym = raised
+
+
+def check(path: Path) -> None:
+    """Raises ValueError if a weight of the file is not finite: no program could compute with it."""
+    from gguf import GGUFReader
+    from gguf.quants import dequantize
+
+    for tensor in GGUFReader(path).tensors:
+        if not np.isfinite(dequantize(tensor.data, tensor.tensor_type)).all():
+            raise ValueError(f"{tensor.name} holds weights that are not finite")
 
 
 def main(model: str, tokens: np.ndarray, out: Path, form: str, options: dict[str, Any]) -> None:
@@ -48,6 +51,7 @@ def main(model: str, tokens: np.ndarray, out: Path, form: str, options: dict[str
     from auto_round import AutoRound
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    raise_zeros()
     batches = [
         {"input_ids": rows, "attention_mask": torch.ones_like(rows)} for rows in torch.tensor(tokens).split(BATCH)
     ]
@@ -67,9 +71,9 @@ def main(model: str, tokens: np.ndarray, out: Path, form: str, options: dict[str
     place = Path(f"{out}.run")  # it makes a folder of its own naming there
     tuner.quantize_and_save(str(place), format=form)
     out.mkdir()
-    file = next(place.rglob("*.gguf")).rename(out / "model.gguf")
+    check(next(place.rglob("*.gguf")).rename(out / "model.gguf"))
     versions = {name: metadata.version(name) for name in ("auto-round", "gguf", "torch", "transformers")}
-    Path(f"{out}.json").write_text(json.dumps({"versions": versions, "mended": mend(file)}), "utf-8")
+    Path(f"{out}.json").write_text(json.dumps({"versions": versions}), "utf-8")
 
 
 if __name__ == "__main__":

@@ -81,8 +81,7 @@ def _costs(entry: Entry) -> list[str]:
         f"{entry['steps'][step]['wall_seconds']:.0f}" if step in entry["steps"] else ""
         for step in ("importance", "quantize")
     ]
-    mended = f", {entry['mended']} blocks with NaN set to zero" if entry.get("mended") else ""
-    return [title, entry["setting"] + mended, f"{entry['bytes'] / 1e6:.2f}", tables, *seconds]
+    return [title, entry["setting"], f"{entry['bytes'] / 1e6:.2f}", tables, *seconds]
 
 
 def _scores(entry: Entry, reference: Entry | None, text: str) -> list[str]:

@@ -67,8 +67,8 @@ ROWS = (
     Row("llama.cpp-imatrix", LLAMA, "its own llama-imatrix", OWN),
     ours("r1quant-fast", ("--preset", "fast")),
     ours("r1quant-balanced", ("--preset", "balanced")),
-    Row("auto-round-rtn", AUTO_ROUND, "iters=0", options={"iters": 0}),
-    Row("auto-round", AUTO_ROUND, "default iterations"),
+    Row("auto-round-rtn", AUTO_ROUND, "iters=0, zero importances raised", options={"iters": 0}),
+    Row("auto-round", AUTO_ROUND, "default iterations, zero importances raised"),
 )
 
 

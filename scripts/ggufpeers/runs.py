@@ -136,8 +136,6 @@ def made(task: Task, place: Workplace) -> None:
         "embedding": kinds[EMBEDDING],
         "head": kinds.get(HEAD, kinds[EMBEDDING]),
     }
-    if task.row.tool == AUTO_ROUND:
-        size["mended"] = _said(task)["mended"]
     costs = {name: asdict(cost) for name, cost in steps.items()}
     seconds = sum(cost.wall_seconds for cost in steps.values())
     console.note(f"{task.title}: {seconds:.1f} s, {size['bytes']} bytes")
@@ -193,14 +191,8 @@ def _versions(task: Task) -> dict[str, Any]:
         return our_versions()
     if task.row.tool == LLAMA:
         return {LLAMA: tools.VERSION}
-    versions: dict[str, Any] = _said(task)["versions"]
+    versions: dict[str, Any] = json.loads(Path(f"{task.out}.json").read_text("utf-8"))["versions"]
     return versions
-
-
-def _said(task: Task) -> dict[str, Any]:
-    """What AutoRound's script left beside its result."""
-    said: dict[str, Any] = json.loads(Path(f"{task.out}.json").read_text("utf-8"))
-    return said
 
 
 def _begun(place: Workplace) -> dict[str, Any]:

@@ -143,23 +143,19 @@ def test_one_command_makes_scores_and_records_and_a_failure_stops_nothing(tmp_pa
 NAMES = ("llama.cpp", "llama.cpp-plain", "llama.cpp-imatrix")
 
 
-def test_scales_that_are_not_finite_are_mended(tmp_path: Path) -> None:
+def test_files_with_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     import gguf
-    from ggufpeers.auto_round_gguf import SCALES, mend
+    from ggufpeers.auto_round_gguf import check
 
-    writer = gguf.GGUFWriter(str(tmp_path / "a.gguf"), "llama")
-    sound = {}
-    for name in SCALES:
-        kind = gguf.GGMLQuantizationType[name]
-        blocks = np.zeros((2, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8)
-        sound[name] = blocks.copy()
-        blocks[1, slice(*SCALES[name])].view(np.float16)[:] = np.nan
-        writer.add_tensor(name, blocks, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    assert mend(tmp_path / "a.gguf") == len(SCALES)
-    for tensor in gguf.GGUFReader(tmp_path / "a.gguf").tensors:
-        np.testing.assert_array_equal(tensor.data.reshape(sound[tensor.name].shape), sound[tensor.name])
-        assert np.isfinite(gguf.quants.dequantize(tensor.data, tensor.tensor_type)).all()
+    for name, scale in (("sound", 1.0), ("broken", float("nan"))):
+        writer = gguf.GGUFWriter(str(tmp_path / name), "llama")
+        blocks = np.zeros((2, 210), np.uint8)
+        blocks[1, 208:].view(np.float16)[:] = scale
+        writer.add_tensor("w", blocks, raw_dtype=gguf.GGMLQuantizationType.Q6_K)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    check(tmp_path / "sound")
+    with pytest.raises(ValueError, match="w holds weights that are not finite"):
+        check(tmp_path / "broken")
