@@ -32,22 +32,18 @@ def _half(value: float) -> Any:
 
 
 @numba.njit(cache=True, inline="always")  # type: ignore[untyped-decorator]
-def _level(value: np.float32, levels: Array, even: bool) -> Any:
-    """The level nearest to a value. even: whether the levels are neighbouring integers."""
-    if even:
+def _level(value: np.float32, levels: Array, cells: Array) -> Any:
+    """The level nearest to a value. cells: as blocks.cells_of says."""
+    if cells.size == 0:
         return min(max(np.rint(value), levels[0]), levels[levels.size - 1])
-    low, high = 0, levels.size - 1
-    while high - low > 1:
-        middle = (low + high) >> 1
-        if value >= levels[middle]:
-            low = middle
-        else:
-            high = middle
-    return levels[low] if value - levels[low] <= levels[high] - value else levels[high]
+    cell = int(min(max(value - levels[0], F(0)), F(cells.size - 1)))
+    code = cells[cell]
+    following = min(code + 1, levels.size - 1)
+    return levels[following] if value - levels[code] > levels[following] - value else levels[code]
 
 
 @numba.njit(cache=True, fastmath=_FAST)  # type: ignore[untyped-decorator]
-def _loss(x: Array, w: Array, s: np.float32, m: np.float32, levels: Array, even: bool) -> Any:
+def _loss(x: Array, w: Array, s: np.float32, m: np.float32, levels: Array, cells: Array) -> Any:
     """The weighted squared error of a group x [g] that is rounded to level * s + m."""
     total = F(0)
     if s == 0:
@@ -55,22 +51,15 @@ def _loss(x: Array, w: Array, s: np.float32, m: np.float32, levels: Array, even:
             total += w[i] * (x[i] - m) * (x[i] - m)
         return total
     inverse = F(1) / s
-    if even:
-        low, high = levels[0], levels[levels.size - 1]
-        for i in range(x.size):
-            value = (x[i] - m) * inverse
-            missed = value - min(max(np.rint(value), low), high)
-            total += w[i] * missed * missed
-    else:
-        for i in range(x.size):
-            value = (x[i] - m) * inverse
-            missed = value - _level(value, levels, False)
-            total += w[i] * missed * missed
+    for i in range(x.size):
+        value = (x[i] - m) * inverse
+        missed = value - _level(value, levels, cells)
+        total += w[i] * missed * missed
     return total * s * s
 
 
 @numba.njit(cache=True, fastmath=_FAST)  # type: ignore[untyped-decorator]
-def _affine(x: Array, w: Array, levels: Array, shrinks: Array, signed: bool) -> Any:
+def _affine(x: Array, w: Array, levels: Array, cells: Array, shrinks: Array, signed: bool) -> Any:
     """Scale >= 0 and offset of a group, the best of many ranges: both ends drawn in, or either, each then fitted by
     least squares. signed: whether the offset may be above 0; otherwise the range holds 0, as that of blocks does."""
     top = levels[levels.size - 1]
@@ -108,7 +97,7 @@ def _affine(x: Array, w: Array, levels: Array, shrinks: Array, signed: bool) -> 
                 s = wlx / wll if wll > 0 else F(0)
             if s <= 0:
                 continue
-            loss = _loss(x, w, s, m, levels, True)
+            loss = _loss(x, w, s, m, levels, cells)
             if loss < least:
                 best_s, best_m, least = s, m, loss
             if p == 1:
@@ -117,7 +106,7 @@ def _affine(x: Array, w: Array, levels: Array, shrinks: Array, signed: bool) -> 
 
 
 @numba.njit(cache=True, fastmath=_FAST)  # type: ignore[untyped-decorator]
-def _centred(x: Array, w: Array, levels: Array, even: bool, shrinks: Array) -> Any:
+def _centred(x: Array, w: Array, levels: Array, cells: Array, shrinks: Array) -> Any:
     """The scale of a group without offset, of either sign: the largest weight is put at shares of the first level or of
     the last one, then the scale is fitted by least squares."""
     extreme = F(0)
@@ -133,42 +122,44 @@ def _centred(x: Array, w: Array, levels: Array, even: bool, shrinks: Array) -> A
             inverse = edge / (shrinks[c] * extreme)
             wll, wlx = F(0), F(0)
             for i in range(x.size):
-                level = _level(x[i] * inverse, levels, even)
+                level = _level(x[i] * inverse, levels, cells)
                 wll += w[i] * level * level
                 wlx += w[i] * level * x[i]
             if wll <= 0 or wlx == 0:
                 continue
             s = wlx / wll
-            loss = _loss(x, w, s, F(0), levels, even)
+            loss = _loss(x, w, s, F(0), levels, cells)
             if loss < least:
                 best, least = s, loss
     return best
 
 
 @numba.njit(cache=True, parallel=True)  # type: ignore[untyped-decorator]
-def scale_alone(weight: Array, counted: Array, size: int, levels: Array, even: bool, shrinks: Array, d: Array) -> None:
+def scale_alone(
+    weight: Array, counted: Array, size: int, levels: Array, cells: Array, shrinks: Array, d: Array
+) -> None:
     """Types whose block is a group with a scale. weight float32 [N, K], counted float32 [K]; writes d float32 [N, G],
     float16 numbers."""
     for n in numba.prange(weight.shape[0]):
         for g in range(d.shape[1]):
             a = g * size
-            d[n, g] = _half(_centred(weight[n, a : a + size], counted[a : a + size], levels, even, shrinks))
+            d[n, g] = _half(_centred(weight[n, a : a + size], counted[a : a + size], levels, cells, shrinks))
 
 
 @numba.njit(cache=True, parallel=True)  # type: ignore[untyped-decorator]
 def scale_and_offset(
-    weight: Array, counted: Array, size: int, levels: Array, shrinks: Array, d: Array, dmin: Array
+    weight: Array, counted: Array, size: int, levels: Array, cells: Array, shrinks: Array, d: Array, dmin: Array
 ) -> None:
     """Types whose block is a group with a scale and an offset; as scale_alone, and writes dmin float32 [N, G]."""
     for n in numba.prange(weight.shape[0]):
         for g in range(d.shape[1]):
             a = g * size
             x, w = weight[n, a : a + size], counted[a : a + size]
-            s, m = _affine(x, w, levels, shrinks, True)
+            s, m = _affine(x, w, levels, cells, shrinks, True)
             s = _half(s)
             total, missed = F(0), F(0)
             for i in range(size):  # the offset that suits the rounded scale
-                level = F(0) if s == 0 else _level((x[i] - m) / s, levels, True)
+                level = F(0) if s == 0 else _level((x[i] - m) / s, levels, cells)
                 total += w[i]
                 missed += w[i] * (x[i] - s * level)
             d[n, g] = s
@@ -176,12 +167,12 @@ def scale_and_offset(
 
 
 @numba.njit(cache=True, fastmath=_FAST)  # type: ignore[untyped-decorator]
-def _offset_for(x: Array, w: Array, s: np.float32, m: np.float32, levels: Array) -> Any:
+def _offset_for(x: Array, w: Array, s: np.float32, m: np.float32, levels: Array, cells: Array) -> Any:
     """The offset that is best with scale s and the codes that scale s and offset m give."""
     total, missed = F(0), F(0)
     inverse = F(0) if s == 0 else F(1) / s
     for i in range(x.size):
-        level = F(0) if s == 0 else _level((x[i] - m) * inverse, levels, True)
+        level = F(0) if s == 0 else _level((x[i] - m) * inverse, levels, cells)
         total += w[i]
         missed += w[i] * (x[i] - s * level)
     return missed / total if total > 0 else m
@@ -189,8 +180,8 @@ def _offset_for(x: Array, w: Array, s: np.float32, m: np.float32, levels: Array)
 
 @numba.njit(cache=True, parallel=True, fastmath=_FAST)  # type: ignore[untyped-decorator]
 def two_level_affine(
-    weight: Array, counted: Array, size: int, levels: Array, most: int, shrinks: Array, reach: int, rounds: int,
-    d: Array, dmin: Array, scales: Array, minima: Array,
+    weight: Array, counted: Array, size: int, levels: Array, cells: Array, most: int, shrinks: Array, reach: int,
+    rounds: int, d: Array, dmin: Array, scales: Array, minima: Array,
 ) -> None:  # fmt: skip
     """Q2_K, Q4_K, Q5_K: scale d * k and offset -dmin * j in each group of `size` columns, k and j from 0 to `most`.
 
@@ -206,7 +197,7 @@ def two_level_affine(
             largest_s, largest_m = F(0), F(0)
             for g in range(groups):
                 a = b * 256 + g * size
-                s, m = _affine(weight[n, a : a + size], counted[a : a + size], levels, shrinks, False)
+                s, m = _affine(weight[n, a : a + size], counted[a : a + size], levels, cells, shrinks, False)
                 ideal_s[g], ideal_m[g] = s, m
                 largest_s, largest_m = max(largest_s, s), max(largest_m, -m)
             unit, lift = _half(largest_s / most), _half(largest_m / most)
@@ -222,11 +213,11 @@ def two_level_affine(
                     ks[g], js[g] = 0, 0
                     for k in range(max(0, middle - reach), min(most, middle + reach) + 1):
                         s = unit * F(k)
-                        suited = _offset_for(x, w, s, ideal_m[g], levels)
+                        suited = _offset_for(x, w, s, ideal_m[g], levels, cells)
                         centre = int(np.rint(-suited / lift)) if lift > 0 else 0
                         centre = min(max(centre, 0), most)
                         for j in range(max(0, centre - 1), min(most, centre + 1) + 1):
-                            loss = _loss(x, w, s, -lift * F(j), levels, True)
+                            loss = _loss(x, w, s, -lift * F(j), levels, cells)
                             if loss < least:
                                 least = loss
                                 ks[g], js[g] = k, j
@@ -234,7 +225,7 @@ def two_level_affine(
                     s, m = unit * F(ks[g]), -lift * F(js[g])
                     inverse = F(0) if s == 0 else F(1) / s
                     for i in range(size):
-                        level = F(0) if s == 0 else _level((x[i] - m) * inverse, levels, True)
+                        level = F(0) if s == 0 else _level((x[i] - m) * inverse, levels, cells)
                         u, v = ks[g] * level, -F(js[g])
                         kk += w[i] * u * u
                         kj += w[i] * u * v
@@ -259,7 +250,7 @@ def two_level_affine(
 
 @numba.njit(cache=True, parallel=True, fastmath=_FAST)  # type: ignore[untyped-decorator]
 def two_level_centred(
-    weight: Array, counted: Array, size: int, levels: Array, even: bool, low: int, high: int, shrinks: Array,
+    weight: Array, counted: Array, size: int, levels: Array, cells: Array, low: int, high: int, shrinks: Array,
     reach: int, rounds: int, d: Array, scales: Array,
 ) -> None:  # fmt: skip
     """Q3_K, Q6_K, IQ4_XS: scale d * k in each group of `size` columns, k from `low` to `high`, of either sign.
@@ -273,7 +264,7 @@ def two_level_centred(
             extreme = F(0)
             for g in range(groups):
                 a = b * 256 + g * size
-                ideal[g] = _centred(weight[n, a : a + size], counted[a : a + size], levels, even, shrinks)
+                ideal[g] = _centred(weight[n, a : a + size], counted[a : a + size], levels, cells, shrinks)
                 scales[n, b * groups + g] = 0
                 if abs(ideal[g]) > abs(extreme):
                     extreme = ideal[g]
@@ -293,7 +284,7 @@ def two_level_centred(
                         for sign in range(2):  # a scale of the other sign uses the longer end of the levels
                             at = middle if sign == 0 else -middle
                             for k in range(max(low, at - reach), min(high, at + reach) + 1):
-                                loss = _loss(x, w, unit * F(k), F(0), levels, even)
+                                loss = _loss(x, w, unit * F(k), F(0), levels, cells)
                                 if loss < least:
                                     least = loss
                                     ks[g] = k
@@ -302,7 +293,7 @@ def two_level_centred(
                         if s != 0:
                             inverse = F(1) / s
                             for i in range(size):
-                                u = ks[g] * _level(x[i] * inverse, levels, even)
+                                u = ks[g] * _level(x[i] * inverse, levels, cells)
                                 kk += w[i] * u * u
                                 xk += w[i] * x[i] * u
                     if total < best:

@@ -65,22 +65,32 @@ def _chosen(weight: Floats, grid: BlockGrid, counted: Floats, search: bool) -> B
     """All but the codes, which have no columns yet."""
     of, (rows, columns) = grid.of, weight.shape
     none, levels = np.empty((rows, 0), np.uint8), np.array(of.levels, np.float32)
+    cells = cells_of(levels)
     shrinks = (MANY_LEVELS if len(levels) >= 64 else FULL_RANGE) if search else WHOLE
     ranges = (WIDE if len(levels) < 16 else NARROW) if search else WHOLE
     d = np.zeros((rows, columns // of.block), np.float32)
     dmin, rounds = np.zeros_like(d), ROUNDS if search else 1
     if of.scales is None and of.minima is None:
-        kernels.scale_alone(weight, counted, of.block, levels, of.uniform, shrinks, d)
+        kernels.scale_alone(weight, counted, of.block, levels, cells, shrinks, d)
         return BlockLinear(of.name, none, d.astype(np.float16))
     if of.scales is None:
-        kernels.scale_and_offset(weight, counted, of.block, levels, ranges, d, dmin)
+        kernels.scale_and_offset(weight, counted, of.block, levels, cells, ranges, d, dmin)
         return BlockLinear(of.name, none, d.astype(np.float16), dmin=dmin.astype(np.float16))
     scales, (low, high) = np.zeros((rows, columns // of.group), np.int8), of.scales
     if of.minima is None:
-        kernels.two_level_centred(
-            weight, counted, of.group, levels, of.uniform, low, high, shrinks, 1, rounds, d, scales
-        )
+        kernels.two_level_centred(weight, counted, of.group, levels, cells, low, high, shrinks, 1, rounds, d, scales)
         return BlockLinear(of.name, none, d.astype(np.float16), scales)
     minima, reach = np.zeros(scales.shape, np.uint8), 2 if high <= 15 else 1
-    kernels.two_level_affine(weight, counted, of.group, levels, high, ranges, reach, rounds, d, dmin, scales, minima)
+    kernels.two_level_affine(
+        weight, counted, of.group, levels, cells, high, ranges, reach, rounds, d, dmin, scales, minima
+    )
     return BlockLinear(of.name, none, d.astype(np.float16), scales, dmin.astype(np.float16), minima)
+
+
+def cells_of(levels: Floats) -> npt.NDArray[np.uint8]:
+    """For levels that are integers, the place of the level nearest to each integer from the first to the last, so that
+    the level nearest to a number is that of the integer below it, or the next. Empty if the levels are neighbours."""
+    if bool((np.diff(levels) == 1).all()):
+        return np.empty(0, np.uint8)
+    middles = (levels[1:] + levels[:-1]) / 2
+    return np.searchsorted(middles, np.arange(levels[0], levels[-1] + 1), side="right").astype(np.uint8)
