@@ -47,6 +47,14 @@ class Calibration:
     def windows(self) -> int:
         return int(self.tokens.shape[0])
 
+    @property
+    def spread(self) -> Calibration:
+        """The same windows in an order of which any first part is spread evenly over all of them: that of their numbers
+        with the binary digits reversed (van der Corput's sequence). What uses a part of a text thus sees all of it."""
+        digits = max(1, (self.windows - 1).bit_length())
+        order = sorted(range(self.windows), key=lambda i: int(f"{i:0{digits}b}"[::-1], 2))
+        return Calibration(self.tokens[order], _digest(self.tokens[order]), self.source, self.documents, self.requested)
+
     def followed_by(self, tokens: npt.NDArray[np.int64], source: str) -> Calibration:
         """With more windows [n, seq_len] after its own, each a document."""
         both = np.concatenate([self.tokens, tokens])

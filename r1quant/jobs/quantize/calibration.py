@@ -139,4 +139,5 @@ def _named_text(plan: Plan, progress: Progress) -> Calibration:
         return own_text(checkpoint, recipe, progress)
     tokenizer, vocabulary = Tokenizer.of(checkpoint), int(checkpoint.config["vocab_size"])
     spec = recipe.calib or default_text(checkpoint)
-    return windows.load(spec, tokenizer, recipe.samples, recipe.seq_len, recipe.seed, vocabulary=vocabulary)
+    text = windows.load(spec, tokenizer, recipe.samples, recipe.seq_len, recipe.seed, vocabulary=vocabulary)
+    return text.spread if text.documents == 1 else text  # documents come shuffled
