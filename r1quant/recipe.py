@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypedDict
 
+from r1quant.core.blocktypes import TYPES
 from r1quant.core.grid import BITS, GROUP_SIZES, SCALE_DTYPES, UNIFORM, Grid, ScaleDtype, ValueGrid
 from r1quant.core.grids import GRIDS
 from r1quant.core.options import OneOf, Size, Text, Within, check, option, options_of
@@ -26,6 +27,8 @@ WRITTEN = tuple(written(UNIFORM))  # the others are for export, and floats for g
 WIDTH, BUDGET, ROUNDING, TRANSFORMS, CALIBRATION, OUTPUT, DEVICE = (
     "Bits", "Budget instead of bits", "Rounding", "Transforms before rounding", "Calibration", "Output", "Device",
 )  # fmt: skip
+DEFAULT_TYPE = "Q4_K_M"
+UNIFORM_ONLY = ("bits", "group_size", "symmetric", "scale_dtype")  # options of the uniform grid
 ENOUGH_TEXT = "calibration needs at least one sample of two tokens"
 
 
@@ -81,6 +84,14 @@ class Recipe:
         WIDTH,
         "Precision of the scales; portable ones are exact in float16 and in bfloat16.",
         OneOf(tuple(SCALE_DTYPES)),
+    )
+    type: str | None = option(
+        None,
+        WIDTH,
+        "What --format gguf makes, instead of --bits: a mixture of llama.cpp, such as Q4_K_M, Q3_K_M, IQ4_XS or "
+        "IQ2_XXS, or one block type for all linears, such as Q4_K.",
+        OneOf(TYPES),
+        shown=f"{DEFAULT_TYPE} with --format gguf",
     )
     scale_search: bool = option(
         True,
@@ -225,6 +236,7 @@ class Recipe:
     def __post_init__(self) -> None:
         """Raises RecipeError naming the first value that is not possible."""
         self._check_format()
+        self._check_type()
         if isinstance(self.device, str) and self.device.startswith("mps"):
             raise RecipeError(NO_MPS, "choose from auto, cpu, cuda, cuda:0, ...")
         check(self)
@@ -243,6 +255,17 @@ class Recipe:
             f"{self.format} does not hold the grid {self.grid}", f"use --format {' or '.join(written(self.grid))}"
         )
 
+    def _check_type(self) -> None:
+        if self.type is None:
+            return
+        if self.format != "gguf":
+            raise RecipeError(
+                f"--type {self.type} is a type of GGUF files", "use it with --format gguf, or leave it out"
+            )
+        if self.factors is not None or self.grid != UNIFORM:
+            given = "--grid" if self.grid != UNIFORM else "--smooth" if self.smooth is not None else "AWQ"
+            raise RecipeError(f"{given} does not go with --format gguf", "leave it out, or use another --format")
+
     def _check_budget(self) -> None:
         given = [_flag(name) for name in TARGETS if getattr(self, name) is not None]
         if len(given) > 1:
@@ -260,8 +283,13 @@ class Recipe:
             )
 
     @property
+    def mixture(self) -> str | None:
+        """What --format gguf makes, a name of r1quant.formats.gguf.mixtures; None for other formats."""
+        return (self.type or DEFAULT_TYPE) if self.format == "gguf" else None
+
+    @property
     def value_grid(self) -> ValueGrid:
-        """The grid of this recipe."""
+        """The grid of this recipe; that of other formats than GGUF, whose linears have several."""
         make = GRIDS[self.grid].make
         return self.uniform if make is None else make(self.uniform)
 
@@ -317,6 +345,8 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         """Without the bits if a budget decides them."""
         values = asdict(self) | {"allowed_bits": list(self.allowed_bits)}
+        if self.mixture is not None:
+            return values | dict.fromkeys(UNIFORM_ONLY) | {"type": self.mixture}
         return values | ({"bits": None} if self.budgeted else {})
 
 
@@ -329,6 +359,7 @@ class RecipeArguments(TypedDict, total=False):
     group_size: int | None
     symmetric: bool | None
     scale_dtype: ScaleDtype | None
+    type: str | None
     scale_search: bool | None
     act_order: bool | None
     damping: float | None
@@ -378,6 +409,9 @@ def from_values(values: Mapping[str, object], preset: str | None = None) -> Reci
             f"--bits and {_flag(target)} exclude each other",
             "leave one out; --allowed-bits 4,8 says what to choose from",
         )
+    odd = [name for name in UNIFORM_ONLY if name in given]
+    if merged.get("format") == "gguf" and odd:
+        raise RecipeError(f"{_flag(odd[0])} does not go with --format gguf", "choose a --type, such as Q4_K_M")
     merged |= {name: known[name].parse(merged[name]) for name in ("target_size", "allowed_bits") if name in merged}
     recipe = Recipe(**merged)
     least = 1.0 if recipe.budgeted else min(1.0, ENOUGH_TOKENS / (recipe.windows * recipe.seq_len))

@@ -84,7 +84,7 @@ FORMATS: Mapping[str, Format] = {
     "compressed-tensors-int": Format(0, True, "int-quantized safetensors, 8 bits in int8: transformers"),
     "safetensors": Format(0, False, "floats under Hugging Face's names: every program", grids=()),
     "onnx": Format(0, False, "one folder for onnxruntime and onnxruntime-genai"),
-    "gguf": Format(0, False, "llama.cpp and Ollama", grids=("uniform", "blocks")),
+    "gguf": Format(0, True, "one file of a --type such as Q4_K_M: llama.cpp and Ollama", grids=("uniform", "blocks")),
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -188,6 +188,35 @@ class CheckpointArtifact(Artifact):
 
     def chunks(self, name: str) -> Iterator[npt.NDArray[np.uint8]]:
         return self.checkpoint.chunks(self.checkpoint.info(name))
+
+
+@dataclass(frozen=True)
+class PartlyQuantized(CheckpointArtifact):
+    """A float checkpoint with matrices in their quantized form, which lie elsewhere or are still to be made.
+
+    linears  gives one by name
+    """
+
+    specs: Mapping[str, LinearSpec]
+    linears: Callable[[str], QuantizedLinear]
+
+    @property
+    def format(self) -> str:
+        return "safetensors"
+
+    @property
+    def linear_specs(self) -> Mapping[str, LinearSpec]:
+        return self.specs
+
+    @property
+    def tensors(self) -> Mapping[str, TensorSpec]:
+        return {
+            name: TensorSpec(name, "F32" if name.removesuffix(".weight") in self.specs else info.dtype, info.shape)
+            for name, info in self.checkpoint.tensors.items()
+        }
+
+    def qlinear(self, linear: str) -> QuantizedLinear:
+        return self.linears(linear)
 
 
 def generation_config(side_files: Mapping[str, bytes]) -> JsonObject:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -89,6 +89,18 @@ class BlockLinear:
             None if self.scales is None else self.scales[rows],
             None if self.dmin is None else self.dmin[rows],
             None if self.minima is None else self.minima[rows],
+        )
+
+    @staticmethod
+    def stack(parts: Sequence[BlockLinear]) -> BlockLinear:
+        """The rows of several linears of one type, one after the other; the inverse of `rows`."""
+        names = ("scales", "dmin", "minima")
+        optional = {name: [getattr(part, name) for part in parts] for name in names}
+        return BlockLinear(
+            parts[0].type,
+            np.concatenate([part.codes for part in parts]),
+            np.concatenate([part.d for part in parts]),
+            **{name: None if values[0] is None else np.concatenate(values) for name, values in optional.items()},
         )
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:

@@ -121,6 +121,15 @@ BLOCK_TYPES: Mapping[str, BlockType] = {
 }  # fmt: skip
 
 
+# Names of llama.cpp's mixtures, which give the tensors of a model types of their own.
+MIXTURES = (
+    "Q2_K", "Q2_K_S", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_0", "Q4_1", "Q4_K_S", "Q4_K_M", "Q5_0", "Q5_1", "Q5_K_S",
+    "Q5_K_M", "Q6_K", "Q8_0", "IQ4_NL", "IQ4_XS", "IQ3_XXS", "IQ3_XS", "IQ3_S", "IQ3_M", "IQ2_XXS", "IQ2_XS", "IQ2_S",
+    "IQ2_M", "IQ1_S", "IQ1_M",
+)  # fmt: skip
+TYPES = (*MIXTURES, *(name for name in BLOCK_TYPES if name not in MIXTURES))  # what --type takes
+
+
 @dataclass(frozen=True)
 class BlockGrid:
     """A block type as a ValueGrid. type: a key of BLOCK_TYPES."""

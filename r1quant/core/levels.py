@@ -6,7 +6,7 @@ IQ4_NL. A grid whose scales are integers of their own (K-quants, NVFP4) needs a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,15 @@ class LevelLinear:
         return LevelLinear(
             self.kind, self.codes[part], self.levels, self.scale[part], self.offset[part], self.group
         )  # fmt: skip
+
+    @staticmethod
+    def stack(parts: Sequence[LevelLinear]) -> LevelLinear:
+        """The rows of several linears on one grid, one after the other; the inverse of `rows`."""
+        first = parts[0]
+        codes, scale, offset = (
+            np.concatenate([getattr(part, name) for part in parts]) for name in ("codes", "scale", "offset")
+        )
+        return LevelLinear(first.kind, codes, first.levels, scale, offset, first.group)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         return {

@@ -6,7 +6,7 @@ what it has in common with the weights on grids of other kinds, whose integers a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -33,6 +33,10 @@ class QuantizedLinear(Protocol):
 
     def rows(self, start: int, stop: int) -> QuantizedLinear:
         """The rows start .. stop as a linear of their own."""
+
+    @staticmethod
+    def stack(parts: Sequence[Any]) -> QuantizedLinear:
+        """The rows of several linears of this kind on one grid, one after the other; the inverse of `rows`."""
 
     def validate(self) -> None:
         """Raises ValueError naming the first law of its kind that does not hold."""
@@ -103,6 +107,17 @@ class QLinear:
     def rows(self, start: int, stop: int) -> QLinear:
         """The rows start .. stop as a QLinear of their own (how a stacked solve is taken apart)."""
         return QLinear(self.codes[start:stop], self.scale[start:stop], self.zero[start:stop], self.group, self.bits)
+
+    @staticmethod
+    def stack(parts: Sequence[QLinear]) -> QLinear:
+        """The rows of several linears on one grid, one after the other; the inverse of `rows`."""
+        return QLinear(
+            np.concatenate([part.codes for part in parts]),
+            np.concatenate([part.scale for part in parts]),
+            np.concatenate([part.zero for part in parts]),
+            parts[0].group,
+            parts[0].bits,
+        )
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Codes are packed to their bits."""

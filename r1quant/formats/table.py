@@ -12,12 +12,17 @@ from r1quant.formats.awq import Awq
 from r1quant.formats.codec import Codec, CodecArtifact, Encoder
 from r1quant.formats.compressed_tensors import CompressedTensors
 from r1quant.formats.floats import FloatWeights
+from r1quant.formats.ggufblocks import GgufBlocks
 from r1quant.formats.gptq import Gptq, version_of
 
 CODECS: Mapping[str, Codec] = {
     codec.name: codec for codec in (Gptq(1), Gptq(2), Awq(), CompressedTensors(), CompressedTensors(packed=False))
 }
-ENCODERS: Mapping[str, Encoder] = {**CODECS, FloatWeights.name: FloatWeights()}  # what quantize writes
+ENCODERS: Mapping[str, Encoder] = {
+    **CODECS,
+    FloatWeights.name: FloatWeights(),
+    GgufBlocks.name: GgufBlocks(),
+}  # what quantize writes
 PACKED = (".qweight", ".weight_packed", ".weight_scale")
 SIDE_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}  # as AutoGPTQ and AutoAWQ wrote them
 

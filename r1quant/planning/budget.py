@@ -24,13 +24,13 @@ from r1quant.hardware.cards import card
 from r1quant.hardware.memory import runtime_bytes, usable
 from r1quant.hardware.roofline import sizes
 from r1quant.planning import allocate, preflight
-from r1quant.planning.layout import Layout
+from r1quant.planning.layout import Layout, OneFile
 from r1quant.planning.linears import LinearPlan, PlanProblem
 from r1quant.planning.recommend import what_fits
 from r1quant.recipe import FLOAT, Recipe
 from r1quant.registry import METHODS
 
-LayoutOf = Callable[[Grids], Layout]
+LayoutOf = Callable[[Grids], Layout | OneFile]
 MOST_TRIED = 5  # bits: beyond, each more leaves a quarter of the loss (SmolLM2: 0.25, 0.24, 0.25 at 6, 7 and 8)
 
 

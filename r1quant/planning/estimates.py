@@ -14,7 +14,7 @@ from r1quant.core.limits import BACKWARD_TOKENS, BLOCK, BOUNDARY_BYTES, HEAD_TOK
 from r1quant.data import selfcalib
 from r1quant.formats.table import ENCODERS
 from r1quant.planning.budget import choices, tried
-from r1quant.planning.layout import Layout
+from r1quant.planning.layout import Layout, OneFile
 from r1quant.planning.linears import LinearPlan
 from r1quant.recipe import Recipe
 from r1quant.registry import METHODS, MethodCost
@@ -47,11 +47,11 @@ def estimated(
     recipe: Recipe,
     linears: tuple[LinearPlan, ...],
     grids: Grids,
-    layout: Layout,
+    layout: Layout | OneFile,
 ) -> Estimate:
     """grids: of every linear; layout: of the files that are written."""
     output = layout.nbytes + sum(map(len, checkpoint.side_files.values())) + len(checkpoint.config_text)
-    rounded = [linear for linear in linears if grids[linear.name] is not None]
+    rounded = [linear for linear in linears if grids.get(linear.name) is not None]
     parts = sum(linear.stored(grids[linear.name], ENCODERS[recipe.format]) for linear in rounded)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     weights = sum(linear.weights for linear in linears)

@@ -42,6 +42,13 @@ class Layout:
         return (json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n").encode()
 
 
+@dataclass(frozen=True)
+class OneFile:
+    """A format that puts everything into one file: its bytes."""
+
+    nbytes: int
+
+
 def make(
     tensors: Iterable[TensorSpec],
     arch: Architecture,

@@ -6,12 +6,14 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from r1quant.arch.tables import Architecture
+from r1quant.arch.tables import Architecture, is_tied
 from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.checkpoint.safetensors import Checkpoint
 from r1quant.core.grid import Grids, ValueGrid
 from r1quant.errors import R1QuantError, RecipeError
 from r1quant.formats.codec import Encoder
+
+EMBEDDING, HEAD = "embedding", "head"  # the stages of the tables
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,18 @@ def linears_of(checkpoint: Checkpoint, arch: Architecture, layers: int) -> tuple
     return tuple(found)
 
 
+def tables_of(checkpoint: Checkpoint, arch: Architecture, layers: int) -> tuple[LinearPlan, ...]:
+    """The embedding and the head, as if they were linears of a layer after the last; one of them if they are tied."""
+    found = []
+    for stage, name in ((EMBEDDING, arch.tensors.embedding), (HEAD, arch.tensors.head)):
+        info = checkpoint.tensors.get(name)
+        if info is not None and len(info.shape) == 2 and not (stage == HEAD and is_tied(checkpoint.config)):
+            shape = info.shape[0], info.shape[1]
+            found.append(LinearPlan(name.removesuffix(".weight"), shape, layers, stage, info.dtype, info.nbytes))
+    return tuple(found)
+
+
 def forms_of(linears: Iterable[LinearPlan], grids: Grids) -> dict[str, LinearSpec]:
     """What each linear that is quantized will be, by name."""
-    chosen = ((linear, grids[linear.name]) for linear in linears)
+    chosen = ((linear, grids.get(linear.name)) for linear in linears)
     return {linear.name: LinearSpec.planned(linear.shape, grid) for linear, grid in chosen if grid is not None}

@@ -28,6 +28,8 @@ def default_out(checkpoint: Checkpoint, recipe: Recipe, folder: Path) -> Path:
     grid = "" if recipe.grid == UNIFORM else f"-{recipe.grid}"
     method = "" if METHODS[recipe.method].usual else f"-{recipe.method}"
     stem = checkpoint.name.removesuffix(".gguf")
+    if recipe.mixture is not None:
+        return folder / f"{stem}-gguf-{recipe.mixture}{method}"
     return folder / f"{stem}-{recipe.format}-{_width(recipe)}{group}{kind}{grid}{method}"
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from r1quant.arch.tables import Architecture
 from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.checkpoint.safetensors import Checkpoint
+from r1quant.core.blocktypes import BlockGrid
 from r1quant.core.grid import Grids
 from r1quant.core.json import JsonObject
 from r1quant.formats.codec import Encoder
@@ -18,7 +19,7 @@ from r1quant.formats.table import ENCODERS
 from r1quant.planning import preflight
 from r1quant.planning.budget import Allocation, Budget
 from r1quant.planning.estimates import Estimate
-from r1quant.planning.layout import Layout
+from r1quant.planning.layout import Layout, OneFile
 from r1quant.planning.linears import LinearPlan, PlanProblem, forms_of
 from r1quant.recipe import Recipe
 
@@ -28,7 +29,8 @@ class Plan:
     """What is quantized, how, and where the result goes.
 
     out         the folder that the result becomes, absolute
-    linears     all that may be quantized
+    linears     all of the layers that may be quantized
+    tables      embedding and head, which are quantized if `grids` has them
     grids       what each of them becomes; None if it stays in float
     problems    what stops the run; a plan without problems can be run
     warnings    what the user should know, and what stops nothing
@@ -43,8 +45,9 @@ class Plan:
     out: Path
     layers: int
     linears: tuple[LinearPlan, ...]
+    tables: tuple[LinearPlan, ...]
     grids: Grids
-    layout: Layout
+    layout: Layout | OneFile
     problems: tuple[PlanProblem, ...]
     warnings: tuple[str, ...]
     estimate: Estimate
@@ -74,13 +77,24 @@ class Plan:
     @property
     def linear_specs(self) -> dict[str, LinearSpec]:
         """What each quantized linear will be, by name."""
-        return forms_of(self.linears, self.grids)
+        return forms_of((*self.linears, *self.tables), self.grids)
+
+    @property
+    def rounded_tables(self) -> tuple[LinearPlan, ...]:
+        """Those of the tables that are quantized."""
+        return tuple(table for table in self.tables if self.grids.get(table.name) is not None)
+
+    @property
+    def steps(self) -> int:
+        """How many layer files a run writes: the tables that are quantized have one after those of the layers."""
+        return self.layers + bool(self.rounded_tables)
 
     @property
     def plain(self) -> tuple[str, ...]:
         """The linears that stay in float, the head among them."""
         floats = [linear.name for linear in self.linears if self.grids[linear.name] is None]
-        return *floats, self.arch.tensors.head.removesuffix(".weight")
+        head = self.arch.tensors.head.removesuffix(".weight")
+        return tuple(floats) if self.grids.get(head) is not None else (*floats, head)
 
     def stored(self, linear: LinearPlan) -> int:
         """The bytes that a linear will take."""
@@ -104,6 +118,7 @@ class Plan:
         return {
             "name": linear.name,
             "shape": list(linear.shape),
+            **({"type": grid.type} if isinstance(grid, BlockGrid) else {}),
             "bits": (8 * stored // linear.weights if grid is None else grid.bits) if self.decided else None,
             "group_size": None if grid is None else grid.group_size,
             "bytes": stored if self.decided else None,
@@ -118,7 +133,7 @@ class Plan:
             "recipe": self.recipe.as_dict(),
             "budget": None if self.budget is None else self.budget.as_dict(),
             "allocation": self.allocation.as_dict() if self.allocation is not None and self.decided else None,
-            "linears": [self._entry(linear) for linear in self.linears],
+            "linears": [self._entry(linear) for linear in (*self.linears, *self.rounded_tables)],
             "bits_per_weight": self.bits_per_weight,
             "quantizable_parameters": sum(linear.weights for linear in self.linears),
             "output_bytes": self.estimate.output_bytes,

@@ -13,15 +13,17 @@ from r1quant.arch.tables import Architecture, architecture_of, layer_count
 from r1quant.checkpoint.safetensors import Checkpoint
 from r1quant.checkpoint.tensorfile import TensorSpec
 from r1quant.core.grid import Grids
+from r1quant.errors import R1QuantError
 from r1quant.formats.table import ENCODERS
 from r1quant.planning import layout as layouts
 from r1quant.planning import problems as checks
 from r1quant.planning.budget import LossPredictions, budget_of, decide
 from r1quant.planning.estimates import estimated
-from r1quant.planning.layout import Layout
-from r1quant.planning.linears import LinearPlan, forms_of, linears_of
+from r1quant.planning.layout import Layout, OneFile
+from r1quant.planning.linears import LinearPlan, PlanProblem, forms_of, linears_of, tables_of
 from r1quant.planning.place import cache_warnings, default_out, is_complete, place_problems
 from r1quant.planning.plan import Plan
+from r1quant.planning.types import file_bytes, typed
 from r1quant.recipe import Recipe
 
 
@@ -39,13 +41,17 @@ def make(
     """
     arch, layers = architecture_of(checkpoint.config), layer_count(checkpoint.config, len(checkpoint.tensors))
     problems = checks.already_quantized(checkpoint) or checks.tensor_problems(checkpoint, arch)
-    linears = linears_of(checkpoint, arch, layers)
-    uniform = dict.fromkeys((linear.name for linear in linears), recipe.value_grid)
-    uneven = checks.group_problems(linears, recipe)
+    linears, tables = linears_of(checkpoint, arch, layers), tables_of(checkpoint, arch, layers)
+    if recipe.mixture is not None:
+        usual: Grids = typed(checkpoint, arch, (*linears, *tables), recipe.mixture)
+        uneven = checks.block_problems(linears, usual)
+    else:
+        usual = dict.fromkeys((linear.name for linear in linears), recipe.value_grid)
+        uneven = checks.group_problems(linears, recipe)
     problems += uneven
     budget, allocation = None, None
     if recipe.budgeted and grids is None and not problems:
-        sized = partial(_layout, checkpoint, arch, linears, recipe)
+        sized = partial(_layout, checkpoint, arch, (*linears, *tables), recipe)
         budget, unmet = budget_of(checkpoint, arch, recipe, linears, sized)
         problems += unmet
         if budget is not None:
@@ -53,10 +59,14 @@ def make(
             allocation = replace(even, source=None)
             grids = allocation.grids
     if not uneven and (grids or not recipe.budgeted):
-        problems += checks.form_problems(linears, grids or uniform, recipe)
-    grids = grids or uniform
+        problems += checks.form_problems(linears, grids or usual, recipe)
+    grids = grids or usual
     problems += checks.rotation_problems(arch, recipe) + checks.text_problems(checkpoint, recipe)
-    layout = _layout(checkpoint, arch, linears, recipe, grids)
+    try:
+        layout = _layout(checkpoint, arch, (*linears, *tables), recipe, grids)
+    except R1QuantError as error:
+        layout = OneFile(0)
+        problems = problems or [PlanProblem(error.message, error.hint, type(error))]
     estimate = estimated(checkpoint, recipe, linears, grids, layout)
     place = (out or default_out(checkpoint, recipe, Path.cwd())).absolute()
     if out is not None and not problems:
@@ -67,8 +77,8 @@ def make(
     if budget is not None:
         warnings.insert(0, "bits are decided after the sensitivity pass; until then every weight counts alike")
     return Plan(
-        checkpoint, arch, recipe, place, layers, linears, grids, layout, tuple(problems), tuple(warnings), estimate,
-        devices, budget, allocation, is_complete(place),
+        checkpoint, arch, recipe, place, layers, linears, tables, grids, layout, tuple(problems), tuple(warnings),
+        estimate, devices, budget, allocation, is_complete(place),
     )  # fmt: skip
 
 
@@ -81,7 +91,7 @@ def allocated(plan: Plan, predictions: LossPredictions) -> Plan:
     if plan.budget is None:
         return plan
     checkpoint, arch, recipe, linears = plan.checkpoint, plan.arch, plan.recipe, plan.linears
-    sized = partial(_layout, checkpoint, arch, linears, recipe)
+    sized = partial(_layout, checkpoint, arch, (*linears, *plan.tables), recipe)
     allocation = decide(linears, recipe, plan.budget, sized, predictions)
     decided = make(checkpoint, recipe, None, plan.devices, allocation.grids)
     decided.require()
@@ -90,7 +100,9 @@ def allocated(plan: Plan, predictions: LossPredictions) -> Plan:
 
 def _layout(
     checkpoint: Checkpoint, arch: Architecture, linears: tuple[LinearPlan, ...], recipe: Recipe, grids: Grids
-) -> Layout:
+) -> Layout | OneFile:
+    if recipe.mixture is not None:
+        return OneFile(file_bytes(checkpoint, arch, forms_of(linears, grids), recipe.mixture))
     groups_fit = all(recipe.group_size == -1 or linear.shape[1] % recipe.group_size == 0 for linear in linears)
     linear_specs = forms_of(linears, grids) if groups_fit else {}
     tensors = (TensorSpec(info.name, info.dtype, info.shape) for info in checkpoint.tensors.values())

@@ -70,12 +70,21 @@ def group_problems(linears: tuple[LinearPlan, ...], recipe: Recipe) -> list[Plan
     return problems
 
 
+def block_problems(linears: tuple[LinearPlan, ...], grids: Grids) -> list[PlanProblem]:
+    """GGUF's blocks have at least 32 columns."""
+    odd = next((linear for linear in linears if grids[linear.name] is None), None)
+    if odd is None:
+        return []
+    reason = f"{odd.name} has {odd.shape[1]} columns, which are not a multiple of 32, the smallest block of GGUF"
+    return [PlanProblem(reason, "use --format gptq or compressed-tensors with a --group-size that divides them")]
+
+
 def form_problems(linears: tuple[LinearPlan, ...], grids: Grids, recipe: Recipe) -> list[PlanProblem]:
     problems = []
     alike: dict[tuple[int, str], LinearPlan] = {}
     for linear in linears:
         first = alike.setdefault((linear.layer, linear.stage), linear)
-        if grids[linear.name] != grids[first.name]:
+        if recipe.mixture is None and grids[linear.name] != grids[first.name]:
             message = f"{linear.name} has another grid than {first.name}, which shares its input"
             problems.append(PlanProblem(message, "linears that share an input are rounded, and served, as one"))
     first_of = {form: name for name, form in reversed(forms_of(linears, grids).items())}
@@ -177,6 +186,6 @@ def warnings_of(
     if selfcalib.writes(recipe):
         weights = sum(linear.weights for linear in linears)
         warnings += selfcalib.foretell(selfcalib.predict(checkpoint, recipe, weights), recipe)
-    if is_tied(checkpoint.config):
+    if is_tied(checkpoint.config) and recipe.mixture is None:
         warnings.append("embedding and head are tied: they stay in float, as one tensor")
     return warnings

@@ -35,7 +35,7 @@ def kind_of(mixture: str, role: str, layer: int, layers: int, grouped: int, colu
     grouped  query heads that share keys and values
     columns  in a row
     """
-    kind = BASE[mixture]
+    kind = BASE.get(mixture, mixture)
     if role == "head":
         return "Q6_K" if columns % SUPER_BLOCK == 0 else "Q8_0"
     if role == "value":
@@ -61,7 +61,7 @@ def _more(layer: int, layers: int) -> bool:
 
 
 def _value(mixture: str, layer: int, layers: int, grouped: int) -> str:
-    base = BASE[mixture]
+    base = BASE.get(mixture, mixture)
     if mixture == "Q2_K":
         return "Q4_K" if grouped >= 4 else "Q3_K"
     if mixture == "Q3_K_M":
@@ -79,5 +79,5 @@ def _down(mixture: str, layer: int, layers: int) -> str:
     if mixture == "Q3_K_M":
         return "Q5_K" if layer < layers // 16 else "Q4_K"
     if mixture in ("Q4_K_M", "Q5_K_M"):
-        return "Q6_K" if _more(layer, layers) else BASE[mixture]
-    return "Q5_K" if mixture == "Q4_K_S" and layer < layers // 8 else BASE[mixture]
+        return "Q6_K" if _more(layer, layers) else BASE.get(mixture, mixture)
+    return "Q5_K" if mixture == "Q4_K_S" and layer < layers // 8 else BASE.get(mixture, mixture)

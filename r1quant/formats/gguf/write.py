@@ -92,6 +92,16 @@ def write(
     return GgufFile(tuple(paths), rounded, types, nbytes, notes)
 
 
+def size(artifact: Artifact, arch: Architecture, options: GgufOptions) -> int:
+    """The bytes of the one file that `write` makes, known before a weight is read. Raises as `write` does."""
+    targets = plan(artifact, arch, options)
+    table = metadata.rope_table(artifact.config)
+    extra = [] if table is None else [Entry(ROPE_FREQS, table.shape, KINDS["f32"], table.nbytes)]
+    entries = [*extra, *(target.entry for target in targets)]
+    head = container.header(_keys(artifact, arch, options, targets), entries)
+    return len(head) + sum(entry.padded for entry in entries)
+
+
 def part_paths(path: Path, count: int) -> list[Path]:
     """The names of the parts of a model, as llama.cpp looks for them."""
     stem = path.name.removesuffix(".gguf")

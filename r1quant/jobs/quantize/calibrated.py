@@ -8,10 +8,12 @@ from functools import partial
 
 import torch
 
-from r1quant.engine.forward import Decoder
+from r1quant.arch.tables import is_tied
+from r1quant.engine.forward import Decoder, head_name
 from r1quant.engine.layer import quantize_layer
 from r1quant.engine.layer_pass import LayerPass
 from r1quant.engine.linear_report import Rounded
+from r1quant.engine.tables import embed_rounded, head_statistics, round_table
 from r1quant.errors import NumericError
 from r1quant.jobs.quantize import layer_files
 from r1quant.jobs.quantize.calibration import CalibrationRun, decoder_of
@@ -28,7 +30,7 @@ def quantize_layers(plan: Plan, calibration: CalibrationRun, folder: RunDir, pro
     """Writes the layer files that are missing."""
     with torch.no_grad():
         job = _Calibrated.of(plan, calibration, progress)
-        LayerLoop("quantizing", plan.layers, job.embedded, job.quantized, INSIDE).run(folder, progress)
+        LayerLoop("quantizing", plan.steps, job.embedded, job.step, INSIDE).run(folder, progress)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +55,32 @@ class _Calibrated:
     def embedded(self) -> States:
         """`hidden`, what enters the first layer; `reference`, what enters that of the float model: the same, of as many
         windows as it runs on."""
-        hidden = self.decoder.embed(torch.from_numpy(self.calibration.tokens))
-        if self.beside is None:
-            return {"hidden": hidden}
-        return {"hidden": hidden, "reference": hidden[: self.plan.recipe.corrected_windows].clone()}
+        tokens, recipe = torch.from_numpy(self.calibration.tokens), self.plan.recipe
+        grid = self.plan.grids.get(self.plan.arch.tensors.embedding.removesuffix(".weight"))
+        embedded = self.decoder.embed(tokens)
+        states = {} if self.beside is None else {"reference": embedded[: recipe.corrected_windows].clone()}
+        if grid is not None and not is_tied(
+            self.plan.checkpoint.config
+        ):  # a tied one is rounded as the head, at the end
+            embedded = embed_rounded(self.decoder, tokens, grid, recipe.scale_search)
+        return {"hidden": embedded, **states}
+
+    def step(self, index: int, states: States) -> LayerDone:
+        """A layer, or the tables after the last one."""
+        return self.quantized(index, states) if index < self.plan.layers else self._tables(states["hidden"])
+
+    def _tables(self, hidden: torch.Tensor) -> LayerDone:
+        """hidden: what comes out of the last layer, quantized."""
+        plan, done = self.plan, list[Rounded]()
+        scores = head_name(self.decoder.weights, plan.arch).removesuffix(".weight")
+        for table in plan.rounded_tables:
+            grid = plan.grids[table.name]
+            assert grid is not None
+            stats = head_statistics(self.decoder, hidden) if table.name == scores else None
+            weight = self.decoder.weights.read(f"{table.name}.weight")
+            done.append(round_table(table.name, weight, grid, plan.recipe, stats))
+            self.progress.advance(INSIDE / len(plan.rounded_tables), table.name)
+        return LayerDone(partial(layer_files.write, linears=done), "embedding and head")
 
     def quantized(self, index: int, states: States) -> LayerDone:
         """The linears of a layer. What enters it is replaced by what comes out of it, quantized."""

@@ -5,10 +5,16 @@ Each file is written whole or not at all, and one that exists is complete, so th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
+from r1quant.checkpoint.artifact import PartlyQuantized
 from r1quant.core.json import JsonObject
+from r1quant.core.qlinear import QuantizedLinear
+from r1quant.formats.gguf.modelfile import modelfile
+from r1quant.formats.gguf.options import FILE_TYPES, GgufOptions
+from r1quant.formats.gguf.write import write
 from r1quant.jobs.checkpoint_writer import (
     RECORD,
     Contents,
@@ -19,6 +25,7 @@ from r1quant.jobs.checkpoint_writer import (
     write_weights,
 )
 from r1quant.jobs.quantize import layer_files
+from r1quant.planning.layout import Layout
 from r1quant.planning.plan import Plan
 from r1quant.recipe import Recipe
 from r1quant.records.quantization import Changed, Quantization
@@ -29,24 +36,43 @@ from r1quant.storage.rundir import RunDir
 
 def build(folder: RunDir, plan: Plan, origin: Quantization, environment: Mapping[str, str]) -> Quantization:
     """Writes everything into folder.output. Returns the record, which states the origin and the environment."""
-    out, checkpoint = folder.output, plan.checkpoint
+    out = folder.output
     out.mkdir(exist_ok=True)
-    layer_of = {linear.name: linear.layer for linear in plan.linears}
-    contents = Contents(
-        plan.codec,
-        plan.linear_specs,
-        lambda name: checkpoint.chunks(checkpoint.info(name)),
-        lambda linear: layer_files.read(folder.layer_file(layer_of[linear]), linear),
-    )
-    write_weights(out, plan.layout, contents)
+    layer_of = {matrix.name: matrix.layer for matrix in (*plan.linears, *plan.tables)}
+
+    def rounded(name: str) -> QuantizedLinear:
+        return layer_files.read(folder.layer_file(layer_of[name]), name)
+
+    if isinstance(plan.layout, Layout):
+        _write_folder(out, plan, plan.layout, rounded)
+    else:
+        _write_gguf(out, plan, rounded)
+    record = _record(folder, plan, origin, environment)
+    atomic.write_bytes(out / RECORD, record_bytes(record.as_dict()))
+    return record
+
+
+def _write_gguf(out: Path, plan: Plan, rounded: Callable[[str], QuantizedLinear]) -> None:
+    """One file and the Modelfile of Ollama."""
+    checkpoint, mixture = plan.checkpoint, plan.recipe.mixture
+    path = out / f"{checkpoint.name}-{mixture}.gguf"
+    if not path.exists():
+        options = GgufOptions(name=checkpoint.name, mixture=mixture if mixture in FILE_TYPES else None)
+        write(PartlyQuantized(checkpoint, plan.linear_specs, rounded), plan.arch, path, options)
+    text = modelfile(checkpoint.side_files, checkpoint.config, path.name)
+    atomic.write_bytes(out / "Modelfile", text.encode())
+
+
+def _write_folder(out: Path, plan: Plan, layout: Layout, rounded: Callable[[str], QuantizedLinear]) -> None:
+    """Safetensors with everything that a model's folder holds."""
+    checkpoint = plan.checkpoint
+    contents = Contents(plan.codec, plan.linear_specs, lambda name: checkpoint.chunks(checkpoint.info(name)), rounded)
+    write_weights(out, layout, contents)
     quant_config = plan.codec.quant_config(plan.linear_specs, plan.plain, _meta(plan.recipe))
     text = with_attention_factor(checkpoint.config_text)
     if quant_config:
         text = with_key(text, "quantization_config", quant_config)
     write_side_files(out, text, checkpoint.side_files, plan.codec.side_files(quant_config))
-    record = _record(folder, plan, origin, environment)
-    atomic.write_bytes(out / RECORD, record_bytes(record.as_dict()))
-    return record
 
 
 def _meta(recipe: Recipe) -> JsonObject:
@@ -60,7 +86,7 @@ def _meta(recipe: Recipe) -> JsonObject:
 def _record(folder: RunDir, plan: Plan, origin: Quantization, environment: Mapping[str, str]) -> Quantization:
     """What OUT says about itself. Nothing in it depends on when, or in how many starts, it was made; but if versions or
     threads changed on the way, `changed_on_resume` says from what to what."""
-    reports = [report for layer in range(plan.layers) for report in layer_files.reports(folder.layer_file(layer))]
+    reports = [report for layer in range(plan.steps) for report in layer_files.reports(folder.layer_file(layer))]
     predicted = [report.predicted_kl for report in reports if report.predicted_kl is not None]
     return replace(
         origin,

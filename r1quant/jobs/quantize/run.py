@@ -6,7 +6,6 @@ complete. The same command again goes on from the last finished layer and ends i
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -42,6 +41,7 @@ from r1quant.records.quantization import Quantization, QuantizeRun, RunPredictio
 from r1quant.registry import METHODS
 from r1quant.storage import atomic, provenance
 from r1quant.storage.cache import cache_folder
+from r1quant.storage.jsonfile import read_object
 from r1quant.storage.rundir import RunDir, folder_for
 
 
@@ -76,7 +76,7 @@ class Quantized:
             already_complete=self.already_complete,
             output_bytes=sum(path.stat().st_size for path in files),
             predicted=self.predicted,
-            config=json.loads((self.out / "config.json").read_text("utf-8")),
+            config=read_object(self.out / "config.json") or None,
         )
         return run.as_dict()
 
@@ -123,7 +123,7 @@ def run(plan: Plan, progress: Progress | None = None, resume_anyway: bool = Fals
         record,
         time.monotonic() - begun,
         provenance.peak_rss_bytes(),
-        plan.layers if written is None else written.resumed_layers,
+        plan.steps if written is None else written.resumed_layers,
         written is None,
         RunPrediction(**asdict(plan.estimate)),
     )
@@ -154,8 +154,8 @@ class _Run:
             origin = origin_of(plan, self.calibration, self.progress, known_hashes(folder, plan))
             keep_hashes(folder, plan, origin)
             folder.claim(fingerprint_of(origin, self.environment), may_change, resume_anyway)
-            done = folder.done(plan.layers)
-            if done < plan.layers:
+            done = folder.done(plan.steps)
+            if done < plan.steps:
                 self._quantize_layers(plan, folder)
             record = finalize.build(folder, plan, origin, self.environment)
             finished_record(plan.out)  # refuses what somebody has put there meanwhile

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from r1quant.engine.solve import solve_alone
+from r1quant.engine.tables import round_table
 from r1quant.jobs.quantize import layer_files
 from r1quant.jobs.quantize.layer_loop import LayerDone, LayerLoop, States
 from r1quant.planning.plan import Plan
@@ -17,12 +18,14 @@ def quantize_layers(plan: Plan, folder: RunDir, progress: Progress) -> None:
     read = plan.checkpoint.unrounded().read
 
     def rounded(layer: int, states: States) -> LayerDone:
-        linears = [linear.name for linear in plan.linears if linear.layer == layer]
+        matrices = (*plan.linears, *plan.rounded_tables)
+        linears = [matrix.name for matrix in matrices if matrix.layer == layer]
+        rounding = solve_alone if layer < plan.layers else partial(round_table, stats=None)
         done = [
-            solve_alone(name, read(f"{name}.weight"), grid, plan.recipe)
+            rounding(name, read(f"{name}.weight"), grid, plan.recipe)
             for name in linears
             if (grid := plan.grids[name]) is not None
         ]
         return LayerDone(partial(layer_files.write, linears=done))
 
-    LayerLoop("quantizing", plan.layers, None, rounded).run(folder, progress)
+    LayerLoop("quantizing", plan.steps, None, rounded).run(folder, progress)
