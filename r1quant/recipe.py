@@ -290,8 +290,7 @@ class Recipe:
     @property
     def value_grid(self) -> ValueGrid:
         """The grid of this recipe; that of other formats than GGUF, whose linears have several."""
-        make = GRIDS[self.grid].make
-        return self.uniform if make is None else make(self.uniform)
+        return GRIDS[self.grid].make(self.uniform)
 
     @property
     def uniform(self) -> Grid:

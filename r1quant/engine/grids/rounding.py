@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from r1quant.core.grid import ValueGrid
-from r1quant.core.grids import GRIDS
+from r1quant.core.grids import KINDS
 from r1quant.core.qlinear import QuantizedLinear
 
 Codes = npt.NDArray[np.uint8]
@@ -88,7 +88,7 @@ class Fit(Protocol):
 
 def fit(weight: Floats, grid: ValueGrid, importance: Floats | None, search: bool) -> Rounding:
     """As Fit says, by whatever the table has for this kind of grid."""
-    engine = GRIDS[grid.kind].engine
+    engine = KINDS[grid.kind].engine
     if isinstance(engine, str):
         engine = import_module(f"r1quant.engine.grids.{engine}").fit
     return cast(Fit, engine)(weight, grid, importance, search)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from r1quant.checkpoint.tensorfile import write_arrays
-from r1quant.core.grids import GRIDS
+from r1quant.core.grids import KINDS
 from r1quant.core.qlinear import QuantizedLinear
 from r1quant.engine.linear_report import Rounded
 from r1quant.records.quantization import LinearReport
@@ -30,7 +30,7 @@ def read(path: Path, name: str) -> QuantizedLinear:
     with safe_open(path, "np") as file:
         kind, prefix = json.loads(file.metadata()["kinds"])[name], f"{name}."
         keys = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118  (no mapping)
-        return GRIDS[kind].restore({key.removeprefix(prefix): file.get_tensor(key) for key in keys})
+        return KINDS[kind].restore({key.removeprefix(prefix): file.get_tensor(key) for key in keys})
 
 
 def reports(path: Path) -> list[LinearReport]:
