@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypedDict
 
-from r1quant.core.blocktypes import TYPES
+from r1quant.core.blocktypes import BLOCK_TYPES, TYPES
 from r1quant.core.grid import BITS, GROUP_SIZES, SCALE_DTYPES, UNIFORM, Grid, ScaleDtype, ValueGrid
 from r1quant.core.grids import GRIDS
 from r1quant.core.options import OneOf, Size, Text, Within, check, option, options_of
@@ -233,6 +233,15 @@ class Recipe:
         shown="all that the format holds and a runtime loads",
     )
 
+    allowed_types: tuple[str, ...] = option(
+        (),
+        BUDGET,
+        "Types to choose from with --format gguf, such as Q3_K,Q4_K,Q6_K. Each matrix gets its own, embedding and head "
+        "as well.",
+        OneOf(tuple(BLOCK_TYPES), commas=True),
+        shown="Q2_K, Q3_K, IQ4_XS, Q4_K, Q5_K, Q6_K and Q8_0; smaller ones if Q2_K is too large",
+    )
+
     def __post_init__(self) -> None:
         """Raises RecipeError naming the first value that is not possible."""
         self._check_format()
@@ -276,16 +285,44 @@ class Recipe:
             raise RecipeError(
                 "--fit-gpu and --context belong together", 'give both: --fit-gpu "RTX 4060" --context 32768'
             )
-        if self.allowed_bits and not given:
+        if self.typed and given and self.type is not None:
             raise RecipeError(
-                "--allowed-bits says from which bits a budget is met",
-                f"give --bits, or one of {', '.join(map(_flag, TARGETS))}",
+                f"--type and {given[0]} exclude each other",
+                "leave one out; --allowed-types Q3_K,Q4_K says what to choose from",
+            )
+        kind, other = ("types", "bits") if self.typed else ("bits", "types")
+        if getattr(self, f"allowed_{other}"):
+            raise RecipeError(
+                f"--allowed-{other} does not go with --format {self.format}", f"use --allowed-{kind}, or leave it out"
+            )
+        if getattr(self, f"allowed_{kind}") and not given:
+            single = "type" if self.typed else "bits"
+            raise RecipeError(
+                f"--allowed-{kind} says from which {kind} a budget is met",
+                f"give --{single}, or one of {', '.join(map(_flag, TARGETS))}",
             )
 
     @property
+    def typed(self) -> bool:
+        """Whether matrices get types of GGUF."""
+        return self.format == "gguf"
+
+    @property
     def mixture(self) -> str | None:
-        """What --format gguf makes, a name of r1quant.formats.gguf.mixtures; None for other formats."""
-        return (self.type or DEFAULT_TYPE) if self.format == "gguf" else None
+        """What --format gguf makes, a name of r1quant.formats.gguf.mixtures; None for other formats, and if a budget
+        decides it."""
+        return (self.type or DEFAULT_TYPE) if self.typed and not self.budgeted else None
+
+    @property
+    def width(self) -> str:
+        """What a name says of the bits."""
+        if self.target_bpw is not None:
+            return f"{self.target_bpw:g}bpw"
+        if self.target_size is not None:
+            return f"{self.target_size / 1e9:.4g}GB"
+        if self.fit_gpu is not None:
+            return f"{''.join(c for c in self.fit_gpu.lower() if c.isalnum())}-{self.context}"
+        return self.mixture or f"w{self.bits}"
 
     @property
     def value_grid(self) -> ValueGrid:
@@ -343,8 +380,8 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """Without the bits if a budget decides them."""
-        values = asdict(self) | {"allowed_bits": list(self.allowed_bits)}
-        if self.mixture is not None:
+        values = asdict(self) | {"allowed_bits": list(self.allowed_bits), "allowed_types": list(self.allowed_types)}
+        if self.typed:
             return values | dict.fromkeys(UNIFORM_ONLY) | {"type": self.mixture}
         return values | ({"bits": None} if self.budgeted else {})
 
@@ -383,6 +420,7 @@ class RecipeArguments(TypedDict, total=False):
     fit_gpu: str | None
     context: int | None
     allowed_bits: Sequence[int] | str | None
+    allowed_types: Sequence[str] | str | None
 
 
 def _flag(name: str) -> str:
@@ -411,7 +449,11 @@ def from_values(values: Mapping[str, object], preset: str | None = None) -> Reci
     odd = [name for name in UNIFORM_ONLY if name in given]
     if merged.get("format") == "gguf" and odd:
         raise RecipeError(f"{_flag(odd[0])} does not go with --format gguf", "choose a --type, such as Q4_K_M")
-    merged |= {name: known[name].parse(merged[name]) for name in ("target_size", "allowed_bits") if name in merged}
+    merged |= {
+        name: known[name].parse(merged[name])
+        for name in ("target_size", "allowed_bits", "allowed_types")
+        if name in merged
+    }
     recipe = Recipe(**merged)
     least = 1.0 if recipe.budgeted else min(1.0, ENOUGH_TOKENS / (recipe.windows * recipe.seq_len))
     return replace(recipe, **{name: max(getattr(recipe, name), least) for name in SHARES if name not in given})

@@ -25,10 +25,15 @@ INTEGER = re.compile(r"[+-]?[0-9]+")
 
 @dataclass(frozen=True)
 class OneOf:
-    """One of these values. others: what is possible too in some cases, and not offered."""
+    """One of these values.
+
+    others  what is possible too in some cases, and not offered
+    commas  whether several are given in one, with commas between
+    """
 
     values: Collection[str | int]
     others: tuple[str | int, ...] = ()
+    commas: bool = False
 
     def __contains__(self, value: object) -> bool:
         return any(type(value) is type(known) and value == known for known in (*self.values, *self.others))
@@ -164,7 +169,7 @@ class Option:
     def commas(self) -> bool:
         """Whether a text names several values, with commas between."""
         values = self.declaration.values
-        return self.many and (self.kind is int or (isinstance(values, Text) and values.commas))
+        return self.many and (self.kind is int or (isinstance(values, OneOf | Text) and values.commas))
 
     def parse(self, value: object) -> object:
         """The value that a text stands for. What stands for none is left as it is: `check` says what is wrong."""

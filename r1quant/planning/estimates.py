@@ -13,7 +13,7 @@ from r1quant.core.grid import Grids
 from r1quant.core.limits import BACKWARD_TOKENS, BLOCK, BOUNDARY_BYTES, HEAD_TOKENS, KEPT_LIMIT
 from r1quant.data import selfcalib
 from r1quant.formats.table import ENCODERS
-from r1quant.planning.budget import choices, tried
+from r1quant.planning.choices import allowed, tried
 from r1quant.planning.layout import Layout, OneFile
 from r1quant.planning.linears import LinearPlan
 from r1quant.recipe import Recipe
@@ -64,7 +64,7 @@ def estimated(
     if (recipe.guided and method.calibrated) or recipe.budgeted:
         passes.append(_sensitivity(replace(shapes, tokens=recipe.guided_windows * recipe.seq_len), recipe.draws))
     if recipe.budgeted:
-        passes.append(_foresight(shapes, recipe, len(tried(recipe, choices(recipe, linears)))))
+        passes.append(_foresight(shapes, recipe, len(tried(recipe, allowed(recipe, linears)))))
     if recipe.factors is not None:
         passes.append(_factors(shapes))
     memory = PROCESS_BYTES + max(each.memory for each in passes)

@@ -28,9 +28,9 @@ def default_out(checkpoint: Checkpoint, recipe: Recipe, folder: Path) -> Path:
     grid = "" if recipe.grid == UNIFORM else f"-{recipe.grid}"
     method = "" if METHODS[recipe.method].usual else f"-{recipe.method}"
     stem = checkpoint.name.removesuffix(".gguf")
-    if recipe.mixture is not None:
-        return folder / f"{stem}-gguf-{recipe.mixture}{method}"
-    return folder / f"{stem}-{recipe.format}-{_width(recipe)}{group}{kind}{grid}{method}"
+    if recipe.typed:
+        return folder / f"{stem}-gguf-{recipe.width}{method}"
+    return folder / f"{stem}-{recipe.format}-{recipe.width}{group}{kind}{grid}{method}"
 
 
 def finished_record(out: Path) -> JsonObject | None:
@@ -88,14 +88,3 @@ def cache_warnings(estimate: Estimate) -> list[str]:
         return []
     needed = f"{bytes_text(estimate.cache_bytes)}, and {bytes_text(free)} are free"
     return [f"the cache {cache} may need {needed}: set R1QUANT_CACHE to a folder on another disk"]
-
-
-def _width(recipe: Recipe) -> str:
-    """The part of a name that says how many bits."""
-    if recipe.target_bpw is not None:
-        return f"{recipe.target_bpw:g}bpw"
-    if recipe.target_size is not None:
-        return f"{recipe.target_size / 1e9:.4g}GB"
-    if recipe.fit_gpu is not None:
-        return f"{''.join(c for c in recipe.fit_gpu.lower() if c.isalnum())}-{recipe.context}"
-    return f"w{recipe.bits}"

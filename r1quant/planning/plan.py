@@ -15,12 +15,14 @@ from r1quant.core.blocktypes import BlockGrid
 from r1quant.core.grid import Grids
 from r1quant.core.json import JsonObject
 from r1quant.formats.codec import Encoder
+from r1quant.formats.gguf.overrides import arguments
 from r1quant.formats.table import ENCODERS
 from r1quant.planning import preflight
 from r1quant.planning.budget import Allocation, Budget
 from r1quant.planning.estimates import Estimate
 from r1quant.planning.layout import Layout, OneFile
 from r1quant.planning.linears import LinearPlan, PlanProblem, forms_of
+from r1quant.planning.types import stored_types
 from r1quant.recipe import Recipe
 
 
@@ -63,12 +65,17 @@ class Plan:
 
     @property
     def quantized_parameters(self) -> int:
-        return sum(linear.weights for linear in self.linears if self.grids[linear.name] is not None)
+        return sum(matrix.weights for matrix in self.matrices if self.grids[matrix.name] is not None)
+
+    @property
+    def matrices(self) -> tuple[LinearPlan, ...]:
+        """All linears, and those of the tables that are quantized."""
+        return *self.linears, *self.rounded_tables
 
     @property
     def bits_per_weight(self) -> float:
-        """Stored bits of all linears, with scales, zero points and group maps, per weight."""
-        return 8 * sum(map(self.stored, self.linears)) / max(1, sum(linear.weights for linear in self.linears))
+        """Stored bits of all linears and quantized tables, with scales, zero points and group maps, per weight."""
+        return 8 * sum(map(self.stored, self.matrices)) / max(1, sum(matrix.weights for matrix in self.matrices))
 
     @property
     def codec(self) -> Encoder:
@@ -101,6 +108,12 @@ class Plan:
         return linear.stored(self.grids[linear.name], self.codec)
 
     @property
+    def arguments(self) -> tuple[str, ...]:
+        """What has llama-quantize give the types that a budget chose; nothing if it chose none."""
+        chosen = self.allocation.grids if self.allocation is not None and self.decided else {}
+        return arguments(stored_types(self.arch, self.layers, chosen))
+
+    @property
     def runtimes(self) -> list[preflight.Verdict]:
         """Which runtimes will load what this quantization can be exported to."""
         return preflight.runtimes(self.arch, self.checkpoint.config, self.linear_specs, self.devices)
@@ -124,6 +137,11 @@ class Plan:
             "bytes": stored if self.decided else None,
         }
 
+    def _allocation(self) -> JsonObject | None:
+        if self.allocation is None or not self.decided:
+            return None
+        return {**self.allocation.as_dict(), **({"arguments": list(self.arguments)} if self.arguments else {})}
+
     def as_dict(self) -> JsonObject:
         return {
             "model": self.checkpoint.name,
@@ -132,8 +150,8 @@ class Plan:
             "architecture": self.arch.model_type,
             "recipe": self.recipe.as_dict(),
             "budget": None if self.budget is None else self.budget.as_dict(),
-            "allocation": self.allocation.as_dict() if self.allocation is not None and self.decided else None,
-            "linears": [self._entry(linear) for linear in (*self.linears, *self.rounded_tables)],
+            "allocation": self._allocation(),
+            "linears": [self._entry(linear) for linear in self.matrices],
             "bits_per_weight": self.bits_per_weight,
             "quantizable_parameters": sum(linear.weights for linear in self.linears),
             "output_bytes": self.estimate.output_bytes,

@@ -18,13 +18,14 @@ from r1quant.formats.table import ENCODERS
 from r1quant.planning import layout as layouts
 from r1quant.planning import problems as checks
 from r1quant.planning.budget import LossPredictions, budget_of, decide
+from r1quant.planning.choices import matrices_of
 from r1quant.planning.estimates import estimated
 from r1quant.planning.layout import Layout, OneFile
 from r1quant.planning.linears import LinearPlan, PlanProblem, forms_of, linears_of, tables_of
 from r1quant.planning.place import cache_warnings, default_out, is_complete, place_problems
 from r1quant.planning.plan import Plan
 from r1quant.planning.types import file_bytes, typed
-from r1quant.recipe import Recipe
+from r1quant.recipe import DEFAULT_TYPE, Recipe
 
 
 def make(
@@ -42,8 +43,8 @@ def make(
     arch, layers = architecture_of(checkpoint.config), layer_count(checkpoint.config, len(checkpoint.tensors))
     problems = checks.already_quantized(checkpoint) or checks.tensor_problems(checkpoint, arch)
     linears, tables = linears_of(checkpoint, arch, layers), tables_of(checkpoint, arch, layers)
-    if recipe.mixture is not None:
-        usual: Grids = typed(checkpoint, arch, (*linears, *tables), recipe.mixture)
+    if recipe.typed:
+        usual: Grids = typed(checkpoint, arch, (*linears, *tables), recipe.mixture or DEFAULT_TYPE)
         uneven = checks.block_problems(linears, usual)
     else:
         usual = dict.fromkeys((linear.name for linear in linears), recipe.value_grid)
@@ -52,10 +53,11 @@ def make(
     budget, allocation = None, None
     if recipe.budgeted and grids is None and not problems:
         sized = partial(_layout, checkpoint, arch, (*linears, *tables), recipe)
-        budget, unmet = budget_of(checkpoint, arch, recipe, linears, sized)
+        matrices = matrices_of(recipe, linears, tables)
+        budget, unmet = budget_of(checkpoint, arch, recipe, matrices, sized)
         problems += unmet
         if budget is not None:
-            even = decide(linears, recipe, budget, sized, LossPredictions.even(linears))
+            even = decide(matrices, recipe, budget, sized, LossPredictions.even(matrices))
             allocation = replace(even, source=None)
             grids = allocation.grids
     if not uneven and (grids or not recipe.budgeted):
@@ -90,9 +92,10 @@ def allocated(plan: Plan, predictions: LossPredictions) -> Plan:
     plan.require()
     if plan.budget is None:
         return plan
-    checkpoint, arch, recipe, linears = plan.checkpoint, plan.arch, plan.recipe, plan.linears
-    sized = partial(_layout, checkpoint, arch, (*linears, *plan.tables), recipe)
-    allocation = decide(linears, recipe, plan.budget, sized, predictions)
+    checkpoint, recipe = plan.checkpoint, plan.recipe
+    sized = partial(_layout, checkpoint, plan.arch, (*plan.linears, *plan.tables), recipe)
+    matrices = matrices_of(recipe, plan.linears, plan.tables)
+    allocation = decide(matrices, recipe, plan.budget, sized, predictions)
     decided = make(checkpoint, recipe, None, plan.devices, allocation.grids)
     decided.require()
     return replace(decided, out=plan.out, complete=plan.complete, budget=plan.budget, allocation=allocation)
@@ -101,7 +104,7 @@ def allocated(plan: Plan, predictions: LossPredictions) -> Plan:
 def _layout(
     checkpoint: Checkpoint, arch: Architecture, linears: tuple[LinearPlan, ...], recipe: Recipe, grids: Grids
 ) -> Layout | OneFile:
-    if recipe.mixture is not None:
+    if recipe.typed:
         return OneFile(file_bytes(checkpoint, arch, forms_of(linears, grids), recipe.mixture))
     groups_fit = all(recipe.group_size == -1 or linear.shape[1] % recipe.group_size == 0 for linear in linears)
     linear_specs = forms_of(linears, grids) if groups_fit else {}

@@ -84,7 +84,7 @@ def form_problems(linears: tuple[LinearPlan, ...], grids: Grids, recipe: Recipe)
     alike: dict[tuple[int, str], LinearPlan] = {}
     for linear in linears:
         first = alike.setdefault((linear.layer, linear.stage), linear)
-        if recipe.mixture is None and grids[linear.name] != grids[first.name]:
+        if not recipe.typed and grids[linear.name] != grids[first.name]:
             message = f"{linear.name} has another grid than {first.name}, which shares its input"
             problems.append(PlanProblem(message, "linears that share an input are rounded, and served, as one"))
     first_of = {form: name for name, form in reversed(forms_of(linears, grids).items())}
@@ -186,6 +186,6 @@ def warnings_of(
     if selfcalib.writes(recipe):
         weights = sum(linear.weights for linear in linears)
         warnings += selfcalib.foretell(selfcalib.predict(checkpoint, recipe, weights), recipe)
-    if is_tied(checkpoint.config) and recipe.mixture is None:
+    if is_tied(checkpoint.config) and not recipe.typed:
         warnings.append("embedding and head are tied: they stay in float, as one tensor")
     return warnings

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from r1quant.arch.tables import Architecture, is_tied, size
 from r1quant.checkpoint.artifact import LinearSpec, PartlyQuantized
+from r1quant.checkpoint.gguf.source import gguf_names
 from r1quant.checkpoint.safetensors import Checkpoint
 from r1quant.core.blocktypes import BLOCK_TYPES, BlockGrid
 from r1quant.core.grid import Grids
@@ -53,3 +54,9 @@ def file_bytes(checkpoint: Checkpoint, arch: Architecture, specs: Mapping[str, L
 
     options = GgufOptions(name=checkpoint.name, mixture=mixture if mixture in FILE_TYPES else None)
     return write.size(PartlyQuantized(checkpoint, specs, unmade), arch, options)
+
+
+def stored_types(arch: Architecture, layers: int, grids: Grids) -> dict[str, str]:
+    """The type of each matrix on blocks, by its name in GGUF."""
+    names = gguf_names(arch, layers)
+    return {names[f"{name}.weight"]: grid.type for name, grid in grids.items() if isinstance(grid, BlockGrid)}

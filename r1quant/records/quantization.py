@@ -34,13 +34,22 @@ class CalibrationText:
 
 @dataclass(frozen=True)
 class ChosenBits:
-    """What a budget was spent on: bits of each linear; the KL divergence that this is predicted to cost, in nats; how
-    much less could be lost at most; and what the predictions are from."""
+    """What a budget was spent on.
 
-    bits: Mapping[str, int]
+    bits          of each linear, 16 for one in float; empty if types were chosen
+    source        what the predictions are from
+    predicted_kl  the KL divergence that this is predicted to cost, in nats
+    gap           how much less could be lost at most
+    types         the type of GGUF of each matrix, embedding and head among them
+    arguments     what has llama-quantize choose the same types
+    """
+
+    bits: Mapping[str, int] = field(default_factory=dict)
     source: str | None = None
     predicted_kl: float | None = None
     gap: float | None = None
+    types: Mapping[str, str] | None = field(default=None, metadata=stored(omit=True))
+    arguments: tuple[str, ...] | None = field(default=None, metadata=stored(omit=True))
 
 
 @dataclass(frozen=True)

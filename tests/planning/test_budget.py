@@ -14,6 +14,7 @@ from r1quant.errors import NumericError, RecipeError
 from r1quant.hardware.cards import cards
 from r1quant.planning import planner
 from r1quant.planning.budget import LossPredictions
+from r1quant.planning.choices import Choice
 from r1quant.planning.plan import Plan
 from r1quant.recipe import Recipe, from_values
 from tests import models
@@ -31,7 +32,7 @@ def recipe(**values: Any) -> Recipe:
 
 def predicted(made: Plan, sensitive: str = "") -> LossPredictions:
     """Errors that fall by four with every bit; those of linears called `sensitive` count a thousandfold."""
-    losses = {
+    losses: dict[str, dict[Choice, float]] = {
         x.name: {b: (1000.0 if sensitive and sensitive in x.name else 1.0) * x.weights * 4.0**-b for b in range(2, 9)}
         for x in made.linears
     }
@@ -164,7 +165,7 @@ def test_what_cannot_be_is_said_with_the_numbers(
 def test_the_bits_to_choose_from(checkpoint: Checkpoint) -> None:
     """What a runtime loads mixed, where one does; else what the format holds; and what is named in any case."""
 
-    def choices(**values: Any) -> tuple[int, ...]:
+    def choices(**values: Any) -> tuple[Choice, ...]:
         budget = planner.make(checkpoint, recipe(target_bpw=8, **values)).budget
         assert budget is not None
         return budget.choices

@@ -55,7 +55,7 @@ def build(folder: RunDir, plan: Plan, origin: Quantization, environment: Mapping
 def _write_gguf(out: Path, plan: Plan, rounded: Callable[[str], QuantizedLinear]) -> None:
     """One file and the Modelfile of Ollama."""
     checkpoint, mixture = plan.checkpoint, plan.recipe.mixture
-    path = out / f"{checkpoint.name}-{mixture}.gguf"
+    path = out / f"{checkpoint.name}-{plan.recipe.width}.gguf"
     if not path.exists():
         options = GgufOptions(name=checkpoint.name, mixture=mixture if mixture in FILE_TYPES else None)
         write(PartlyQuantized(checkpoint, plan.linear_specs, rounded), plan.arch, path, options)

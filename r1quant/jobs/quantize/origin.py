@@ -10,6 +10,7 @@ from pathlib import Path
 from r1quant.checkpoint.safetensors import Checkpoint
 from r1quant.core.json import JsonObject
 from r1quant.jobs.quantize.calibration import CalibrationRun
+from r1quant.planning.budget import Allocation
 from r1quant.planning.plan import Plan
 from r1quant.progress import Progress
 from r1quant.records.quantization import ChosenBits, Compute, Quantization
@@ -46,11 +47,15 @@ def origin_of(
         weights=dict(known or checkpoint.survey(progress.advance)),
         config=provenance.sha256(checkpoint.config_text.encode()),
         tokenizer=provenance.sha256_of_files(checkpoint.side_files),
-        recipe=plan.recipe.as_dict() | {"allowed_bits": plan.recipe.allowed_bits},
+        recipe=plan.recipe.as_dict() | {name: getattr(plan.recipe, name) for name in ("allowed_bits", "allowed_types")},
         compute=None if calibration is None else Compute(calibration.device, calibration.dtype),
-        allocation=None if chosen is None else ChosenBits(chosen.bits, chosen.source, chosen.loss, chosen.gap),
+        allocation=None if chosen is None else _chosen(chosen, plan.arguments),
         calibration=None if calibration is None else calibration.text_record,
     )
+
+
+def _chosen(chosen: Allocation, arguments: tuple[str, ...]) -> ChosenBits:
+    return ChosenBits(chosen.bits, chosen.source, chosen.loss, chosen.gap, chosen.types or None, arguments or None)
 
 
 def environment() -> Mapping[str, str]:

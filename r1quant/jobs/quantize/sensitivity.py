@@ -18,6 +18,7 @@ import torch
 from r1quant.core.limits import BOUNDARY_BYTES
 from r1quant.engine.forward import Decoder, chunked
 from r1quant.engine.sensitivity import Sensitivity, backward, head_gradient
+from r1quant.engine.table_loss import EmbeddingSensitivity, embedding_sensitivity
 from r1quant.errors import NumericError
 from r1quant.jobs.quantize.activations import load, save
 from r1quant.jobs.quantize.calibration import CalibrationRun
@@ -27,12 +28,14 @@ from r1quant.storage.cache import Fingerprint, cache_folder, entry
 from r1quant.storage.rundir import RunDir
 
 SEED = 1
-KIND = "covariances by norms, tokens by the inverse distribution"  # what is measured; part of the fingerprint
+EMBEDDING = "embedding.safetensors"
+# What is measured; part of the fingerprint.
+KIND = "covariances by norms, tokens by the inverse distribution, the embedding"
 
 
 @dataclass(frozen=True)
 class Sensitivities:
-    """Finished passes, a folder for each, in it a file for each layer."""
+    """Finished passes, a folder for each, in it a file for each layer and one for the embedding."""
 
     folders: tuple[Path, ...]
 
@@ -43,6 +46,12 @@ class Sensitivities:
         mean = {name: total / len(self.folders) for name, total in totals.items()}
         names = [name.removesuffix(".weights") for name in mean if name.endswith(".weights")]
         return {name: Sensitivity(mean[f"{name}.weights"], _numbered(mean, f"{name}.covariance.")) for name in names}
+
+    def embedding(self) -> EmbeddingSensitivity:
+        """The mean of all passes."""
+        found = [load(folder / EMBEDDING) for folder in self.folders]
+        rows, columns = (sum((one[name] for one in found), torch.zeros(())) for name in ("rows", "columns"))
+        return EmbeddingSensitivity(rows / len(found), columns / len(found))
 
 
 def guidance_of(decoder: Decoder, calibration: CalibrationRun, recipe: Recipe, progress: Progress) -> Sensitivities:
@@ -126,6 +135,8 @@ class _Pass:
             if not bool(torch.isfinite(gradient.sum(dtype=torch.float32))):
                 raise NumericError.overflow(f"the gradient at layer {index} holds")
             save(_gradient(run, index), {"gradient": gradient})
+            if index == 0:
+                self._write_embedding(run.folder / EMBEDDING, gradient)
             self._write(run.layer_file(index), sensitivities)
             _gradient(run, index + 1).unlink()
             run.layer_input(index + 1).unlink(missing_ok=True)
@@ -135,6 +146,11 @@ class _Pass:
         for name, sensitivity in sensitivities.items():
             arrays |= {f"{name}.covariance.{i}": block for i, block in enumerate(sensitivity.covariance)}
         save(path, arrays)
+
+    def _write_embedding(self, path: Path, gradient: torch.Tensor) -> None:
+        vocabulary = int(self.decoder.weights.config["vocab_size"])
+        found = embedding_sensitivity(torch.from_numpy(self.tokens), gradient, vocabulary)
+        save(path, {"rows": found.rows, "columns": found.columns})
 
     def _stride(self) -> int:
         """Of how many layers the inputs of one are kept."""

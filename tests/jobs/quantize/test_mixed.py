@@ -21,6 +21,7 @@ from r1quant.jobs.quantize import loss_prediction
 from r1quant.jobs.quantize import run as job
 from r1quant.planning import planner
 from r1quant.planning.budget import LossPredictions
+from r1quant.planning.choices import Choice
 from r1quant.recipe import Recipe, from_values
 from tests import models
 from tests.conftest import QUICK, Run, watch
@@ -41,7 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wanting(model: Path, recipe: Recipe, bits: dict[tuple[int, str], int]) -> tuple[Recipe, LossPredictions]:
     """A budget and predictions of which the best choice is exactly these bits."""
     made = planner.make(open_folder(model), replace(recipe, target_bpw=None, allowed_bits=()))
-    losses = {}
+    losses: dict[str, dict[Choice, float]] = {}
     for linear in made.linears:
         asked = bits[linear.layer, linear.stage]
         losses[linear.name] = {b: 0.0 if b >= asked else 1.0 for b in range(2, 9)}
@@ -164,7 +165,9 @@ def test_gptq_is_read_by_its_rules_where_there_are_no_group_maps(model: Path, tm
 
 def test_the_same_again_is_complete_and_another_choice_is_refused(model: Path, tmp_path: Path) -> None:
     recipe = Recipe(method="rtn", group_size=32, target_bpw=6.5)
-    losses = {x.name: {4: 1.0, 8: 0.1} for x in planner.make(open_folder(model), recipe).linears}
+    losses: dict[str, dict[Choice, float]] = {
+        x.name: {4: 1.0, 8: 0.1} for x in planner.make(open_folder(model), recipe).linears
+    }
 
     def run(source: str) -> job.Quantized:
         plan = job.make_plan(model, recipe, tmp_path / "out")
