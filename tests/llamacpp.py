@@ -12,10 +12,17 @@ from tests.checkpoint import gguf_files
 HIDDEN, INNER, HEADS, KV_HEADS, LAYERS, VOCABULARY = 256, 512, 4, 2, 2, len(gguf_files.TOKENS)
 
 
-def write_floats(path: Path, hidden: int = HIDDEN, inner: int = INNER, tied: bool = False) -> Path:
+def write_floats(
+    path: Path,
+    hidden: int = HIDDEN,
+    inner: int = INNER,
+    tied: bool = False,
+    layers: int = LAYERS,
+    kv_heads: int = KV_HEADS,
+) -> Path:
     """A random llama in F32: columns of the linears differ in size, as those of real models do."""
     rng = np.random.default_rng(11)
-    kv = hidden * KV_HEADS // HEADS
+    kv = hidden * kv_heads // HEADS
     rows = {
         "attn_q": (hidden, hidden), "attn_k": (kv, hidden), "attn_v": (kv, hidden), "attn_output": (hidden, hidden),
         "ffn_gate": (inner, hidden), "ffn_up": (inner, hidden), "ffn_down": (hidden, inner),
@@ -23,12 +30,18 @@ def write_floats(path: Path, hidden: int = HIDDEN, inner: int = INNER, tied: boo
     arrays = {"token_embd.weight": rng.standard_normal((VOCABULARY, hidden)), "output_norm.weight": np.ones(hidden)}
     if not tied:
         arrays["output.weight"] = rng.standard_normal((VOCABULARY, hidden)) * hidden**-0.5
-    for layer in range(LAYERS):
+    for layer in range(layers):
         arrays |= {f"blk.{layer}.{norm}.weight": np.ones(hidden) for norm in ("attn_norm", "ffn_norm")}
         for stem, shape in rows.items():
             arrays[f"blk.{layer}.{stem}.weight"] = rng.standard_normal(shape) * shape[1] ** -0.5
     values = gguf_files.metadata(
-        "llama", ARCH__embedding_length=hidden, ARCH__feed_forward_length=inner, ARCH__vocab_size=VOCABULARY
+        "llama",
+        ARCH__embedding_length=hidden,
+        ARCH__feed_forward_length=inner,
+        ARCH__vocab_size=VOCABULARY,
+        ARCH__block_count=layers,
+        ARCH__attention__head_count=HEADS,
+        ARCH__attention__head_count_kv=kv_heads,
     )
     return gguf_files.write(path, "llama", values, {name: a.astype(np.float32) for name, a in arrays.items()})
 

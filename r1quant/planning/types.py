@@ -17,12 +17,6 @@ from r1quant.formats.gguf.mixtures import kind_of
 from r1quant.formats.gguf.options import FILE_TYPES, GgufOptions
 from r1quant.planning.linears import EMBEDDING, HEAD, LinearPlan
 
-# What mixtures call a module, by its name in GGUF.
-ROLES = {
-    "attn_q": "query", "attn_k": "key", "attn_v": "value", "attn_output": "out", "ffn_gate": "gate", "ffn_up": "up",
-    "ffn_down": "down",
-}  # fmt: skip
-
 
 def typed(checkpoint: Checkpoint, arch: Architecture, matrices: Iterable[LinearPlan], mixture: str) -> Grids:
     """The grids of linears and tables in a mixture; None for a matrix whose columns fit no block, which stays float."""
@@ -42,8 +36,7 @@ def role_of(arch: Architecture, matrix: LinearPlan, tied: bool) -> str:
     """What mixtures call a matrix. An embedding that is the head at the same time counts as the head."""
     if matrix.stage in (EMBEDDING, HEAD):
         return HEAD if tied else matrix.stage
-    module = matrix.name.removeprefix(arch.layer_prefix(matrix.layer))
-    return ROLES[arch.gguf.modules[module]]
+    return arch.layer.role(matrix.name.removeprefix(arch.layer_prefix(matrix.layer)))
 
 
 def file_bytes(checkpoint: Checkpoint, arch: Architecture, specs: Mapping[str, LinearSpec], mixture: str | None) -> int:

@@ -18,6 +18,7 @@ from r1quant.checkpoint.tensorfile import TensorSpec, header
 from r1quant.core.grid import BITS, Grid
 from r1quant.errors import CheckpointError
 from r1quant.formats.gguf import mixtures
+from r1quant.formats.gguf.options import K_QUANTS
 from r1quant.formats.onnx.layout import BlockLayout as OnnxLayout
 from r1quant.formats.onnx.options import OnnxOptions
 from r1quant.formats.onnx.options import problem as onnx_problem
@@ -179,7 +180,7 @@ def _gguf(variant: FormatVariant, model: Inventory, part: InventoryPart) -> int:
         return entries + part.numbers * 4
     rows, columns = part.shape
     layers = size(model.config, "num_hidden_layers")
-    if variant.kind in mixtures.BASE:
+    if variant.kind in K_QUANTS:
         heads = size(model.config, "num_attention_heads")
         grouped = heads // size(model.config, "num_key_value_heads", heads)
         role = "head" if part.role == "embedding" and model.tied else part.role

@@ -14,7 +14,7 @@ from r1quant.checkpoint.resolve import open_model
 from r1quant.checkpoint.safetensors import open_folder
 from r1quant.checkpoint.tensorfile import TensorSpec
 from r1quant.formats.gguf.kquants import requantize
-from r1quant.formats.gguf.mixtures import BASE
+from r1quant.formats.gguf.options import K_QUANTS
 from r1quant.hardware.inventory import Inventory, of_config, of_headers
 from r1quant.planning import planner
 from r1quant.planning.variants import usual, variants, weigh
@@ -79,7 +79,7 @@ def test_exports_are_as_large_as_predicted(tmp_path: Path) -> None:
 
 
 @needs_llama_cpp
-@pytest.mark.parametrize("mixture", BASE)
+@pytest.mark.parametrize("mixture", K_QUANTS)
 @pytest.mark.parametrize("layers", [4, 19])
 def test_llama_cpp_mixes_types_as_predicted(mixture: str, layers: int, tmp_path: Path) -> None:
     """tiny-r1's own layers, again and again: 256 and 512 columns. An importance matrix is the usual case."""
