@@ -12,7 +12,9 @@ import click
 from r1quant.cli import console
 from r1quant.cli.options import Given, Grouped, GroupedOption, ModelName, Word, takes
 from r1quant.cli.settings import pick_model, pick_out, pick_recipe
+from r1quant.core.blocktypes import BlockGrid
 from r1quant.core.formatting import bytes_text, seconds_text
+from r1quant.core.grid import ValueGrid
 from r1quant.recipe import OUTPUT, ROUNDING, Recipe, preset_of
 from r1quant.registry import DEFAULT_PRESET, PRESETS
 
@@ -95,6 +97,8 @@ def show(plan: Plan) -> None:
         ],
         heading=False,
     )
+    for line in _repeated(plan):
+        console.note(line)
     runtimes = [["runtime", "loads", "does not load"]]
     for verdict in plan.runtimes:
         reasons = dict.fromkeys(verdict.refuses.values())
@@ -111,9 +115,8 @@ def show_headline(plan: Plan) -> None:
     recipe = plan.recipe
     preset = preset_of(recipe)
     console.note(
-        f"{_title(plan)}: {f'{preset}: ' if preset else ''}{recipe.method}, {_bits(plan)} bits, "
-        f"group size {recipe.group_size}, {'symmetric' if recipe.symmetric else 'asymmetric'}; "
-        f"{len(plan.linears)} linears, {plan.bits_per_weight:.3f} bits a weight, "
+        f"{_title(plan)}: {f'{preset}: ' if preset else ''}{recipe.method}, {_grid(plan)}; "
+        f"{len(plan.matrices)} linears, {plan.bits_per_weight:.3f} bits a weight, "
         f"{bytes_text(plan.estimate.output_bytes)} to write, "
         f"peak memory about {bytes_text(plan.estimate.peak_rss_bytes)}"
     )
@@ -132,26 +135,37 @@ def _warn(plan: Plan) -> None:
         console.note(f"note: {warning}")
 
 
+def _grid(plan: Plan) -> str:
+    """The grids in a few words."""
+    recipe = plan.recipe
+    if recipe.typed:
+        return recipe.mixture or _bits(plan)
+    return f"{_bits(plan)} bits, group size {recipe.group_size}, {'symmetric' if recipe.symmetric else 'asymmetric'}"
+
+
 def _bits(plan: Plan) -> str:
-    """All the bits that linears have or, before that is decided, may have."""
+    """All the bits or types that linears have or, before that is decided, may have."""
     if plan.budget is not None and not plan.decided:
         return ", ".join(map(str, plan.budget.choices))
-    return ", ".join(sorted({"float" if grid is None else str(grid.bits) for grid in plan.grids.values()}))
+    return ", ".join(sorted({_width(grid) for grid in plan.grids.values()}))
+
+
+def _width(grid: ValueGrid | None) -> str:
+    return "float" if grid is None else grid.type if isinstance(grid, BlockGrid) else str(grid.bits)
 
 
 def _kinds(plan: Plan) -> list[list[str]]:
-    """Each kind of linear in one row, with how many of them have which bits."""
+    """Each kind of linear in one row, with how many of them have which bits or types."""
     kinds: dict[tuple[str, tuple[int, int]], list[str]] = {}
-    for linear in plan.linears:
-        grid = plan.grids[linear.name]
+    for linear in plan.matrices:
         kind = (linear.name.split(f"{linear.layer}.", 1)[-1], linear.shape)
-        kinds.setdefault(kind, []).append("float" if grid is None else str(grid.bits))
-    group = "row" if plan.recipe.group_size == -1 else str(plan.recipe.group_size)
-    rows = [["linear", "out x in", "count", "bits", "group"]]
+        kinds.setdefault(kind, []).append(_width(plan.grids[linear.name]))
+    typed = plan.recipe.typed
+    group = [] if typed else ["row" if plan.recipe.group_size == -1 else str(plan.recipe.group_size)]
+    rows = [["linear", "out x in", "count", *(["type"] if typed else ["bits", "group"])]]
     for (name, shape), bits in kinds.items():
-        rows.append(
-            [name, f"{shape[0]} x {shape[1]}", str(len(bits)), _counted(bits) if plan.decided else _bits(plan), group]
-        )
+        counted = _counted(bits) if plan.decided else _bits(plan)
+        rows.append([name, f"{shape[0]} x {shape[1]}", str(len(bits)), counted, *group])
     return rows
 
 
@@ -168,11 +182,16 @@ def _cache(estimate: Estimate) -> list[list[str]]:
     return [["cache, if it lacks this", size]]
 
 
+def _repeated(plan: Plan) -> list[str]:
+    """How others make the same choice of types."""
+    return ["llama-quantize takes the same types with:", *(f"  {a}" for a in plan.arguments)] if plan.arguments else []
+
+
 def _budget(plan: Plan) -> list[list[str]]:
     """What a budget is and, once its bits are decided, what they are predicted to cost."""
     if plan.budget is None:
         return []
-    what = "linears" if plan.budget.of == "linears" else "weight files"
+    what = "weight files" if plan.budget.of == "files" else "matrices" if plan.recipe.typed else "linears"
     rows = [[f"budget of the {what}", bytes_text(plan.budget.nbytes)]]
     if plan.allocation is not None and plan.decided:
         allocation = plan.allocation

@@ -126,8 +126,8 @@ class Allocation:
         return {name: grid.type for name, grid in self.grids.items() if isinstance(grid, BlockGrid)}
 
     def as_dict(self) -> JsonObject:
-        chosen = {"types": self.types} if self.types else {"bits": self.bits}
-        return {"source": self.source, "predicted_kl": self.loss, "gap": self.gap, **chosen}
+        types = {"types": self.types} if self.types else {}
+        return {"source": self.source, "predicted_kl": self.loss, "gap": self.gap, "bits": self.bits, **types}
 
     def __str__(self) -> str:
         by_size = sorted(Counter(self.types.values()).items(), key=lambda item: BLOCK_TYPES[item[0]].bits_per_weight)

@@ -77,7 +77,8 @@ def make(
         problems += checks.device_problems(checkpoint, arch, linears, grids, recipe, devices)
     warnings = checks.warnings_of(checkpoint, arch, linears, grids, recipe) + cache_warnings(estimate)
     if budget is not None:
-        warnings.insert(0, "bits are decided after the sensitivity pass; until then every weight counts alike")
+        what = "types" if recipe.typed else "bits"
+        warnings.insert(0, f"{what} are decided after the sensitivity pass; until then every weight counts alike")
     return Plan(
         checkpoint, arch, recipe, place, layers, linears, tables, grids, layout, tuple(problems), tuple(warnings),
         estimate, devices, budget, allocation, is_complete(place),

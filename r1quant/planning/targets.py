@@ -28,6 +28,7 @@ FLOATS, GGUF, KQUANTS, ONNX = "Floats", "GGUF", "Importance for K-quants of GGUF
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 TABLES = ("exact", "f16", "q8_0")
 GUIDED, PLAIN, NONE = "guided", "plain", "none"
+MIX = "mix:"  # before the name of a file, as a type
 MATRICES = (GUIDED, PLAIN, NONE)  # of importance; anything else names a file
 # Which formats an option is for; the others do not know it.
 ONLY_FOR: Mapping[str, tuple[str, ...]] = {
@@ -45,8 +46,9 @@ class ExportOptions:
     type: str = option(
         "auto",
         GGUF,
-        "Type of the weights in GGUF: auto (the smallest exact one), q4_0, q8_0, bf16, ..., or a K-quant such "
-        "as Q4_K_M, which rounds anew.",
+        "Type of the weights in GGUF: auto (the smallest exact one), q4_0, q8_0, bf16, ...; or, rounded anew by "
+        "llama.cpp, a K-quant such as Q4_K_M, or mix:FILE, the types that a budget chose (FILE is its r1quant.json) or "
+        "that lines NAME=TYPE say.",
         Text("name a type such as auto, q8_0 or Q4_K_M", suggestions=(*TYPES, *K_QUANTS)),
     )
     dtype: str | None = option(
@@ -136,8 +138,15 @@ class ExportOptions:
 
     @property
     def k_quant(self) -> str | None:
-        """The type of llama.cpp's own that is asked for; None if ours is."""
+        """The type of llama.cpp's own that is asked for, MIX for a type for each tensor; None if ours is."""
+        if self.mix is not None:
+            return "MIX"
         return self.type.upper() if self.type.upper() in K_QUANTS else None
+
+    @property
+    def mix(self) -> Path | None:
+        """The file that gives each tensor a type, if one is named."""
+        return Path(self.type.removeprefix(MIX)) if self.type.startswith(MIX) else None
 
     @property
     def gguf(self) -> GgufOptions:

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,20 +24,21 @@ import numpy as np
 import numpy.typing as npt
 
 from r1quant.checkpoint.gguf.header import GgufHeader, read_gguf_header
+from r1quant.core.blocktypes import BLOCK_TYPES
 from r1quant.core.json import JsonDict
 from r1quant.errors import CheckpointError, MissingDependency, NumericError, OutOfSpaceError, R1QuantError, RecipeError
 from r1quant.extras import missing, need
 from r1quant.formats.gguf import imatrix
 from r1quant.formats.gguf.options import FILE_TYPES, REQUANTIZED
+from r1quant.formats.gguf.overrides import EMBEDDING, HEAD, overrides
 from r1quant.storage import atomic
 
 TENSOR_TYPES: Mapping[str, int] = {  # ggml_type
-    "F32": 0, "F16": 1, "BF16": 30, "Q4_0": 2, "Q5_0": 6, "Q8_0": 8, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14,
+    "F32": 0, "F16": 1, "BF16": 30, **{name: of.number for name, of in BLOCK_TYPES.items()},
 }  # fmt: skip
 FLOATS = ("F32", "F16", "BF16")
 SUPER_BLOCK = 256  # columns; if they do not fit a row, llama.cpp falls back to a type in blocks of 32
 BUFFER_BYTES = 1 << 28  # of a tensor's rows, held at once
-EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 TENSOR_LINE = re.compile(r"^\[ *\d+/ *\d+\] (\S+)")
 FALLBACK_LINE = re.compile(r"^warning: (\S+) +- ncols +\d+ not divisible by +\d+ \(required for type +(\w+)\)")
 LOG_LINES = 12  # shown of a child that died
@@ -73,7 +74,7 @@ class Requantized:
 
 @dataclass(frozen=True)
 class _Request:
-    """What the child is told. A type of None leaves the choice to llama.cpp."""
+    """What the child is told. A type of None leaves the choice to llama.cpp; patterns come with numbers of types."""
 
     source: str
     target: str
@@ -82,6 +83,7 @@ class _Request:
     head: int | None
     importance: str | None
     threads: int
+    patterns: Sequence[tuple[str, int]] = ()
 
 
 def requantize(
@@ -93,6 +95,7 @@ def requantize(
     head: str | None = None,
     threads: int | None = None,
     step: Callable[[str], None] = lambda tensor: None,
+    types: Mapping[str, str] | None = None,
 ) -> Requantized:
     """Rounds a GGUF file of floats to `type`, one of REQUANTIZED in any case; target appears whole or not at all.
 
@@ -100,6 +103,7 @@ def requantize(
     embedding, head  the type of these two tensors, out of TENSOR_TYPES; llama.cpp chooses if they are None.
                      If the head is tied to the embedding, the embedding's type counts for both
     step             called with the name of a tensor when llama.cpp begins it
+    types            the type of single tensors, out of TENSOR_TYPES, by name, before what `type` says of them
 
     Raises RecipeError for an unknown type, importance that does not fit, and a source that is quantized already;
     MissingDependency without llama.cpp; NumericError if a weight is NaN or Inf; CheckpointError or OutOfSpaceError
@@ -108,7 +112,10 @@ def requantize(
     type = type.upper()
     if not target.parent.is_dir():
         raise RecipeError(f"there is no folder {target.parent}", "make it first, or choose another --out")
-    header = _checked(source, type, importance or {}, {EMBEDDING: embedding, HEAD: head})
+    types = types or {}
+    embedding, head = embedding or types.get(EMBEDDING), head or types.get(HEAD)
+    choices: dict[str, str | None] = {**types, EMBEDDING: embedding, HEAD: head}
+    header = _checked(source, type, importance or {}, choices)
     partial = target.with_name(f"{target.name}.partial")
     try:
         with tempfile.TemporaryDirectory(prefix="r1quant-") as folder:
@@ -123,6 +130,7 @@ def requantize(
                 head=None if head is None else TENSOR_TYPES[head],
                 importance=str(importance_path) if importance else None,
                 threads=threads or 0,
+                patterns=[(one.pattern, TENSOR_TYPES[one.type]) for one in overrides(types)],
             )
             log = _in_child(request, step)
         written = read_gguf_header(partial)
@@ -132,7 +140,7 @@ def requantize(
         atomic.sync_folder(target.parent)
     finally:
         partial.unlink(missing_ok=True)
-    return _report(target, type, header, written, log, importance, {EMBEDDING: embedding, HEAD: head})
+    return _report(target, type, header, written, log, importance, choices)
 
 
 def _checked(
@@ -287,6 +295,11 @@ def _child(request: _Request) -> int:
         entries = [kind(name, values.ctypes.data_as(address), values.size) for name, values in vectors]
         entries.append(kind(None, None, 0))  # ends the list
         settings.imatrix = ctypes.cast((kind * len(entries))(*entries), ctypes.POINTER(kind))
+    if request.patterns:
+        override = api.llama_model_tensor_override
+        table = [override(pattern.encode(), type) for pattern, type in request.patterns]
+        table.append(override(None, 0))  # ends the list
+        settings.tt_overrides = ctypes.cast((override * len(table))(*table), ctypes.POINTER(override))
     source, target = os.fsencode(request.source), os.fsencode(request.target)
     return int(api.llama_model_quantize(source, target, ctypes.byref(settings)))
 

@@ -18,6 +18,7 @@ from r1quant.arch.tables import size
 from r1quant.checkpoint.gguf.source import gguf_names
 from r1quant.checkpoint.tokenizer import Tokenizer
 from r1quant.data import windows
+from r1quant.formats.gguf import overrides
 from r1quant.formats.gguf.modelfile import modelfile
 from r1quant.formats.gguf.options import GgufOptions
 from r1quant.formats.gguf.write import write
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from r1quant.jobs.export.importance import Importance
 
 FLOATS = {"BF16": "bf16", "F16": "f16"}  # what a K-quant is made from, by the dtype of the model; else f32
+BASE_OF_MIX = "Q4_K_M"  # for tensors that a mix does not name
 K_QUANT_TABLES = {"f16": "F16", "q8_0": "Q8_0"}  # else llama.cpp chooses
 
 
@@ -63,6 +65,8 @@ def _requantized(task: ExportTask, folder: Path, name: str, stem: str | None) ->
 
     kind = task.options.k_quant
     assert kind is not None
+    mix = task.options.mix
+    types = {} if mix is None else overrides.read(mix, _names(task))
     means, origin = _importance(task, folder, name)
     floats = folder / "floats.gguf"
     dtype = "f32" if task.linear_specs else FLOATS.get(task.artifact.tensors[task.arch.tensors.embedding].dtype, "f32")
@@ -71,7 +75,16 @@ def _requantized(task: ExportTask, folder: Path, name: str, stem: str | None) ->
     path = folder / f"{stem or f'{name}-{kind}'}.gguf"
     embedding, head = (K_QUANT_TABLES.get(table or "") for table in (task.options.embedding, task.options.head))
     task.progress.begin(f"requantizing to {kind}", len(task.artifact.tensors))
-    done = requantize(floats, path, kind, means, embedding, head, step=lambda tensor: task.progress.advance(1, tensor))
+    done = requantize(
+        floats,
+        path,
+        BASE_OF_MIX if types else kind,
+        means,
+        embedding,
+        head,
+        step=lambda tensor: task.progress.advance(1, tensor),
+        types=types,
+    )
     floats.unlink()
     names = {stored: name for name, stored in _names(task).items()}
     rounded = {

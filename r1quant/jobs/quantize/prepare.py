@@ -42,6 +42,8 @@ def prepared(plan: Plan, calibration: CalibrationRun | None, progress: Progress)
     if not plan.decided:
         plan = planner.allocated(plan, predicted_losses(plan, calibration, progress))
         progress.note(f"chosen: {plan.allocation}")
+        if plan.arguments:
+            progress.note("\n  ".join(["llama-quantize takes the same types with:", *plan.arguments]))
     return plan
 
 

@@ -208,3 +208,18 @@ def test_every_error_is_two_lines(floats: Path) -> None:
     for code, said in ((1, lines), (1, []), (-11, ["a", "b"]), (4, ["libgomp.so.1: cannot open"]), (-99, [])):
         error = kquants._failure("x.gguf", code, said)
         assert isinstance(error, R1QuantError) and str(error).count("\n") == 1
+
+
+@needs_llama_cpp
+def test_each_tensor_gets_the_type_that_is_asked_for(floats: Path, tmp_path: Path) -> None:
+    kinds = ("Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
+    names = [name for name, tensor in dequantized(floats).items() if tensor.ndim == 2]
+    wanted = {name: kinds[number % len(kinds)] for number, name in enumerate(names)}
+    done = requantize(floats, tmp_path / "out.gguf", "Q4_K_M", threads=1, types=wanted)
+    assert {name: done.tensors[name] for name in names} == wanted and not done.fallbacks
+    some = {"blk.1.attn_v.weight": "Q8_0", "output.weight": "Q4_K"}
+    stock = requantize(floats, tmp_path / "stock.gguf", "Q4_K_M", threads=1)
+    mixed = requantize(floats, tmp_path / "some.gguf", "Q4_K_M", threads=1, types=some)
+    assert mixed.tensors == {**stock.tensors, **some}
+    with pytest.raises(RecipeError, match=r"'Q9_K' is not a type for output\.weight"):
+        requantize(floats, tmp_path / "no.gguf", "Q4_K_M", types={"output.weight": "Q9_K"})

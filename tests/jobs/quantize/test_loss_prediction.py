@@ -10,7 +10,10 @@ import torch
 
 from r1quant.checkpoint.resolve import EMBEDDED, open_model
 from r1quant.checkpoint.tokenizer import Tokenizer
+from r1quant.core.blocktypes import BlockGrid
 from r1quant.data import texts, windows
+from r1quant.engine.stats import HessianAccumulator
+from r1quant.engine.tables import round_table
 from r1quant.jobs.artifacts import open_artifact
 from r1quant.jobs.quantize import run
 from r1quant.jobs.quantize.prepare import decided
@@ -58,3 +61,31 @@ def test_each_kind_costs_what_is_predicted_within_a_factor_of_two(
         linears = [name for name in rounded.linear_specs if name.endswith(kind)]
         ratio = cost(linears) / sum(losses[name][bits] for name in linears)
         assert 0.5 < ratio < 2, f"{kind}: measured {ratio:.2f} of what was predicted"
+
+
+def test_embedding_and_head_cost_what_is_predicted_within_a_factor_of_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, predictions: list[LossPredictions]
+) -> None:
+    """As a type that is tried, and as one that follows from it."""
+    monkeypatch.setenv("R1QUANT_CACHE", str(tmp_path / "cache"))
+    recipe = Recipe(format="gguf", target_bpw=5.0, allowed_types=("Q4_K", "Q6_K"), samples=16, seq_len=256)
+    source = open_model(EMBEDDED)
+    decided(planner.make(source, recipe), Silent())
+    (losses,) = (made.losses for made in predictions)
+    text = torch.from_numpy(windows.load(texts.CHAINS, Tokenizer.of(source), 16, 256, 0).tokens)
+    model = independent.whole_model(source)
+    with torch.no_grad():
+        whole = model(text).logits.double().log_softmax(-1)
+        read = HessianAccumulator(model.config.hidden_size, torch.device("cpu"))
+        read.add(model.model(text).last_hidden_state)
+    for name in ("model.embed_tokens", "lm_head"):
+        weight = model.get_parameter(f"{name}.weight")
+        before, stats = weight.data, read.stats if name == "lm_head" else None
+        for type in ("Q4_K", "Q6_K"):
+            rounded = round_table(name, before, BlockGrid(type), recipe, stats).qlinear
+            weight.data = torch.from_numpy(rounded.dequantize())
+            with torch.no_grad():
+                found = model(text).logits.double().log_softmax(-1)
+            weight.data = before
+            ratio = float((whole.exp() * (whole - found)).sum(-1).mean()) / losses[name][type]
+            assert 0.5 < ratio < 2, f"{name} as {type}: measured {ratio:.2f} of what was predicted"
