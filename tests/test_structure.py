@@ -183,6 +183,7 @@ def test_a_method_grid_or_transform_is_one_file_and_a_format_one_file_or_folder_
         "engine.grids.block_kernels",
         "engine.grids.codebook",
         "engine.grids.codebook_kernels",
+        "engine.grids.codebook_scales",
         "engine.grids.levels",
         "formats.codec",
         "formats.names",

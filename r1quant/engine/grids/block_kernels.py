@@ -20,7 +20,7 @@ _FAST = {"reassoc", "contract", "nsz", "arcp"}
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _half(value: float) -> Any:
+def half(value: float) -> Any:
     """The nearest float16, at most the largest finite one, as float32. numba knows no float16."""
     size = min(abs(value), 65504.0)
     if size < 2.0**-25:
@@ -143,7 +143,7 @@ def scale_alone(
     for n in numba.prange(weight.shape[0]):
         for g in range(d.shape[1]):
             a = g * size
-            d[n, g] = _half(_centred(weight[n, a : a + size], counted[a : a + size], levels, cells, shrinks))
+            d[n, g] = half(_centred(weight[n, a : a + size], counted[a : a + size], levels, cells, shrinks))
 
 
 @numba.njit(cache=True, parallel=True)  # type: ignore[untyped-decorator]
@@ -156,14 +156,14 @@ def scale_and_offset(
             a = g * size
             x, w = weight[n, a : a + size], counted[a : a + size]
             s, m = _affine(x, w, levels, cells, shrinks, True)
-            s = _half(s)
+            s = half(s)
             total, missed = F(0), F(0)
             for i in range(size):  # the offset that suits the rounded scale
                 level = F(0) if s == 0 else _level((x[i] - m) / s, levels, cells)
                 total += w[i]
                 missed += w[i] * (x[i] - s * level)
             d[n, g] = s
-            dmin[n, g] = _half(missed / total if total > 0 else m)
+            dmin[n, g] = half(missed / total if total > 0 else m)
 
 
 @numba.njit(cache=True, fastmath=_FAST)  # type: ignore[untyped-decorator]
@@ -200,7 +200,7 @@ def two_level_affine(
                 s, m = _affine(weight[n, a : a + size], counted[a : a + size], levels, cells, shrinks, False)
                 ideal_s[g], ideal_m[g] = s, m
                 largest_s, largest_m = max(largest_s, s), max(largest_m, -m)
-            unit, lift = _half(largest_s / most), _half(largest_m / most)
+            unit, lift = half(largest_s / most), half(largest_m / most)
             best, d[n, b], dmin[n, b] = F(np.inf), unit, lift
             for _ in range(rounds):
                 total, kk, kj, jj, xk, xj = F(0), 0.0, 0.0, 0.0, 0.0, 0.0
@@ -240,10 +240,10 @@ def two_level_affine(
                     minima[n, b * groups + g] = js[g]
                 determinant = kk * jj - kj * kj
                 if determinant > 1e-9 * kk * jj and jj > 0:
-                    unit = _half((xk * jj - xj * kj) / determinant)
-                    lift = _half((xj * kk - xk * kj) / determinant)
+                    unit = half((xk * jj - xj * kj) / determinant)
+                    lift = half((xj * kk - xk * kj) / determinant)
                 elif kk > 0:
-                    unit = _half(xk / kk)
+                    unit = half(xk / kk)
                 if unit <= 0 or lift < 0:
                     break
 
@@ -271,7 +271,7 @@ def two_level_centred(
             d[n, b] = F(0)
             best = F(np.inf)
             for end in range(2 if extreme != 0 else 0):
-                unit, last = _half(extreme / (low if end == 0 else high)), F(np.inf)
+                unit, last = half(extreme / (low if end == 0 else high)), F(np.inf)
                 for _ in range(rounds):
                     if unit == 0:
                         break
@@ -303,4 +303,4 @@ def two_level_centred(
                             scales[n, b * groups + g] = ks[g]
                     if total >= last or kk <= 0:
                         break
-                    last, unit = total, _half(xk / kk)
+                    last, unit = total, half(xk / kk)

@@ -6,6 +6,7 @@ Types with a code book of combinations are rounded by r1quant.engine.grids.codeb
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from r1quant.core.blocklinear import BlockLinear
 from r1quant.core.blocktypes import BlockGrid
 from r1quant.engine.grids import block_kernels as kernels
+from r1quant.engine.grids import codebook
 from r1quant.engine.grids.levels import LevelRounding
 from r1quant.engine.grids.rounding import Block, Codes, Floats, RoundedBlock, Rounding
 
@@ -29,6 +31,8 @@ class BlockRounding:
 
     empty: BlockLinear
     values: LevelRounding
+
+    run: ClassVar[int] = 1
 
     def nearest(self, weight: Floats) -> Codes:
         return self.values.nearest(weight)
@@ -47,7 +51,7 @@ class BlockRounding:
 def fit(weight: Floats, grid: BlockGrid, importance: Floats | None, search: bool) -> Rounding:
     """As rounding.Fit says. Columns must be a multiple of the type's block."""
     if grid.of.book is not None:
-        raise NotImplementedError(grid.type)
+        return codebook.fit(weight, grid, importance, search)
     counted = np.ones(weight.shape[1], np.float32) if importance is None else importance
     empty = _chosen(weight, grid, counted, search)
     return BlockRounding(empty, rounding_of(empty, weight.shape[1]))

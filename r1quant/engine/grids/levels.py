@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,8 @@ class LevelRounding:
     scale: Floats
     offset: Floats
     group: npt.NDArray[np.int32]
+
+    run: ClassVar[int] = 1
 
     @property
     def even(self) -> bool:

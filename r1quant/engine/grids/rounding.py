@@ -40,6 +40,7 @@ class Block:
     target    float32 [N, B]: the weights with the feedback of earlier blocks added; may be overwritten
     weight    float32 [N, B]: the weights that errors are counted from
     factor    float32 [B, B]: unit lower triangular L of the block's H = L D L^T
+    pivots    float32 [B]: D
     columns   int64 [B]: which input columns these are
     coupling  if rows are corrected for each other as well; they are in its order already
     """
@@ -47,6 +48,7 @@ class Block:
     target: Floats
     weight: Floats
     factor: Floats
+    pivots: Floats
     columns: npt.NDArray[np.int64]
     coupling: Coupling | None
 
@@ -62,8 +64,12 @@ class RoundedBlock:
 class Rounding(Protocol):
     """The values that each number of one weight [N, K] may take, N rows and K input columns."""
 
+    @property
+    def run(self) -> int:
+        """How many neighbouring columns are rounded at once, so that an order must keep them together as they are."""
+
     def nearest(self, weight: Floats) -> Codes:
-        """The codes of the values nearest to float32 [N, K]."""
+        """The codes of the values nearest to float32 [N, K]. Columns that are rounded at once count by importance."""
 
     def round_block(self, block: Block) -> RoundedBlock:
         """Rounds some columns with feedback."""

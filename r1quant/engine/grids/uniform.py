@@ -7,6 +7,7 @@ squared error counted with the importance of its input channel (the diagonal of 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,8 @@ class UniformRounding:
     zero: Codes
     group: npt.NDArray[np.int32]
     bits: int
+
+    run: ClassVar[int] = 1
 
     @property
     def top(self) -> int:

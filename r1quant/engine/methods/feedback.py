@@ -34,17 +34,19 @@ class Factored:
     damping: float
 
 
-def factor(hessian: torch.Tensor, damping: float, act_order: bool) -> Factored | None:
+def factor(hessian: torch.Tensor, damping: float, act_order: bool, run: int = 1) -> Factored | None:
     """Cholesky of the damped Hessian float32 [K, K]; damping rises tenfold until it succeeds, None past MOST_DAMPING.
 
     act_order  round columns in descending order of the diagonal, instead of from the first to the last
+    run        columns that stay together as they are, ordered by the mean of their diagonal; K is a multiple of it
     """
     diagonal = hessian.diagonal()
     mean = float(diagonal.mean())
     if act_order:
-        order = torch.argsort(diagonal, stable=True)
+        runs = torch.argsort(diagonal.reshape(-1, run).mean(1), stable=True)
     else:
-        order = torch.arange(len(diagonal) - 1, -1, -1, device=diagonal.device)
+        runs = torch.arange(len(diagonal) // run - 1, -1, -1, device=diagonal.device)
+    order = (runs[:, None] * run + torch.arange(run, device=diagonal.device)).reshape(-1)
     while damping <= MOST_DAMPING and mean > 0:
         ordered = hessian[order[:, None], order]
         ordered.diagonal().add_(damping * mean)
@@ -93,6 +95,7 @@ def round_columns(
     codes = np.empty((rows, columns), np.uint8)
     error = torch.zeros_like(weight)
     pivots = factored.lower.diagonal()
+    squared = pivots.square().cpu().numpy()
     for stop in range(columns, 0, -BLOCK):
         start = max(0, stop - BLOCK)
         span = slice(start, stop)
@@ -103,6 +106,7 @@ def round_columns(
                 target,
                 np.ascontiguousarray(weight[:, span].cpu().numpy()),
                 np.ascontiguousarray(unit[: stop - start].cpu().numpy()),
+                squared[span],
                 factored.order[span],
                 coupling,
             )

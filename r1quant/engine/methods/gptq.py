@@ -28,9 +28,9 @@ ROWS_AT_ONCE = 4096
 def quantize(weight: torch.Tensor, stats: Stats | None, grid: ValueGrid, options: RoundingOptions) -> Solved:
     """As method.Quantize says. A row that plain rounding serves better is rounded so, but not if rows are coupled."""
     assert stats is not None, "gptq is calibrated"
-    factored = factor(stats.hessian, options.damping, options.act_order)
     w = np.ascontiguousarray(weight.cpu().numpy())
     rounding = fit(w, grid, stats.importance(options.damping), options.search)
+    factored = factor(stats.hessian, options.damping, options.act_order, rounding.run)
     nearest = rounding.nearest(w)
     if factored is None:
         return Solved(rounding.linear(nearest), MOST_DAMPING, np.ones(len(w), np.bool_), fallback=True)
