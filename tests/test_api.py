@@ -22,7 +22,7 @@ VERBS = {
     "bench", "calib_generate", "check", "doctor", "export", "fit", "inspect", "plan", "publish", "pull_check",
     "quantize", "report", "run", "verify",
 }  # fmt: skip
-WIDER = {"target_size", "allowed_bits"}  # texts such as 5GB and 4,8 are read too
+WIDER = {"target_size", "allowed_bits", "allowed_types"}  # texts such as 5GB and 4,8 are read too
 
 
 def test_all_verbs_are_there_with_signatures_and_docstrings() -> None:

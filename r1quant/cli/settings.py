@@ -61,10 +61,11 @@ def pick_out(out: Path | None) -> Path | None:
 
 
 def pick_recipe(preset: str | None, given: Given) -> Recipe:
-    """Options over the preset over [quantize] of r1quant.toml. Bits and budgets replace each other."""
+    """Options over the preset over [quantize] of r1quant.toml. Bits, types and budgets replace each other."""
     replaced = set(PRESETS.get(preset, {})) if preset is not None else set()
-    if "bits" in given or given.keys() & set(TARGETS):
-        replaced |= {"bits", *TARGETS, "context"}
-        replaced |= {"allowed_bits"} if "bits" in given else set()
+    single = given.keys() & {"bits", "type"}
+    if single or given.keys() & set(TARGETS):
+        replaced |= {"bits", "type", *TARGETS, "context"}
+        replaced |= {"allowed_bits", "allowed_types"} if single else set()
     stated = {key: value for key, value in read_settings(Path.cwd()).quantize.items() if key not in replaced}
     return from_values({**stated, **given}, preset)

@@ -69,7 +69,10 @@ def _linear_specs(config: Config, record: Quantization) -> dict[str, LinearSpec]
 def _recipe(options: Settings) -> Recipe:
     """Raises KeyError, TypeError, ValueError or RecipeError if these are not the options of a recipe."""
     values: dict[str, Any] = dict(options)
-    return Recipe(**{**values, "allowed_bits": tuple(values["allowed_bits"])})
+    several: dict[str, Any] = {
+        name: tuple(values[name]) for name in ("allowed_bits", "allowed_types") if name in values
+    }
+    return Recipe(**{**values, **several})
 
 
 def _shown() -> list[Card]:

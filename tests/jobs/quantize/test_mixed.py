@@ -242,6 +242,9 @@ def test_flags_replace_bits_and_budgets_of_the_settings(run: Run, llama: Path) -
     assert recipe("--preset", "fast", "--target-bpw", "7", "--group-size", "32") == (None, 7.0, None, None, [])
     Path("r1quant.toml").write_text("[quantize]\ngroup_size = 32\ntarget_bpw = 7\n")
     assert recipe("--preset", "fast", "--group-size", "32") == (None, 7, None, None, [])
+    Path("r1quant.toml").write_text('[quantize]\nformat = "gguf"\ntarget_bpw = 7\nallowed_types = ["Q4_K", "Q8_0"]\n')
+    assert run("plan", llama, "--json").json["budget"]["choices"] == ["Q4_K", "Q8_0"]
+    assert run("plan", llama, "--json", "--type", "Q8_0").json["recipe"]["type"] == "Q8_0"
 
 
 def test_a_trial_rounds_as_the_run_does(
