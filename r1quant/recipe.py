@@ -265,12 +265,10 @@ class Recipe:
         )
 
     def _check_type(self) -> None:
-        if self.type is None:
-            return
         if self.format != "gguf":
-            raise RecipeError(
-                f"--type {self.type} is a type of GGUF files", "use it with --format gguf, or leave it out"
-            )
+            if self.type is not None:
+                raise RecipeError(f"--type {self.type} is of GGUF files", "use it with --format gguf, or leave it out")
+            return
         if self.factors is not None or self.grid != UNIFORM:
             given = "--grid" if self.grid != UNIFORM else "--smooth" if self.smooth is not None else "AWQ"
             raise RecipeError(f"{given} does not go with --format gguf", "leave it out, or use another --format")

@@ -107,9 +107,8 @@ def test_what_a_killed_export_left_is_swept_away(run: Run, out: Path, in_tmp: Pa
 
 
 def test_quantize_sends_export_formats_to_export(run: Run, copied: Path) -> None:
-    for name in ("gguf", "onnx"):
-        ran = run("quantize", copied, "--format", name)
-        assert ran.code == 2 and f"r1quant export OUT --to {name}" in ran.error[1]
+    ran = run("quantize", copied, "--format", "onnx")
+    assert ran.code == 2 and "r1quant export OUT --to onnx" in ran.error[1]
 
 
 def test_check_says_where_two_differ(run: Run, out: Path, copied: Path) -> None:
