@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,14 @@ def solves(monkeypatch: pytest.MonkeyPatch) -> Solves:
     real, kept = LayerSolver.solve, []
 
     def solve(
-        self: LayerSolver, linears: tuple[str, ...], grid: ValueGrid, stats: Stats, correction: torch.Tensor
+        self: LayerSolver,
+        linears: tuple[str, ...],
+        grids: Mapping[str, ValueGrid],
+        stats: Stats,
+        correction: torch.Tensor,
     ) -> Iterator[Rounded]:
         kept.append((stats, correction))
-        return real(self, linears, grid, stats, correction)
+        return real(self, linears, grids, stats, correction)
 
     monkeypatch.setattr(LayerSolver, "solve", solve)
     return kept

@@ -11,6 +11,7 @@ import pytest
 from r1quant.checkpoint.safetensors import Checkpoint, open_folder
 from r1quant.core.grid import Grid, Grids
 from r1quant.planning import planner
+from r1quant.planning.layout import Layout
 from r1quant.planning.plan import Plan
 from r1quant.recipe import Recipe
 
@@ -61,6 +62,7 @@ def test_bytes_are_those_of_each_linear(checkpoint: Checkpoint, format: str) -> 
     assert found.bits_per_weight == 8 * sum(entry["bytes"] for entry in entries.values()) / weights
     assert found.quantized_parameters == weights - 64 * 96
     assert found.plain == ("model.layers.1.mlp.down_proj", "lm_head") and len(found.linear_specs) == 13
+    assert isinstance(found.layout, Layout)
     names = {spec.name for shard in found.layout.shards for spec in shard}
     assert "model.layers.1.mlp.down_proj.weight" in names and "model.layers.1.mlp.up_proj.weight" not in names
     everything = sum(spec.nbytes for shard in found.layout.shards for spec in shard)
