@@ -12,7 +12,7 @@ from r1quant.formats.awq import Awq
 from r1quant.formats.codec import Codec, CodecArtifact, Encoder
 from r1quant.formats.compressed_tensors import CompressedTensors
 from r1quant.formats.floats import FloatWeights
-from r1quant.formats.ggufblocks import GgufBlocks
+from r1quant.formats.gguf.encoder import GgufBlocks
 from r1quant.formats.gptq import Gptq, version_of
 
 CODECS: Mapping[str, Codec] = {

@@ -1,4 +1,4 @@
-"""GGUF as what quantize writes: the bytes of each linear. The file is put together by r1quant.formats.gguf."""
+"""GGUF as what quantize writes: a linear as one tensor of bytes. The file is put together by write.py."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import numpy.typing as npt
 
 from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.checkpoint.tensorfile import TensorSpec
+from r1quant.core.blocklinear import BlockLinear
 from r1quant.core.blocktypes import BLOCK_TYPES
 from r1quant.core.json import JsonObject, QuantConfig
 from r1quant.core.qlinear import QuantizedLinear
+from r1quant.errors import RecipeError
+from r1quant.formats.gguf.superblocks import pack
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,9 @@ class GgufBlocks:
         return [TensorSpec(f"{linear}.weight", "U8", (out, BLOCK_TYPES[spec.type or "Q8_0"].row_bytes(columns)))]
 
     def encode(self, q: QuantizedLinear, spec: LinearSpec | None = None) -> dict[str, npt.NDArray[Any]]:
-        raise NotImplementedError("a GGUF file is written as a whole")
+        if not isinstance(q, BlockLinear):
+            raise RecipeError(f"a linear of the grid {q.kind} has no blocks of GGUF", "use --format gguf with a --type")
+        return {"weight": pack(q)}
 
     def quant_config(
         self, linear_specs: Mapping[str, LinearSpec], plain: tuple[str, ...], meta: JsonObject
