@@ -380,7 +380,7 @@ class Recipe:
         """Without the bits if a budget decides them."""
         values = asdict(self) | {"allowed_bits": list(self.allowed_bits), "allowed_types": list(self.allowed_types)}
         if self.typed:
-            return values | dict.fromkeys(UNIFORM_ONLY) | {"type": self.mixture}
+            return values | dict.fromkeys(("grid", *UNIFORM_ONLY)) | {"type": self.mixture}
         return values | ({"bits": None} if self.budgeted else {})
 
 

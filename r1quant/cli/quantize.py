@@ -35,7 +35,7 @@ def quantize(
     as_json: bool,
     debug: bool,
 ) -> int:
-    """Quantize MODEL into a folder that vLLM, SGLang and transformers load.
+    """Quantize MODEL into a folder that vLLM, SGLang and transformers load, or a GGUF file for llama.cpp and Ollama.
 
     Interrupted, the same command goes on after the last finished layer and ends in the same bytes.
     """

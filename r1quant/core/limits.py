@@ -7,3 +7,4 @@ BOUNDARY_BYTES = 8_000_000_000  # of the sensitivity pass's activations that are
 BLOCK = 1024  # outputs whose covariance is kept; that between blocks is left out
 BACKWARD_TOKENS = 2048  # at a time; a layer keeps all its intermediate results for the way back
 HEAD_TOKENS = 256  # at a time, at the head
+TABLE_WEIGHTS = 1 << 25  # of an embedding or a head, rounded at once

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from r1quant.core.grid import ValueGrid
+from r1quant.core.limits import TABLE_WEIGHTS
 from r1quant.core.qlinear import QuantizedLinear
 from r1quant.engine.forward import Decoder, chunked, scaled
 from r1quant.engine.grids.rounding import nearest
@@ -17,8 +18,6 @@ from r1quant.engine.methods.method import RoundingOptions, rounding_by
 from r1quant.engine.stats import HessianAccumulator, Stats
 from r1quant.recipe import Recipe
 from r1quant.records.quantization import LinearReport
-
-PIECE = 1 << 25  # weights that are rounded at once
 
 
 def embed_rounded(decoder: Decoder, tokens: torch.Tensor, grid: ValueGrid, search: bool) -> torch.Tensor:
@@ -40,7 +39,7 @@ def head_statistics(decoder: Decoder, hidden: torch.Tensor) -> Stats:
 def round_table(name: str, weight: torch.Tensor, grid: ValueGrid, recipe: Recipe, stats: Stats | None) -> Rounded:
     """An embedding or a head [N, K] in any float dtype, on the host. stats: of the inputs of a head; None rounds to
     nearest."""
-    options, step = RoundingOptions.of(recipe), max(1, PIECE // weight.shape[1])
+    options, step = RoundingOptions.of(recipe), max(1, TABLE_WEIGHTS // weight.shape[1])
     parts, lost, energy, worse, damping, fallback = list[QuantizedLinear](), 0.0, 0.0, 0, None, False
     for start in range(0, len(weight), step):
         exact = weight[start : start + step].float()

@@ -7,12 +7,14 @@ from pathlib import Path
 from r1quant.arch.tables import Architecture, architecture_of, layer_count
 from r1quant.checkpoint.artifact import Artifact
 from r1quant.checkpoint.resolve import open_model
-from r1quant.errors import CheckpointError
+from r1quant.core.json import Config
+from r1quant.errors import CheckpointError, R1QuantError
 from r1quant.formats import table
 from r1quant.jobs.checkpoint_writer import RECORD, own_record
 from r1quant.records.quantization import Quantization
+from r1quant.storage.jsonfile import read_object
 
-ONNX_FILE = "model.onnx"
+ONNX_FILE, CONFIG = "model.onnx", "config.json"
 
 
 def open_artifact(model: str | Path, partial: bool = False) -> Artifact:
@@ -38,6 +40,18 @@ def open_artifact(model: str | Path, partial: bool = False) -> Artifact:
     checkpoint = open_model(model)
     layer_count(checkpoint.config, len(checkpoint.tensors))
     return table.artifact(checkpoint)
+
+
+def config_of(out: Path) -> Config | None:
+    """config.json of an output, or what its GGUF file says in place of one; None if it has neither."""
+    if (out / CONFIG).is_file():
+        return read_object(out / CONFIG) or None
+    if _only_gguf(out) is None:
+        return None
+    try:
+        return open_artifact(out, partial=True).config
+    except R1QuantError:
+        return None
 
 
 def newest_output(folder: Path) -> Path:

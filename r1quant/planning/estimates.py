@@ -7,21 +7,23 @@ import os
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from r1quant.arch.tables import size
+from r1quant.arch.tables import is_tied, size
 from r1quant.checkpoint.safetensors import Checkpoint
-from r1quant.core.grid import Grids
-from r1quant.core.limits import BACKWARD_TOKENS, BLOCK, BOUNDARY_BYTES, HEAD_TOKENS, KEPT_LIMIT
+from r1quant.core.blocktypes import BlockGrid
+from r1quant.core.grid import Grids, ValueGrid
+from r1quant.core.limits import BACKWARD_TOKENS, BLOCK, BOUNDARY_BYTES, HEAD_TOKENS, KEPT_LIMIT, TABLE_WEIGHTS
 from r1quant.data import selfcalib
 from r1quant.formats.table import ENCODERS
 from r1quant.planning.choices import allowed, tried
 from r1quant.planning.layout import Layout, OneFile
-from r1quant.planning.linears import LinearPlan
+from r1quant.planning.linears import HEAD, LinearPlan
 from r1quant.recipe import Recipe
 from r1quant.registry import METHODS, MethodCost
 
 PROCESS_BYTES = 700_000_000  # interpreter, torch, transformers and compiled kernels
 TRIED = 40 * 1024  # rows that AWQ rounds for each stage, all candidates together
 RATE = 1.2e11  # operations a second and core
+SCALES, BOOKS = 2e4, 1.2e5  # of them, for choosing the scales of a weight on blocks; if they have a code book
 TRIAL = 5e4  # of them, for the time that rounding a weight on trial takes beside products of matrices
 
 
@@ -29,6 +31,7 @@ TRIAL = 5e4  # of them, for the time that rounding a weight on trial takes besid
 class Estimate:
     """Predictions, in bytes and seconds. Output bytes are exact; the others come from a cost model.
 
+    output_bytes without the Modelfile that is beside a GGUF file
     run_bytes    of the run directory at its largest
     cache_bytes  what a sensitivity pass and the choice of factors add to the cache at the most, if it does not have
                  them yet; kept_bytes, of these, stay there
@@ -46,21 +49,26 @@ def estimated(
     checkpoint: Checkpoint,
     recipe: Recipe,
     linears: tuple[LinearPlan, ...],
+    tables: tuple[LinearPlan, ...],
     grids: Grids,
     layout: Layout | OneFile,
 ) -> Estimate:
-    """grids: of every linear; layout: of the files that are written."""
-    output = layout.nbytes + sum(map(len, checkpoint.side_files.values())) + len(checkpoint.config_text)
-    rounded = [linear for linear in linears if grids.get(linear.name) is not None]
+    """grids: of every linear, and of the tables that are rounded; layout: of the files that are written."""
+    output = layout.nbytes
+    if isinstance(layout, Layout):
+        output += sum(map(len, checkpoint.side_files.values())) + len(checkpoint.config_text)
+    rounded = [matrix for matrix in (*linears, *tables) if grids.get(matrix.name) is not None]
     parts = sum(linear.stored(grids[linear.name], ENCODERS[recipe.format]) for linear in rounded)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     weights = sum(linear.weights for linear in linears)
     shapes = _Shapes.of(checkpoint, recipe, linears)
     method = METHODS[recipe.method]
     if method.calibrated:
-        passes = [_rounding(shapes, recipe)]
+        scales = sum(linear.weights * _scales(grids[linear.name]) for linear in linears)
+        passes = [_rounding(shapes, recipe), _Pass(0, 0, scales)]
     else:
         passes = [_Pass(shapes.largest * method.cost.nbytes, 0, weights * method.cost.per_weight)]
+    passes += [_table(shapes, recipe, table, grid) for table in tables if (grid := grids.get(table.name)) is not None]
     if (recipe.guided and method.calibrated) or recipe.budgeted:
         passes.append(_sensitivity(replace(shapes, tokens=recipe.guided_windows * recipe.seq_len), recipe.draws))
     if recipe.budgeted:
@@ -93,6 +101,7 @@ class _Shapes:
     """What the cost of a pass follows from; weights, rows and squares are of one decoder layer.
 
     stages   for each, its weights, its input channels and how many linears it has
+    tied     whether head and embedding are one tensor
     item     bytes of an activation on the disk: if the dtype is automatic, those of float32
     """
 
@@ -104,6 +113,7 @@ class _Shapes:
     largest: int
     linears: tuple[tuple[int, int], ...]
     stages: tuple[tuple[int, int, int], ...]
+    tied: bool
     item: int
 
     @classmethod
@@ -119,6 +129,7 @@ class _Shapes:
             max((linear.weights for linear in first), default=0),
             tuple(linear.shape for linear in first),
             tuple((sum(x.weights for x in stage), stage[0].shape[1], len(stage)) for stage in stages),
+            is_tied(checkpoint.config),
             2 if recipe.dtype in ("bfloat16", "float16") else 4,
         )
 
@@ -154,6 +165,26 @@ def _rounding(shapes: _Shapes, recipe: Recipe) -> _Pass:
     memory = layer + streams * (2 * shapes.boundary + kept)
     disk = 2 * streams * shapes.tokens * shapes.hidden * shapes.item  # two boundaries
     return _Pass(int(memory), int(disk), streams * (shapes.forward + shapes.hessians) + shapes.solving(cost))
+
+
+def _table(shapes: _Shapes, recipe: Recipe, table: LinearPlan, grid: ValueGrid) -> _Pass:
+    """A piece of rows at a time, the float matrix and what it becomes whole. A head is rounded by what it reads, as is
+    a matrix that is head and embedding."""
+    cost, columns = METHODS[recipe.method].cost, table.shape[1]
+    pieces = min(table.weights, TABLE_WEIGHTS) * (4 + cost.nbytes)
+    codes = 2 * table.weights  # the pieces, and all of them as one
+    read = METHODS[recipe.method].calibrated and (table.stage == HEAD or shapes.tied)
+    memory, work = table.nbytes + pieces + codes, table.weights * _scales(grid)
+    if read:
+        memory += shapes.boundary + 16 * columns**2
+        work += 2.0 * shapes.tokens * columns**2 + cost.per_product * table.weights * columns
+    return _Pass(memory, 0, work)
+
+
+def _scales(grid: ValueGrid | None) -> float:
+    if not isinstance(grid, BlockGrid):
+        return 0.0
+    return SCALES if grid.of.book is None else BOOKS
 
 
 def _sensitivity(shapes: _Shapes, draws: int) -> _Pass:

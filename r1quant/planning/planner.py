@@ -44,7 +44,7 @@ def make(
     problems = checks.already_quantized(checkpoint) or checks.tensor_problems(checkpoint, arch)
     linears, tables = linears_of(checkpoint, arch, layers), tables_of(checkpoint, arch, layers)
     if recipe.typed:
-        usual: Grids = typed(checkpoint, arch, (*linears, *tables), recipe.mixture or DEFAULT_TYPE)
+        usual: Grids = typed(checkpoint.config, arch, (*linears, *tables), recipe.mixture or DEFAULT_TYPE)
         uneven = checks.block_problems(linears, usual)
     else:
         usual = dict.fromkeys((linear.name for linear in linears), recipe.value_grid)
@@ -69,7 +69,7 @@ def make(
     except R1QuantError as error:
         layout = OneFile(0)
         problems = problems or [PlanProblem(error.message, error.hint, type(error))]
-    estimate = estimated(checkpoint, recipe, linears, grids, layout)
+    estimate = estimated(checkpoint, recipe, linears, tables, grids, layout)
     place = (out or default_out(checkpoint, recipe, Path.cwd())).absolute()
     if out is not None and not problems:
         problems += place_problems(place, estimate)

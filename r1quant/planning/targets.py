@@ -190,6 +190,8 @@ def problem(format: str, form: LinearSpec, options: ExportOptions) -> str | None
     if format == "safetensors":
         return None
     other = other_kind(format, form.kind)
+    if other is not None and form.type is not None:
+        return f"only gguf holds {form.type} blocks"
     if other is not None:
         return other
     if format == "onnx":

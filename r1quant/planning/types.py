@@ -10,6 +10,7 @@ from r1quant.checkpoint.gguf.source import gguf_names
 from r1quant.checkpoint.safetensors import Checkpoint
 from r1quant.core.blocktypes import BLOCK_TYPES, BlockGrid
 from r1quant.core.grid import Grids
+from r1quant.core.json import Config
 from r1quant.core.qlinear import QuantizedLinear
 from r1quant.errors import CheckpointError
 from r1quant.formats.gguf import write
@@ -18,10 +19,9 @@ from r1quant.formats.gguf.options import FILE_TYPES, GgufOptions
 from r1quant.planning.linears import EMBEDDING, HEAD, LinearPlan
 
 
-def typed(checkpoint: Checkpoint, arch: Architecture, matrices: Iterable[LinearPlan], mixture: str) -> Grids:
+def typed(config: Config, arch: Architecture, matrices: Iterable[LinearPlan], mixture: str) -> Grids:
     """The grids of linears and tables in a mixture; None for a matrix whose columns fit no block, which stays float."""
-    config, layers = checkpoint.config, size(checkpoint.config, "num_hidden_layers")
-    heads = size(config, "num_attention_heads")
+    layers, heads = size(config, "num_hidden_layers"), size(config, "num_attention_heads")
     grouped = heads // size(config, "num_key_value_heads", heads)
     grids: dict[str, BlockGrid | None] = {}
     for matrix in matrices:

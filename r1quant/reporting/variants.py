@@ -52,10 +52,17 @@ class VariantRecords:
 
 
 def grouped(records: Iterable[tuple[str, Record]]) -> list[VariantRecords]:
-    """One variant for every name of an output, those of most bits first. Each record has the name of its folder."""
+    """One variant for every name of an output, those of most bits first. Each record has the name of its folder.
+
+    What was measured of the GGUF file in an output of quantize was measured of the output.
+    """
     variants: dict[str, VariantRecords] = {}
-    for folder, record in records:
+    known = list(records)
+    whole = {_name(folder, record) for folder, record in known if isinstance(record, Quantization | QuantizeRun)}
+    for folder, record in known:
         name = _name(folder, record)
+        above = _folder(record)
+        name = above if above in whole else name
         variants.setdefault(name, VariantRecords(name)).add(record)
     return sorted(variants.values(), key=lambda variant: (-(variant.bits_per_weight or 0), variant.name))
 
@@ -63,6 +70,13 @@ def grouped(records: Iterable[tuple[str, Record]]) -> list[VariantRecords]:
 def _name(folder: str, record: Record) -> str:
     out = record.out if isinstance(record, QuantizeRun | Verification | Bench) else ""
     return untrusted.short(out or folder).rpartition("/")[2] or "artifact"
+
+
+def _folder(record: Record) -> str:
+    """The name of the folder of a GGUF file that was measured; empty if it is none, or lies in none."""
+    out = record.out if isinstance(record, Verification | Bench) else ""
+    place = (out or "").replace("\\", "/").rpartition("/")[0] if (out or "").endswith(".gguf") else ""
+    return untrusted.short(place).rpartition("/")[2]
 
 
 def models_of(variants: Sequence[VariantRecords]) -> list[str]:

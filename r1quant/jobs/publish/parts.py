@@ -116,6 +116,9 @@ def _grid(artifact: Artifact, record: Quantization | Export | None) -> str:
     """Bits and group sizes in words; of a GGUF file its type if that is known."""
     if isinstance(record, Export) and record.details.gguf is not None:
         return record.details.gguf.type
+    made = record.recipe.get("type") if isinstance(record, Quantization) else None
+    if isinstance(made, str):
+        return made
     types = Counter(form.type for form in artifact.linear_specs.values() if form.type is not None)
     if types:
         return ", ".join(type for type, _ in types.most_common())

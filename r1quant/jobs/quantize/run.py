@@ -19,6 +19,7 @@ from r1quant.core.formatting import bytes_text
 from r1quant.core.json import JsonObject
 from r1quant.data import texts
 from r1quant.errors import OutOfSpaceError, ResumeError
+from r1quant.jobs.artifacts import config_of
 from r1quant.jobs.checkpoint_writer import RECORD, own_record
 from r1quant.jobs.quantize import finalize
 from r1quant.jobs.quantize.calibration import CalibrationRun, calibration_of
@@ -41,7 +42,6 @@ from r1quant.records.quantization import Quantization, QuantizeRun, RunPredictio
 from r1quant.registry import METHODS
 from r1quant.storage import atomic, provenance
 from r1quant.storage.cache import cache_folder
-from r1quant.storage.jsonfile import read_object
 from r1quant.storage.rundir import RunDir, folder_for
 
 
@@ -76,7 +76,7 @@ class Quantized:
             already_complete=self.already_complete,
             output_bytes=sum(path.stat().st_size for path in files),
             predicted=self.predicted,
-            config=read_object(self.out / "config.json") or None,
+            config=config_of(self.out),
         )
         return run.as_dict()
 

@@ -9,13 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from r1quant.arch.tables import architecture_of, linears, size
+from r1quant.arch.tables import Architecture, architecture_of, is_tied, linears, size
 from r1quant.checkpoint.artifact import LinearSpec
+from r1quant.core.blocktypes import BlockGrid
 from r1quant.core.json import Config
 from r1quant.errors import R1QuantError
 from r1quant.hardware import roofline
 from r1quant.hardware.cards import Card, card, cards
-from r1quant.recipe import FLOAT, Recipe
+from r1quant.planning.linears import EMBEDDING, HEAD, LinearPlan
+from r1quant.planning.types import typed
+from r1quant.recipe import DEFAULT_TYPE, FLOAT, Recipe
 from r1quant.records.fields import Settings
 from r1quant.records.quantization import Quantization
 from r1quant.reporting.hardware import CardFit, HardwareSummary, MemoryCurve, MemoryModel
@@ -56,7 +59,11 @@ def hardware(config: Config, quantizations: Mapping[str, Quantization]) -> Hardw
 def _linear_specs(config: Config, record: Quantization) -> dict[str, LinearSpec]:
     """Of each quantized linear."""
     recipe, arch = _recipe(record.recipe), architecture_of(config)
+    if recipe.typed:
+        return _blocks(config, arch, recipe, record)
     shapes, bits = arch.shapes(config), record.allocation.bits if record.allocation else {}
+    if record.recipe.get("bits") is None and not bits:
+        raise KeyError("bits")
     specs = {}
     for name in linears(config, arch)[:-1]:
         width = bits.get(name, recipe.bits)
@@ -66,9 +73,42 @@ def _linear_specs(config: Config, record: Quantization) -> dict[str, LinearSpec]
     return specs
 
 
+def _blocks(config: Config, arch: Architecture, recipe: Recipe, record: Quantization) -> dict[str, LinearSpec]:
+    """Of linears and tables with types of GGUF."""
+    matrices = _matrices(config, arch)
+    types = record.allocation.types if record.allocation else None
+    if types is None:
+        grids = typed(config, arch, matrices, recipe.mixture or DEFAULT_TYPE)
+    else:
+        grids = {name: BlockGrid(type) for name, type in types.items()}
+    chosen = ((matrix, grids.get(matrix.name)) for matrix in matrices)
+    return {matrix.name: LinearSpec.planned(matrix.shape, grid) for matrix, grid in chosen if grid is not None}
+
+
+def _matrices(config: Config, arch: Architecture) -> list[LinearPlan]:
+    """All that types are chosen for, as the config implies them."""
+    shapes, layers, found = arch.shapes(config), size(config, "num_hidden_layers"), list[LinearPlan]()
+
+    def add(name: str, layer: int, stage: str) -> None:
+        (rows, columns), plain = shapes[name], name.removesuffix(".weight")
+        found.append(LinearPlan(plain, (rows, columns), layer, stage, "BF16", 2 * rows * columns))
+
+    for layer in range(layers):
+        for stage in arch.layer.stages:
+            for linear in stage.linears:
+                add(f"{arch.layer_prefix(layer)}{linear}.weight", layer, stage.name)
+    add(arch.tensors.embedding, layers, EMBEDDING)
+    if not is_tied(config):
+        add(arch.tensors.head, layers, HEAD)
+    return found
+
+
 def _recipe(options: Settings) -> Recipe:
-    """Raises KeyError, TypeError, ValueError or RecipeError if these are not the options of a recipe."""
-    values: dict[str, Any] = dict(options)
+    """An option without a value is decided by another.
+
+    Raises KeyError, TypeError, ValueError or RecipeError if these are not the options of a recipe.
+    """
+    values: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     several: dict[str, Any] = {
         name: tuple(values[name]) for name in ("allowed_bits", "allowed_types") if name in values
     }

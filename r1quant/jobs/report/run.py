@@ -11,6 +11,7 @@ from pathlib import Path
 from r1quant.core.json import JsonObject
 from r1quant.errors import RecipeError
 from r1quant.extras import need
+from r1quant.jobs.artifacts import config_of
 from r1quant.jobs.checkpoint_writer import RECORD
 from r1quant.jobs.report.commands import commands
 from r1quant.jobs.report.hardware import hardware
@@ -131,12 +132,12 @@ def _read(content: object) -> Record | None:
 def _with_config(path: Path, record: Record) -> Iterator[tuple[str, Record]]:
     """A record, and after one that lies in an output of quantize what that folder says besides."""
     folder = path.resolve().parent
-    inside = path.name == RECORD and (folder / "config.json").is_file()
-    yield folder.name if inside else path.stem, record
-    if inside and isinstance(record, Quantization):
+    config = config_of(folder) if path.name == RECORD else None
+    yield folder.name if config is not None else path.stem, record
+    if config is not None and isinstance(record, Quantization):
         weights = [file for file in folder.iterdir() if file.is_file() and file.name != RECORD]
         size = sum(file.stat().st_size for file in weights)
-        run: JsonObject = {"schema": QuantizeRun.SCHEMA, "config": read_object(folder / "config.json")}
+        run: JsonObject = {"schema": QuantizeRun.SCHEMA, "config": dict(config)}
         yield folder.name, replace(QuantizeRun.from_json(run, lenient=True), record=record, output_bytes=size)
 
 

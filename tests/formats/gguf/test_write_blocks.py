@@ -117,7 +117,7 @@ def test_other_formats_refuse_with_the_reason() -> None:
     assert fitting([form], ExportOptions()) == ["safetensors", "gguf"]
     for name in ("gptq", "awq", "compressed-tensors", "onnx"):
         reason = target_problem(name, form, ExportOptions())
-        assert reason == f"{name} holds the integers of the uniform grid, not blocks"
+        assert reason == "only gguf holds Q4_K blocks"
 
 
 def test_a_combination_that_is_not_in_the_code_book_is_named(tmp_path: Path) -> None:
