@@ -6,6 +6,7 @@ default, and its line in the documentation. It knows no command line.
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 import types
@@ -20,6 +21,7 @@ from r1quant.errors import RecipeError
 T = TypeVar("T")
 UNITS = {"": 1, "b": 1} | {f"{k}{i}b": (1024 if i else 1000) ** n for n, k in enumerate("kmgt", 1) for i in ("", "i")}
 SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([a-z]*)", re.IGNORECASE)
+FEW = 12  # values that a hint lists as they are
 INTEGER = re.compile(r"[+-]?[0-9]+")
 
 
@@ -41,6 +43,14 @@ class OneOf:
     @property
     def hint(self) -> str:
         return f"choose from {', '.join(map(str, self.values))}"
+
+    def hint_for(self, value: object) -> str:
+        """The hint, with those of many values that are spelled most like a wrong one before the others."""
+        if len(self.values) <= FEW or not isinstance(value, str):
+            return self.hint
+        names = {str(known).casefold(): str(known) for known in self.values}
+        near = [names[name] for name in difflib.get_close_matches(value.casefold(), names, 3)]
+        return f"did you mean {' or '.join(near)}? {self.hint}" if near else self.hint
 
 
 @dataclass(frozen=True)
@@ -215,7 +225,7 @@ class Option:
         values = self.declaration.values
         message = f"{self.label} is {value!r}"
         if isinstance(values, OneOf):
-            return RecipeError(f"{self.label} {value!r} is not supported", values.hint)
+            return RecipeError(f"{self.label} {value!r} is not supported", values.hint_for(value))
         if isinstance(values, Text | Size):
             limited = isinstance(values, Text) and values.pattern
             return RecipeError(f"{self.label} {value!r} is not supported" if limited else message, values.hint)

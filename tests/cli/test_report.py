@@ -66,6 +66,29 @@ def test_commands_state_what_is_not_a_default(run: Run, llama: Path, text_file: 
     assert again == replace(first, calib=text_file.name)
 
 
+def test_a_gguf_file_has_types_in_place_of_bits(run: Run, in_tmp: Path) -> None:
+    """What was measured of the file counts for the folder that quantize wrote; the commands name the type."""
+    words = ("tiny-r1", "--method", "rtn", "--format", "gguf", "--type", "Q4_K_M")
+    assert run("quantize", *words, "-o", "out", "--record", "q.json").code == 0
+    assert run("verify", "out/tiny-r1-Q4_K_M.gguf", "--windows", "3", "--seq-len", "32", "--record", "v.json").code == 0
+    assert run("report").code == 0
+    found = json.loads(Path("report/report.json").read_text("utf-8"))
+    (each,) = found["variants"]
+    assert (each["name"], each["bits"], each["format"]) == ("out", None, "gguf")
+    assert each["bits_per_weight"] == pytest.approx(4.861, abs=1e-3) and each["quality"]["kl"]["mean"] > 0
+    size = sum(path.stat().st_size for path in Path("out").iterdir() if path.name != "r1quant.json")
+    assert each["bytes"] == size
+    (sizes,) = [row for row in each["predictions"] if row["what"] == "files of the quantized model"]
+    assert size - 1000 < sizes["predicted"] == Path("out/tiny-r1-Q4_K_M.gguf").stat().st_size
+    assert found["hardware"]["names"][1:] == ["out"]
+    stored = found["hardware"]["weights_bytes"]["out"]
+    assert 0.6 * size < stored < size  # the rest is the vocabulary, names and keys
+    made, verified = (shlex.split(line) for line in each["commands"])
+    assert recipe_of(made[2:]) == recipe_of(list(words)) and verified[:3] == ["r1quant", "verify", "out"]
+    page = Path("report/report.md").read_text("utf-8")
+    assert "None" not in page and "out | 4.861" in page
+
+
 def recipe_of(words: list[str]) -> Recipe:
     """What a command line of quantize means."""
     context = cli.commands["quantize"].make_context("quantize", words)

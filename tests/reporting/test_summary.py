@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from r1quant.arch.tables import architecture_of, linears
 from r1quant.jobs.report.hardware import BASELINE, hardware
-from r1quant.records.quantization import Quantization
+from r1quant.records.quantization import ChosenBits, Quantization, QuantizeRun
 from r1quant.records.verification import Verification
 from r1quant.reporting import paired, untrusted
 from r1quant.reporting.sections import document
@@ -129,6 +130,54 @@ def test_hardware_has_every_variant_on_every_card_and_a_smaller_model_is_smaller
     assert [side.name for side in found.memory.sides] == [BASELINE, *made]
     assert found.memory.contexts[-1] == 2048
     assert baseline.kv_bytes == tuple(2 * 2 * 2 * 16 * 2 * context for context in found.memory.contexts)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_hardware_counts_types_of_gguf(tied: bool) -> None:
+    """Of a mixture, of one type, and of what a budget chose, embedding and head among them."""
+    wide = config("llama", tie_word_embeddings=tied, hidden_size=256, intermediate_size=512, head_dim=64)
+    plain = {"format": "gguf", "method": "rtn", "grid": None, "bits": None, "group_size": None, "symmetric": None}
+    types = {"model.layers.0.mlp.up_proj": "Q8_0", "model.embed_tokens": "Q4_K"}
+    made = {
+        "mixture": Quantization(recipe={**plain, "type": "Q4_K_M"}),
+        "type": Quantization(recipe={**plain, "type": "Q8_0"}),
+        "budget": Quantization(recipe={**plain, "type": None, "target_bpw": 4.5}, allocation=ChosenBits(types=types)),
+    }
+    found = hardware(wide, made)
+    assert found is not None
+    sizes = found.weights_bytes
+    assert sizes["mixture"] < 0.35 * sizes[BASELINE] and sizes["mixture"] < sizes["type"]
+    matrices = 2 * (2 * 256 * 256 + 2 * 128 * 256 + 3 * 256 * 512) + (1 if tied else 2) * 512 * 256
+    assert sizes[BASELINE] - sizes["type"] == pytest.approx(matrices * (16 - 8.5) / 8, abs=2)
+    saved = 512 * 256 * (16 - 8.5) / 8 + 512 * 256 * (16 - 4.5) / 8
+    assert sizes[BASELINE] - sizes["budget"] == pytest.approx(saved, abs=2)
+
+
+def test_hardware_of_a_budget_is_that_of_the_bits_it_chose() -> None:
+    recipe = {"method": "rtn", "bits": None, "group_size": 32, "target_bpw": 6.0}
+    chosen = dict.fromkeys(linears(config("llama"), architecture_of(config("llama")))[:-1], 8)
+    found = hardware(
+        config("llama"),
+        {
+            "budget": Quantization(recipe=recipe, allocation=ChosenBits(chosen)),
+            "bits": Quantization(recipe={**recipe, "bits": 8, "target_bpw": None}),
+        },
+    )
+    assert found is not None and found.weights_bytes["budget"] == found.weights_bytes["bits"]
+    assert hardware(config("llama"), {"undecided": Quantization(recipe=recipe)}) is None
+
+
+def test_measurements_of_a_gguf_file_are_those_of_the_output_that_holds_it() -> None:
+    made = Quantization(model="m", recipe={"format": "gguf", "type": "Q4_K_M"}, bits_per_weight=4.8)
+    runs = [
+        ("r", QuantizeRun(out="/somewhere/out", record=made)),
+        ("a", Verification(model="m", out="out/m-Q4_K_M.gguf")),
+        ("b", Verification(model="m", out="/elsewhere/out/m-Q4_K_M.gguf")),
+        ("c", Verification(model="m", out="other/m-Q8_0.gguf")),
+        ("d", Verification(model="m", out="m-Q4_0.gguf")),
+    ]
+    found = {variant.name: len(variant.verifications) for variant in grouped(runs)}
+    assert found == {"out": 2, "m-Q8_0.gguf": 1, "m-Q4_0.gguf": 1}
 
 
 def test_hardware_of_a_model_that_is_not_known_is_left_out() -> None:

@@ -94,6 +94,25 @@ def test_the_card_says_what_it_is_and_how_to_run_what_is_there(published: Path) 
     assert (published / "LICENSE").read_text("utf-8").startswith("MIT License")
 
 
+def test_the_card_of_a_gguf_file_of_our_own_rounding_has_its_type_and_no_bits(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "tiny"
+    r1quant.quantize("tiny-r1", out, method="rtn", format="gguf", type="Q4_K_M")
+    verified = r1quant.verify(out, windows=2, seq_len=32, gate=("kl.mean<1",))
+    (tmp_path / "verified.json").write_text(json.dumps(verified.as_dict()), "utf-8")
+    ran = run("publish", out, "--to", "place", "--dry-run", "--json")
+    assert ran.code == 0, ran.err
+    text = (tmp_path / "place" / "README.md").read_text("utf-8")
+    assert "| tiny-r1-Q4_K_M.gguf | gguf | Q4_K_M | 1.63 MB | yes |" in text and "1 of 1 gates hold" in text
+    assert "| type | Q4_K_M |" in text and "None" not in text
+    for setting in ("grid", "bits", "group_size", "symmetric", "scale_dtype"):
+        assert f"| {setting} |" not in text, setting
+    data: Any = ModelCard(text).data
+    assert data.library_name == "gguf" and {"gguf", "r1quant"} <= set(data.tags)
+    for runtime in ("llama.cpp", "Ollama"):
+        assert f"### {runtime}" in text
+    assert "### vLLM" not in text and run("pull-check", "place").code == 0
+
+
 def test_provenance_says_where_it_is_from(published: Path, made: Made) -> None:
     body = json.loads((published / "provenance.json").read_bytes())
     record = json.loads((made.out / "gptq" / "r1quant.json").read_bytes())

@@ -11,14 +11,17 @@ import pytest
 from gguf import GGUFReader
 
 from r1quant.arch.tables import is_tied
+from r1quant.checkpoint.gguf.source import gguf_names
 from r1quant.checkpoint.resolve import EMBEDDED, open_model
 from r1quant.core.blocktypes import BlockGrid
+from r1quant.core.qlinear import QuantizedLinear
 from r1quant.errors import RecipeError
 from r1quant.jobs.artifacts import open_artifact
 from r1quant.jobs.quantize import run as job
 from r1quant.planning import planner
 from r1quant.recipe import Recipe, from_values
 from r1quant.storage.rundir import RunDir
+from tests import models
 from tests.conftest import Run
 
 LITTLE = {"samples": 4, "seq_len": 64, "dtype": "float32", "device": "cpu"}
@@ -50,6 +53,59 @@ def test_types_and_bytes_are_those_of_the_plan(out: Path) -> None:
     record = json.loads((out / "r1quant.json").read_text())
     assert record["recipe"]["type"] == "Q4_K_M" and record["recipe"]["bits"] is None
     assert {"model.embed_tokens", "lm_head"} <= {linear["name"] for linear in record["linears"]}
+
+
+def layer_files_of(monkeypatch: pytest.MonkeyPatch) -> dict[str, QuantizedLinear]:
+    """What is read back of the layer files from here on, by name."""
+    from r1quant.jobs.quantize import layer_files
+
+    found, real = dict[str, QuantizedLinear](), layer_files.read
+
+    def read(path: Path, name: str) -> QuantizedLinear:
+        found[name] = real(path, name)
+        return found[name]
+
+    monkeypatch.setattr(layer_files, "read", read)
+    return found
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+@pytest.mark.parametrize("type", ["Q4_K_M", "Q3_K", "Q8_0"])
+def test_the_file_holds_what_the_layer_files_say(
+    type: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounded, given = layer_files_of(monkeypatch), recipe(type, None, method=method)
+    made = job.quantize(EMBEDDED, tmp_path / "out", given)
+    plan, found = job.make_plan(EMBEDDED, given), tensors(made.out)
+    (path,) = made.out.glob("*.gguf")
+    assert path.stat().st_size == plan.layout.nbytes == plan.estimate.output_bytes
+    assert rounded.keys() == {matrix.name for matrix in plan.matrices} and len(rounded) == 30
+    names = gguf_names(plan.arch, plan.layers)
+    for name, linear in rounded.items():
+        tensor, grid = found[names[f"{name}.weight"]], plan.grids[name]
+        assert isinstance(grid, BlockGrid) and tensor.tensor_type.name == grid.type, name
+        assert np.array_equal(gguf.quants.dequantize(tensor.data, tensor.tensor_type), linear.dequantize()), name
+    assert {tensor.tensor_type.name for name, tensor in found.items() if "norm" in name} == {"F32"}
+    assert made.record.bits_per_weight == plan.bits_per_weight
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text"])
+def test_rows_without_super_blocks_in_models_of_other_families(
+    family: str, tied: bool, text_file: Path, tmp_path: Path, run: Run
+) -> None:
+    """Their 64 and 96 columns fill blocks of 32; a tied table is one tensor, rounded once."""
+    model = models.write_model(tmp_path / "model", family, tied=tied)
+    given = recipe("Q4_K_M", calib=str(text_file), seq_len=32)
+    made = job.quantize(model, tmp_path / "out", given)
+    plan, found = job.make_plan(model, given), tensors(made.out)
+    (path,) = made.out.glob("*.gguf")
+    assert path.stat().st_size == plan.layout.nbytes
+    assert {tensor.tensor_type.name for tensor in found.values()} == {"F32", "Q5_0", "Q8_0"}
+    assert ("output.weight" in found) is not tied
+    assert found["token_embd.weight"].tensor_type.name == ("Q8_0" if tied else "Q5_0")
+    ran = run("verify", made.out, "--text", text_file, "--windows", "1", "--seq-len", "32", "--json")
+    assert ran.code == 0 and ran.json["kl"]["mean"] < 0.1, ran.err
 
 
 def test_every_tensor_is_near_the_original(out: Path) -> None:
