@@ -48,12 +48,15 @@ class Method:
 @dataclass(frozen=True)
 class Format:
     """zero_min: the smallest zero point it can store; quantized: whether `quantize` writes it, or only `export`; grids:
-    the kinds of grids whose integers it holds."""
+    the kinds of grids whose integers it holds; tables: which of embedding and head it holds as integers; tied_tables:
+    whether it does so too if they are one tensor."""
 
     zero_min: int
     quantized: bool
     summary: str
     grids: tuple[str, ...] = ("uniform",)
+    tables: tuple[str, ...] = ()
+    tied_tables: bool = False
 
 
 METHODS: dict[str, Method] = {
@@ -75,16 +78,21 @@ def register_method(name: str, method: Method) -> None:
     METHODS[name] = method
 
 
+TABLES = ("embedding", "head")  # matrices outside the layers, one row a token
 FLOATS = ("safetensors",)  # formats that hold what any quantized linear stands for, without its integers
 FORMATS: Mapping[str, Format] = {
-    "gptq": Format(1, True, "GPTQ safetensors, version 1: vLLM, SGLang, transformers"),
-    "gptq-v2": Format(0, True, "GPTQ safetensors, version 2, which holds a zero point of 0: transformers, gptqmodel"),
+    "gptq": Format(1, True, "GPTQ safetensors, version 1: vLLM, SGLang, transformers", tables=("head",)),
+    "gptq-v2": Format(
+        0, True, "GPTQ safetensors, version 2, which holds a zero point of 0: transformers, gptqmodel", tables=("head",)
+    ),
     "awq": Format(0, True, "AWQ gemm safetensors, 4 bits: vLLM, SGLang, transformers"),
-    "compressed-tensors": Format(0, True, "pack-quantized safetensors: vLLM, SGLang, transformers"),
-    "compressed-tensors-int": Format(0, True, "int-quantized safetensors, 8 bits in int8: transformers"),
+    "compressed-tensors": Format(0, True, "pack-quantized safetensors: vLLM, SGLang, transformers", tables=TABLES),
+    "compressed-tensors-int": Format(0, True, "int-quantized safetensors, 8 bits in int8: transformers", tables=TABLES),
     "safetensors": Format(0, False, "floats under Hugging Face's names: every program", grids=()),
-    "onnx": Format(0, False, "one folder for onnxruntime and onnxruntime-genai"),
-    "gguf": Format(0, True, "one file of a --type such as Q4_K_M: llama.cpp and Ollama", grids=("uniform", "blocks")),
+    "onnx": Format(0, False, "one folder for onnxruntime and onnxruntime-genai", tables=TABLES, tied_tables=True),
+    "gguf": Format(
+        0, True, "one file of a --type such as Q4_K_M: llama.cpp and Ollama", ("uniform", "blocks"), TABLES, True
+    ),
 }
 
 

@@ -26,6 +26,7 @@ from r1quant.formats.codec import (
     group_sizes,
     packed_shape,
     refuse,
+    require_tables,
     runs,
     tensor,
     uniform,
@@ -99,8 +100,9 @@ class Awq:
         """`modules_to_not_convert` is there only if a linear of the layers stays in float: null is more than readers
         bear, and the head is float in every such checkpoint, whether it is listed or not.
 
-        Raises RecipeError if linears differ in group size, which this format cannot say.
+        Raises RecipeError if linears differ in group size, which this format cannot say, and for embedding and head.
         """
+        require_tables(self, linear_specs)
         sizes = set(group_sizes(linear_specs).values())
         if len(sizes) != 1:
             several = ", ".join(sorted(map(str, sizes)))

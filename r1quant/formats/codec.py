@@ -21,7 +21,7 @@ from r1quant.errors import CheckpointError, RecipeError
 from r1quant.registry import FORMATS
 
 Arrays = Mapping[str, npt.NDArray[Any]]
-HEAD = "lm_head"  # of which configurations speak by name
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"  # of which configurations speak by name
 
 
 class Encoder(Protocol):
@@ -82,6 +82,28 @@ def other_kind(format: str, kind: str) -> str | None:
     """Why a format of registry.FORMATS does not hold the integers of a kind of grid; None if it does."""
     held = FORMATS[format].grids
     return None if kind in held else f"{format} holds the integers of the {' and '.join(held) or 'no'} grid, not {kind}"
+
+
+def table_problem(format: str, table: str, tied: bool) -> str | None:
+    """Why a format of registry.FORMATS does not hold a table as integers; None if it does.
+
+    table  embedding or head
+    tied   whether one tensor is both
+    """
+    of = FORMATS[format]
+    if table not in of.tables:
+        return f"{format} holds the {table} in floats only"
+    if tied and not of.tied_tables:
+        return f"embedding and head are one tensor (tie_word_embeddings), which {format} holds in floats only"
+    return None
+
+
+def require_tables(codec: Encoder, linear_specs: Mapping[str, LinearSpec]) -> None:
+    """Raises RecipeError if embedding or head is among the linears, and the format does not hold it."""
+    for table, name in (("embedding", EMBEDDING), ("head", HEAD)):
+        reason = table_problem(codec.name, table, tied=False) if name in linear_specs else None
+        if reason:
+            raise RecipeError(f"{name}: {reason}", f"leave the {table} in float, or use compressed-tensors")
 
 
 def uniform(codec: Encoder, q: QuantizedLinear) -> QLinear:

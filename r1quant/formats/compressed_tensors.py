@@ -9,6 +9,9 @@ Scales are written in float16 even if bfloat16 would hold them: transformers deq
 more bits keep the weights nearer to exact. transformers 5.23 with compressed-tensors 0.20 loads packed files with zero
 points, whoever wrote them, only when it is told to: quantization_config=CompressedTensorsConfig(dequantize=True).
 Told so, it takes the bits of one config group for all linears, and reads those of other bits wrong.
+
+A quantized head it loads from either layout. A packed embedding it loads only when told so, and then only if all has
+one scheme; an unpacked one always.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from r1quant.core import bits as packing
 from r1quant.core.json import JsonObject, QuantConfig
 from r1quant.core.qlinear import QLinear, QuantizedLinear
 from r1quant.formats.codec import (
+    EMBEDDING,
     HEAD,
     Arrays,
     as_stored_scale,
@@ -119,13 +123,15 @@ class CompressedTensors:
         """One config group for all linears, or one for each kind, which then names its linears.
 
         They are named one by one and as vLLM and SGLang fuse them. The head is a linear to readers even if it is the
-        embedding, so it is ignored by name unless quantized.
+        embedding, so it is ignored by name unless quantized. If it is quantized it is named too, since it is of a class
+        of its own in vLLM; the embedding is known by its class, since vLLM tells not every model's its name.
         """
         sizes = group_sizes(linear_specs)
         kinds: dict[tuple[int, int | None, bool], list[str]] = {}
         for name, spec in linear_specs.items():
             kinds.setdefault((spec.bits, sizes[name], spec.symmetric), []).append(name)
         layout = "pack-quantized" if self.packed else "int-quantized"
+        alike = sum(not set(names) <= {EMBEDDING, HEAD} for names in kinds.values()) == 1
         groups = {}
         for i, ((bits, size, symmetric), names) in enumerate(kinds.items()):
             weights = {
@@ -139,7 +145,7 @@ class CompressedTensors:
                 "block_structure": None,
                 "observer": "minmax",
             }
-            targets = ["Linear"] if len(kinds) == 1 else [f"re:{pattern}" for pattern in patterns(names)]
+            targets = _targets(names, alike)
             activations = {"input_activations": None, "output_activations": None}
             groups[f"group_{i}"] = {"targets": targets, "format": layout, "weights": weights, **activations}
         return {
@@ -154,6 +160,17 @@ class CompressedTensors:
 
     def side_files(self, quant_config: QuantConfig) -> Mapping[str, JsonObject]:
         return {}
+
+
+def _targets(names: list[str], alike: bool) -> list[str]:
+    """What a config group says to hold these linears. alike: whether all groups but this one hold tables alone.
+
+    The head comes before the class that it would be found by too: a pattern that finds nothing new is warned of.
+    """
+    layers = [f"re:{pattern}" for pattern in patterns(name for name in names if name not in (EMBEDDING, HEAD))]
+    head = [f"re:{pattern}" for pattern in patterns([HEAD])] if HEAD in names else []
+    embedding = ["Embedding"] if EMBEDDING in names else []
+    return [*head, "Linear", *embedding] if alike and layers else [*layers, *head, *embedding]
 
 
 def _signed(values: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.int8]:

@@ -32,6 +32,7 @@ from r1quant.formats.codec import (
     matches,
     packed_shape,
     refuse,
+    require_tables,
     runs,
     tensor,
     uniform,
@@ -137,8 +138,11 @@ class Gptq:
     ) -> QuantConfig:
         """No key is null, and `dynamic` is there only if linears differ: some readers cannot bear either.
 
-        Its rules take linears by their own names and by those of the layers that vLLM and SGLang fuse them into.
+        Its rules take linears by their own names and by those of the layers that vLLM and SGLang fuse them into. A
+        quantized head is a linear like any other, for which `lm_head` says that it is one. Raises RecipeError for an
+        embedding, which no reader looks for.
         """
+        require_tables(self, linear_specs)
         sizes = group_sizes(linear_specs)
         kinds = {name: (spec.bits, sizes[name] or nominal(spec)) for name, spec in linear_specs.items()}
         bits, group_size = Counter(kinds.values()).most_common(1)[0][0]

@@ -78,6 +78,20 @@ def test_gptq_says_what_differs() -> None:
     assert quant_config_of("gptq", {LAYER: SYMMETRIC, "lm_head": SYMMETRIC})["lm_head"]
 
 
+def test_gptq_says_what_differs_in_the_head() -> None:
+    config = quant_config_of("gptq", {LAYER: SYMMETRIC, OTHER: SYMMETRIC, "lm_head": replace(SYMMETRIC, bits=8)})
+    assert config["lm_head"] and config["bits"] == 4
+    assert config["dynamic"] == {r"+:^lm_head(?:\.|$)": {"bits": 8, "group_size": 128}}
+
+
+@pytest.mark.parametrize(
+    ("name", "table"), [("gptq", "model.embed_tokens"), ("awq", "model.embed_tokens"), ("awq", "lm_head")]
+)
+def test_tables_that_no_reader_looks_for(name: str, table: str) -> None:
+    with pytest.raises(RecipeError, match=f"{table}: {name} holds the (embedding|head) in floats only"):
+        quant_config_of(name, {LAYER: SYMMETRIC, table: SYMMETRIC})
+
+
 def test_gptq_says_act_order() -> None:
     config = quant_config_of("gptq", {LAYER: replace(SYMMETRIC, group_size=None, scattered=2)})
     assert config["desc_act"] and config["group_size"] == 128
@@ -153,6 +167,23 @@ def test_compressed_tensors_name_the_linears_that_differ() -> None:
     assert second["targets"] == [r"re:^model\.layers\.0\.mlp\.down_proj$"]
     assert first["weights"]["symmetric"] and not second["weights"]["symmetric"]
     assert config["ignore"] == []
+
+
+def test_compressed_tensors_name_head_and_embedding() -> None:
+    """The head by its name, the embedding by its class; the linears of the layers may still be named by theirs."""
+    eight, head, embedding = replace(SYMMETRIC, bits=8, zeros=(128, 128)), "lm_head", "model.embed_tokens"
+
+    def targets(**specs: LinearSpec) -> list[list[str]]:
+        named = {{"head": head, "embedding": embedding}.get(key, LAYER): spec for key, spec in specs.items()}
+        config = quant_config_of("compressed-tensors", named)
+        assert config["ignore"] == ([] if "head" in specs else ["lm_head"])
+        return [group["targets"] for group in config["config_groups"].values()]
+
+    assert targets(layer=SYMMETRIC, head=SYMMETRIC) == [[r"re:^lm_head$", "Linear"]]
+    assert targets(layer=SYMMETRIC, head=eight) == [["Linear"], [r"re:^lm_head$"]]
+    assert targets(layer=SYMMETRIC, embedding=eight) == [["Linear"], ["Embedding"]]
+    assert targets(embedding=eight, layer=SYMMETRIC, head=eight) == [[r"re:^lm_head$", "Embedding"], ["Linear"]]
+    assert targets(layer=eight, head=eight, embedding=eight) == [[r"re:^lm_head$", "Linear", "Embedding"]]
 
 
 @pytest.mark.parametrize("name", ["gptq", "gptq-v2", "awq"])

@@ -77,13 +77,25 @@ class Contrib:
         return self.graph.node("Mul", [silu, up], f"{prefix}.gated")
 
     def embedding(self, name: str) -> str:
+        """Of rows that are looked up as integers if it is quantized, whatever the options say of floats."""
+        linear = name.removesuffix(".weight")
+        if self.weights.looks_up(linear):
+            base, layout = self.weights.table(linear)
+            _, blocks, block_bytes = layout.shapes["qweight"]
+            self.graph.add_view(f"{base}.rows", f"{base}.qweight", (layout.rows, blocks * block_bytes))
+            parameters = [f"{base}.{suffix}" for suffix in layout.shapes if suffix != "qweight"]
+            return self._gathered(f"{base}.rows", parameters, layout.block, layout.width)
         if self.weights.options.embedding == "exact":
             return self.graph.node("Gather", [self.weights.floats(name), "input_ids"], "embedded")
         base = self.weights.rounded(name)
-        attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": Q8_BLOCK, "bits": 8}
-        inputs = [f"{base}.codes", "input_ids", f"{base}.scales"]
+        return self._gathered(f"{base}.codes", [f"{base}.scales"], Q8_BLOCK, 8)
+
+    def _gathered(self, codes: str, parameters: list[str], block: int, bits: int) -> str:
+        """Rows of a quantized embedding. parameters: scales and, if there are any, zero points."""
+        attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": block, "bits": bits}
+        inputs = [codes, "input_ids", *parameters]
         wide = self.graph.node("GatherBlockQuantized", inputs, "embedded.blocks", attributes, domain=CONTRIB)
-        if self.sizes.hidden % Q8_BLOCK == 0:
+        if self.sizes.hidden % block == 0:
             return wide
         bounds = [self.graph.integers(value) for value in (0, self.sizes.hidden, -1)]
         return self.graph.node("Slice", [wide, *bounds], "embedded")
@@ -91,6 +103,9 @@ class Contrib:
     def head(self, x: str, name: str) -> str:
         """name: of the head's tensor, or of the embedding if they are tied."""
         linear = name.removesuffix(".weight")
+        if f"{linear}.rows" in self.graph.outside:  # it is the embedding as well
+            base, layout = self.weights.table(linear)
+            return self._matmul(x, [f"{base}.{suffix}" for suffix in layout.shapes], layout, "logits")
         if self.weights.options.head == "exact" or self.weights.linear_spec(linear) is not None:
             return self._linear(x, linear, "logits")
         base, blocks = self.weights.rounded(name), -(-self.sizes.hidden // Q8_BLOCK)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from onnx import TensorProto
 
 from r1quant.checkpoint.artifact import Artifact, LinearSpec, rows
+from r1quant.core.grid import UNIFORM
 from r1quant.core.json import JsonDict
 from r1quant.core.qlinear import QLinear
 from r1quant.errors import CheckpointError, NumericError, RecipeError
@@ -77,7 +78,22 @@ class Weights:
 
         Several linears must have layouts that fuse. Only MatMulNBits takes several.
         """
-        layouts = self.layouts(linears)
+        return self._announced(linears, self.layouts(linears))
+
+    def looks_up(self, linear: str) -> bool:
+        """Whether rows of a matrix can be looked up as the integers that it is quantized to."""
+        spec = self.linear_spec(linear)
+        return spec is not None and spec.kind == UNIFORM and problem(spec, self._one_plane) is None
+
+    def table(self, linear: str) -> tuple[str, BlockLayout]:
+        """The same for a matrix whose rows are looked up, and which may be the head too: its codes are in one plane."""
+        return self._announced((linear,), [BlockLayout.of(self.artifact.linear_specs[linear], self._one_plane)])
+
+    @property
+    def _one_plane(self) -> OnnxOptions:
+        return replace(self.options, accuracy_level=0)
+
+    def _announced(self, linears: tuple[str, ...], layouts: list[BlockLayout]) -> tuple[str, BlockLayout]:
         total = sum(layout.shape[0] for layout in layouts)
         first = layouts[0]
         whole = replace(first, shape=(total, first.shape[1]))

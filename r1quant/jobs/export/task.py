@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from r1quant.arch.tables import Architecture, linears
+from r1quant.arch.tables import Architecture, is_tied, linears
 from r1quant.checkpoint.artifact import Artifact, LinearSpec
 from r1quant.errors import RecipeError, ResumeError
+from r1quant.formats.codec import table_problem
 from r1quant.formats.table import CODECS
 from r1quant.planning.targets import ExportOptions, family_problem, fitting, problem
 from r1quant.progress import Progress
@@ -28,9 +29,19 @@ class ExportTask:
 
     @property
     def linear_specs(self) -> dict[str, LinearSpec]:
-        """The quantized linears. What is quantized beside them, an embedding in GGUF, is taken as floats."""
+        """The quantized matrices that stay integers: linears, the head, and the embedding if the format holds it.
+
+        An embedding is else taken as floats, as is one from GGUF, where every file has it quantized: not every runtime
+        loads it so from the other formats.
+        """
         known = frozenset(linears(self.artifact.config, self.arch))
-        return {name: form for name, form in self.artifact.linear_specs.items() if name in known}
+        embedding = self.arch.tensors.embedding.removesuffix(".weight")
+        specs = self.artifact.linear_specs
+        kept = embedding in specs and self.artifact.format != "gguf"
+        if kept and table_problem(self.format, "embedding", is_tied(self.artifact.config)) is None:
+            kept = problem(self.format, specs[embedding], self.options) is None
+            known |= {embedding} if kept else set()
+        return {name: form for name, form in specs.items() if name in known}
 
     def require(self) -> None:
         """Raises what would stop the run, before anything is written."""
@@ -44,8 +55,11 @@ class ExportTask:
         if self.format in CODECS and not self.linear_specs:
             hint = f"quantize it first: r1quant quantize {source} --format {self.format}"
             raise RecipeError(f"{source} holds floats, and {self.format} holds quantized weights", hint)
+        head = self.arch.tensors.head.removesuffix(".weight")
         for name, form in self.linear_specs.items():
             reason = problem(self.format, form, self.options)
+            if reason is None and name == head and self.format in CODECS:
+                reason = table_problem(self.format, "head", is_tied(self.artifact.config))
             if reason:
                 others = fitting(self.linear_specs.values(), self.options)
                 hint = f"export it --to {', '.join(others)}" if others else "quantize with other options"

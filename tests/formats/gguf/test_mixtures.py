@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from r1quant.arch.tables import architectures
 from r1quant.core.blocktypes import BLOCK_TYPES, MIXTURES, TYPES
 from r1quant.formats.gguf import kquants, mixtures
 from r1quant.formats.gguf.kquants import requantize
@@ -61,6 +62,41 @@ def test_tables_values_and_down(
     assert kind_of(mixture, "embedding", 36, 36, 4, 4096) == embedding
     assert kinds(mixture, "value") == value
     assert kinds(mixture, "down") == down
+
+
+@pytest.mark.parametrize(
+    ("mixture", "value", "query", "out", "linear", "down"),
+    [
+        ("IQ1_S", {"Q2_K": 36}, "IQ1_S", "IQ2_XXS", {"IQ1_S": 36}, {"Q2_K": 4, "IQ1_S": 32}),
+        ("IQ2_XXS", {"Q2_K": 36}, "IQ2_XXS", "IQ2_XXS", {"IQ2_XXS": 36}, {"Q2_K": 4, "IQ2_XXS": 32}),
+        ("IQ2_M", {"IQ3_S": 36}, "IQ2_S", "IQ3_S", {"IQ2_S": 36}, {"IQ3_S": 4, "IQ2_S": 32}),
+        ("Q2_K", {"Q3_K": 36}, "Q2_K", "Q3_K", {"Q2_K": 36}, {"Q3_K": 36}),
+        ("Q2_K_S", {"Q2_K": 36}, "Q2_K", "Q2_K", {"Q2_K": 36}, {"Q4_K": 4, "Q2_K": 32}),
+        ("IQ3_XXS", {"IQ3_XXS": 36}, "IQ2_S", "IQ3_S", {"IQ3_XXS": 36}, {"IQ3_XXS": 36}),
+        ("IQ3_XS", {"IQ3_S": 36}, "IQ3_XXS", "IQ3_S", {"IQ3_XXS": 27, "IQ3_S": 9}, {"IQ3_S": 36}),
+        ("IQ3_S", {"IQ3_S": 36}, "IQ3_S", "IQ3_S", {"IQ3_S": 36}, {"IQ3_S": 36}),
+        ("IQ3_M", {"Q4_K": 36}, "IQ3_S", "Q4_K", {"IQ3_S": 36}, {"Q4_K": 4, "IQ3_S": 32}),
+        ("IQ4_NL", {"IQ4_NL": 36}, "IQ4_NL", "IQ4_NL", {"IQ4_NL": 36}, {"IQ4_NL": 36}),
+        ("Q3_K_L", {"Q5_K": 36}, "Q3_K", "Q5_K", {"Q3_K": 36}, {"Q5_K": 36}),
+        ("Q5_K_M", {"Q6_K": 18, "Q5_K": 18}, "Q5_K", "Q5_K", {"Q5_K": 36}, {"Q6_K": 18, "Q5_K": 18}),
+    ],
+)
+def test_every_query_head_with_keys_and_values_of_its_own(
+    mixture: str, value: dict[str, int], query: str, out: str, linear: dict[str, int], down: dict[str, int]
+) -> None:
+    assert kinds(mixture, "value", grouped=1) == value
+    assert kinds(mixture, "query", grouped=1) == kinds(mixture, "key", grouped=1) == {query: 36}
+    assert kinds(mixture, "out", grouped=1) == {out: 36}
+    assert kinds(mixture, "linear", grouped=1) == linear
+    assert kinds(mixture, "down", grouped=1) == down
+
+
+@pytest.mark.parametrize("model_type", architectures())
+def test_roles_of_the_architecture_are_those_of_the_names_in_gguf(model_type: str) -> None:
+    arch = architectures()[model_type]
+    assert {linear: arch.layer.role(linear) for linear in arch.layer.linears} == {
+        linear: NAMES[arch.gguf.modules[linear]] for linear in arch.layer.linears
+    }
 
 
 def test_columns_that_do_not_fill_super_blocks_get_blocks_of_32() -> None:
