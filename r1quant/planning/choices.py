@@ -29,9 +29,9 @@ USUAL_TYPES = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 SMALL_TYPES = ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", *USUAL_TYPES)  # if Q2_K everywhere is too large
 TRIED_TYPES, TRIED_BLOCKS = ("Q2_K", "Q3_K", "Q4_K"), ("IQ4_NL",)  # of super-blocks, and of blocks of 32 columns
 # What each type loses, in shares of what Q4_K does: guided rounding of SmolLM2 and tiny-r1, whose linears differ by a
-# tenth, or by a third at 2 bits. Those with code books are estimates, from one linear of SmolLM2 and from their bits.
+# tenth, or by a third at 2 bits. Those with code books are from tiny-r1 alone.
 LOSS: Mapping[str, float] = {
-    "IQ1_S": 48, "IQ1_M": 37, "IQ2_XXS": 24, "IQ2_XS": 17, "IQ2_S": 12, "Q2_K": 18, "IQ3_XXS": 5.4, "IQ3_S": 3.2,
+    "IQ1_S": 70, "IQ1_M": 54, "IQ2_XXS": 27, "IQ2_XS": 19.5, "IQ2_S": 13.5, "Q2_K": 18, "IQ3_XXS": 6.6, "IQ3_S": 3.5,
     "Q3_K": 4.7, "IQ4_XS": 1.12, "IQ4_NL": 1.12, "Q4_0": 1.4, "Q4_K": 1, "Q4_1": 1, "Q5_0": 0.35, "Q5_1": 0.25,
     "Q5_K": 0.25, "Q6_K": 0.064, "Q8_0": 0.005,
 }  # fmt: skip
