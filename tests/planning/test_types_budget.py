@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from r1quant.checkpoint.resolve import EMBEDDED, open_model
 from r1quant.core.blocktypes import BLOCK_TYPES, BlockGrid
-from r1quant.core.grid import BITS
+from r1quant.core.grid import BITS, Grids
 from r1quant.errors import RecipeError
 from r1quant.planning import choices, planner
-from r1quant.planning.budget import LossPredictions
+from r1quant.planning.budget import CardTarget, LossPredictions
 from r1quant.planning.plan import Plan
 from r1quant.recipe import Recipe, from_values
 
@@ -95,6 +95,32 @@ def test_bits_per_weight_count_embedding_and_head() -> None:
     assert found.recipe.as_dict()["type"] is None and found.out.name == "tiny-r1-gguf-4.5bpw-rtn"
     said = found.as_dict()["allocation"]
     assert said is not None and said["types"] == types_of(found) and said["bits"] == {}
+
+
+def everywhere(type: str) -> int:
+    """Bytes of the file if every matrix has this type."""
+    made = plan_of(type="Q8_0")
+    grids: Grids = {matrix.name: BlockGrid(type) for matrix in MATRICES}
+    return planner.make(made.checkpoint, made.recipe, grids=grids).layout.nbytes
+
+
+@pytest.mark.parametrize("smallest", ["Q2_K", "IQ2_XXS"])
+def test_the_smallest_budget_is_that_of_the_smallest_type_to_the_byte(smallest: str) -> None:
+    exact, allowed = everywhere(smallest), f"{smallest},Q6_K"
+    found = planner.allocated(plan_of(target_size=exact, allowed_types=allowed), LossPredictions.even(MATRICES))
+    assert found.layout.nbytes == exact and set(types_of(found).values()) == {smallest}
+    (problem,) = plan_of(target_size=exact - 1, allowed_types=allowed).problems
+    assert f"with {smallest} everywhere the weight files take" in problem.message
+
+
+def test_a_card_leaves_bytes_for_the_file_beside_its_cache() -> None:
+    made = plan_of(fit_gpu="RTX 4060", context=4096)
+    assert made.budget is not None and made.budget.of == "files" and isinstance(made.budget.terms, CardTarget)
+    assert made.budget.nbytes + made.budget.terms.runtime_bytes + made.budget.terms.kv_bytes == (
+        made.budget.terms.usable_bytes
+    )
+    found = planner.allocated(made, LossPredictions.even(MATRICES))
+    assert found.layout.nbytes <= made.budget.nbytes and set(types_of(found).values()) == {"Q8_0"}
 
 
 def test_types_below_those_of_k_quants_join_if_nothing_else_fits_or_they_are_named() -> None:

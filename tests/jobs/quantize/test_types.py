@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import gguf
 import pytest
+import torch
 
 import r1quant
 from r1quant.checkpoint.gguf.source import gguf_names
 from r1quant.checkpoint.resolve import EMBEDDED
-from r1quant.jobs.quantize.run import make_plan
+from r1quant.jobs.quantize import layer_files
+from r1quant.jobs.quantize.run import Quantized, make_plan, quantize
 from r1quant.recipe import from_values
 from r1quant.records.quantization import ChosenBits, Quantization
 from r1quant.records.reading import read
@@ -55,6 +58,35 @@ def test_a_budget_of_bytes_is_that_of_the_file(run: Run, in_tmp: Path) -> None:
     assert made.code == 0, made.err
     (path,) = Path("out").glob("*.gguf")
     assert 0.98 * stock < path.stat().st_size <= stock
+
+
+def test_interrupted_under_a_budget_it_goes_on_with_the_same_types_to_the_same_bytes(
+    in_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("R1QUANT_CACHE", str(in_tmp / "cache"))
+    little = {"samples": 4, "seq_len": 64, "dtype": "float32", "device": "cpu", "target_size": 1_500_000}
+    recipe, write = from_values({"format": "gguf", **little}, "fast"), layer_files.write
+    threads = torch.get_num_threads()
+
+    def stopped(path: Path, linears: Any) -> None:
+        if "00002" in path.name:
+            raise KeyboardInterrupt
+        write(path, linears)
+
+    def start(out: str) -> Quantized:
+        torch.set_num_threads(threads)  # as a process of its own would begin: kernels change what torch says of them
+        return quantize(EMBEDDED, Path(out), recipe)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(layer_files, "write", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            start("resumed")
+    done = [start("resumed"), start("whole")]
+    assert [one.resumed_layers for one in done] == [2, 0]
+    assert done[0].record.allocation == done[1].record.allocation is not None
+    files = [next(one.out.glob("*.gguf")).read_bytes() for one in done]
+    assert files[0] == files[1] and len(files[0]) <= 1_500_000
+    assert start("resumed").already_complete
 
 
 @pytest.mark.usefixtures("llama_cpp")
