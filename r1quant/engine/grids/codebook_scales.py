@@ -91,7 +91,7 @@ def _add(chain: Array, length: int, corners: Array, count: int, merged: Array) -
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _sum_up(chain: Array, length: int) -> Any:
+def sum_up(chain: Array, length: int) -> Any:
     """Turns steps into corners; gives the scale of the group that costs least, and what it gains."""
     best, gain = F(0), F(0)
     for i in range(length):
@@ -105,7 +105,7 @@ def _sum_up(chain: Array, length: int) -> Any:
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _corner(chain: Array, length: int, s: np.float32) -> int:
+def corner_for(chain: Array, length: int, s: np.float32) -> int:
     """The corner that is best on a scale."""
     low, high = 0, length
     while high - low > 1:
@@ -131,7 +131,7 @@ def _assign(chains: Array, lengths: Array, ideal: Array, steps: Array, reach: in
         for k in range(max(0, middle - reach), min(steps.size - 1, middle + reach) + 1):
             s = unit * steps[k]
             for v in range(chains.shape[0]):
-                c = _corner(chains[v, g], lengths[v, g], s)
+                c = corner_for(chains[v, g], lengths[v, g], s)
                 loss = s * (s * chains[v, g, 0, c] - F(2) * chains[v, g, 1, c])
                 if loss < least:
                     least, corner, ks[g], vs[g] = loss, c, k, v
@@ -142,7 +142,7 @@ def _assign(chains: Array, lengths: Array, ideal: Array, steps: Array, reach: in
 
 
 @numba.njit(cache=True, fastmath=_FAST)  # type: ignore[untyped-decorator]
-def _chains_of(
+def chains_of(
     x: Array, w: Array, values: Array, norms: Array, order: Array, signs: int, chains: Array, lengths: Array,
     along: Array, turn: Array, corners: Array, merged: Array,
 ) -> None:  # fmt: skip
@@ -192,12 +192,12 @@ def choose(
         ideal, ks, vs = np.empty(groups, np.float32), np.empty(groups, np.int64), np.empty(groups, np.int64)
         for n in range(chunk * AT_ONCE, min((chunk + 1) * AT_ONCE, weight.shape[0])):
             x = weight[n]
-            _chains_of(x, counted, values, norms, order, signs, chains, lengths, along, turn, corners, merged)
+            chains_of(x, counted, values, norms, order, signs, chains, lengths, along, turn, corners, merged)
             top = F(0)
             for g in range(groups):
                 gained = F(-1)
                 for v in range(values.shape[0]):
-                    s, gain = _sum_up(chains[v, g], lengths[v, g])
+                    s, gain = sum_up(chains[v, g], lengths[v, g])
                     if gain > gained:
                         ideal[g], gained = s, gain
                 if largest > 0:

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from r1quant.core.blocklinear import BlockLinear
 from r1quant.core.blocktypes import BLOCK_TYPES, BlockGrid
+from r1quant.engine.grids import codebook_scales as scales
 from r1quant.engine.grids.blocks import fit
-from r1quant.engine.grids.codebook import CodebookRounding, entries_of
+from r1quant.engine.grids.codebook import CodebookRounding, entries_of, norms_of
 from r1quant.engine.grids.codebook_kernels import EVEN, NONE
 from r1quant.engine.grids.rounding import nearest
 from r1quant.engine.methods import gptq
@@ -120,6 +121,29 @@ def correlated_hessian(columns: int) -> torch.Tensor:
     x = torch.randn(4 * columns, columns // 8, generator=made) @ torch.randn(columns // 8, columns, generator=made)
     x = 0.5 * x + torch.randn(x.shape, generator=made)
     return x.T @ x / len(x)
+
+
+@EVERY
+@pytest.mark.parametrize("s", [0.002, 0.02, 0.1, 0.5, 2, 30])
+def test_the_loss_of_eight_columns_is_known_on_every_scale(type: str, s: float) -> None:
+    rng, book = np.random.default_rng(5), entries_of(type)
+    x, counted = rng.standard_normal(256).astype(np.float32), rng.lognormal(0, 1, 256).astype(np.float32)
+    books, width, size = book.values.shape
+    chains = np.empty((books, 32, 3, 8 // width * scales.CORNERS), np.float32)
+    lengths, along = np.zeros((books, 32), np.int64), np.empty(size, np.float32)
+    corners, merged = np.empty((3, scales.CORNERS), np.float32), np.empty(chains.shape[2:], np.float32)
+    args = (book.values, *norms_of(book, counted), book.signs, chains, lengths, along, along.copy(), corners, merged)
+    scales.chains_of(x, counted, *args)
+    approximate = book.signs == EVEN and width == 4  # which of two tuples has a sign turned is guessed
+    for o in range(32):
+        part = slice(8 * o, 8 * o + 8)
+        for v in range(books):
+            scales.sum_up(chains[v, o], lengths[v, o])
+            w, b, _ = chains[v, o, :, scales.corner_for(chains[v, o], lengths[v, o], s)].astype(np.float64)
+            found = counted[part] @ np.square(x[part], dtype=np.float64) + s * s * w - 2 * s * b
+            least = least_cost(x[part] / s, counted[part], type, v) * s * s
+            assert found >= least * 0.999
+            assert found <= least * (1.5 if approximate else 1.001)
 
 
 @EVERY
