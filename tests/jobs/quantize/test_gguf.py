@@ -55,6 +55,13 @@ def test_types_and_bytes_are_those_of_the_plan(out: Path) -> None:
     assert {"model.embed_tokens", "lm_head"} <= {linear["name"] for linear in record["linears"]}
 
 
+def test_ollama_finds_one_file_beside_its_modelfile(out: Path) -> None:
+    assert {path.name for path in out.iterdir()} == {"tiny-r1-Q4_K_M.gguf", "Modelfile", "r1quant.json"}
+    lines = (out / "Modelfile").read_text("utf-8").splitlines()
+    assert [line for line in lines if line.startswith("FROM")] == ["FROM ./tiny-r1-Q4_K_M.gguf"]
+    assert any(line.startswith("TEMPLATE ") for line in lines)
+
+
 def layer_files_of(monkeypatch: pytest.MonkeyPatch) -> dict[str, QuantizedLinear]:
     """What is read back of the layer files from here on, by name."""
     from r1quant.jobs.quantize import layer_files
