@@ -89,7 +89,9 @@ FORMATS: Mapping[str, Format] = {
     "compressed-tensors": Format(0, True, "pack-quantized safetensors: vLLM, SGLang, transformers", tables=TABLES),
     "compressed-tensors-int": Format(0, True, "int-quantized safetensors, 8 bits in int8: transformers", tables=TABLES),
     "safetensors": Format(0, False, "floats under Hugging Face's names: every program", grids=()),
-    "onnx": Format(0, False, "one folder for onnxruntime and onnxruntime-genai", tables=TABLES, tied_tables=True),
+    "onnx": Format(
+        0, False, "one folder for onnxruntime and onnxruntime-genai", ("uniform", "blocks"), TABLES, tied_tables=True
+    ),
     "gguf": Format(
         0, True, "one file of a --type such as Q4_K_M: llama.cpp and Ollama", ("uniform", "blocks"), TABLES, True
     ),

@@ -43,6 +43,11 @@ class BlockLinear:
         return BLOCK_TYPES[self.type]
 
     @property
+    def bits(self) -> int:
+        """Of a code."""
+        return self.of.bits
+
+    @property
     def shape(self) -> tuple[int, int]:
         """(out, in)"""
         return self.codes.shape[0], self.codes.shape[1]

@@ -12,9 +12,11 @@ from typing import Any, TypedDict
 
 from r1quant.arch.tables import Architecture
 from r1quant.checkpoint.artifact import LinearSpec
+from r1quant.core.grid import UNIFORM
 from r1quant.core.options import OneOf, Size, Text, Within, check, option
 from r1quant.errors import RecipeError
 from r1quant.formats.codec import other_kind
+from r1quant.formats.evenly import HALF_BITS, has_offsets, spec_of, uneven
 from r1quant.formats.gguf.options import K_QUANTS, TYPES, GgufOptions
 from r1quant.formats.gguf.options import problem as gguf_problem
 from r1quant.formats.onnx.options import OnnxOptions
@@ -189,16 +191,27 @@ def problem(format: str, form: LinearSpec, options: ExportOptions) -> str | None
     """Why a format cannot hold a quantized linear of this form exactly; None if it can."""
     if format == "safetensors":
         return None
-    other = other_kind(format, form.kind)
-    if other is not None and form.type is not None:
-        return f"only gguf holds {form.type} blocks"
-    if other is not None:
-        return other
-    if format == "onnx":
-        return onnx_problem(form, options.onnx)
     if format == "gguf":
         return None if options.k_quant else gguf_problem(form, options.type.lower())
+    if format == "onnx" and (form.type is not None or form.kind == UNIFORM):
+        return onnx_problem(form, options.onnx)
+    if form.type is not None:
+        return _blocks_problem(format, form)
+    if other := other_kind(format, form.kind):
+        return other
     return CODECS[format].problem(form)
+
+
+def _blocks_problem(format: str, form: LinearSpec) -> str | None:
+    """Why a format of the uniform grid cannot hold blocks of GGUF; None if it can."""
+    even = spec_of(form)
+    if even is None:
+        return uneven(form)
+    if has_offsets(form):
+        return f"only onnx and gguf hold {form.type} blocks, which add float minima"
+    if even.scale_bits > HALF_BITS:
+        return f"only onnx and gguf hold {form.type} blocks, whose scales float16 cannot hold"
+    return CODECS[format].problem(even)
 
 
 def family_problem(format: str, arch: Architecture) -> str | None:

@@ -85,12 +85,13 @@ def test_the_plan_says_types_in_place_of_bits(run: Run) -> None:
     for line in (
         "model.embed_tokens 512 x 256 1 Q4_K",
         "lm_head 512 x 256 1 Q6_K",
-        "vLLM gptq, awq, compressed-tensors: only gguf holds Q4_K blocks",
-        "onnxruntime onnx: only gguf holds Q4_K blocks",
+        "onnxruntime onnx",
         "llama.cpp gguf",
     ):
         assert line in lines
-    assert shown.out.count("only gguf holds") == 5  # one line for each runtime of other formats
+    refused = "gptq, awq, compressed-tensors: only onnx and gguf hold Q4_K blocks, which add float minima"
+    assert f"vLLM {refused}" in " ".join(shown.out.split())
+    assert shown.out.count("only onnx and gguf hold") == 3  # one line for each runtime of other formats
     stated = run("plan", EMBEDDED, "--format", "gguf", "--type", "Q4_K_M", "--json").json
     recipe = stated["recipe"]
     assert recipe["type"] == "Q4_K_M" and {recipe[name] for name in ("grid", "bits", "group_size", "symmetric")} == {

@@ -18,6 +18,7 @@ class Contrib:
 
     def __init__(self, graph: Graph, weights: Weights, sizes: Dimensions) -> None:
         self.graph, self.weights, self.sizes = graph, weights, sizes
+        self._summed: set[str] = set()
 
     def start(self) -> None:
         """What GroupQueryAttention needs to know of the past: the last position of each row, and the total length."""
@@ -131,7 +132,26 @@ class Contrib:
 
     def _quantized(self, x: str, names: tuple[str, ...], output: str = "") -> str:
         base, layout = self.weights.quantized(names)
-        return self._matmul(x, [f"{base}.{suffix}" for suffix in layout.shapes], layout, output or f"{base}.out")
+        tensors, output = (
+            [f"{base}.{suffix}" for suffix in layout.shapes if suffix != "offsets"],
+            output or f"{base}.out",
+        )
+        if not layout.offsets:
+            return self._matmul(x, tensors, layout, output)
+        product = self._matmul(x, tensors, layout, f"{output}.codes")
+        inputs = [self._sums(x, layout), f"{base}.offsets"]
+        added = self.graph.node("FusedMatMul", inputs, f"{output}.offsets", {"transB": 1}, domain=CONTRIB)
+        return self.graph.node("Add", [product, added], output)
+
+    def _sums(self, x: str, layout: BlockLayout) -> str:
+        """The sum of the inputs in each block, which is what an offset is multiplied with."""
+        name = f"{x}.sums{layout.block}"
+        if name not in self._summed:
+            self._summed.add(name)
+            shape = self.graph.integers(0, 0, layout.blocks, layout.block)
+            self.graph.node("Reshape", [x, shape], f"{name}.blocks")
+            self.graph.node("ReduceSum", [f"{name}.blocks", self.graph.integers(-1)], name, {"keepdims": 0})
+        return name
 
     def _matmul(self, x: str, tensors: list[str], layout: BlockLayout, output: str) -> str:
         attributes = {

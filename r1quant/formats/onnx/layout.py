@@ -7,12 +7,13 @@ low one first; without zero points the codes are signed.
 
 Codes of a width that no operator has go into the next one. On a symmetric grid they are moved so that the midpoint of
 the wider code is the zero point. A code in two planes is two rows of MatMulNBits whose results are added: with
-c = 16 h + l and z = 16 y + x, (c - z) s = (h - y) 16 s + (l - x) s. It does not know the graph.
+c = 16 h + l and z = 16 y + x, (c - z) s = (h - y) 16 s + (l - x) s. Blocks of GGUF with a minimum have offsets [out,
+blocks] besides, the floats that are added in each block. It does not know the graph.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,9 @@ import numpy.typing as npt
 
 from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.core import bits as packing
+from r1quant.core.blocklinear import BlockLinear
 from r1quant.core.qlinear import QLinear
+from r1quant.formats.evenly import has_offsets, linear_of, spec_of
 from r1quant.formats.onnx.options import OnnxOptions, Style, block_size, stored_bits
 
 Bytes = npt.NDArray[np.uint8]
@@ -29,7 +32,8 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class BlockLayout:
-    """How one linear is stored. `width` is of a stored code, in all of `planes`; `zeros`: zero points are written."""
+    """How one linear is stored. `width` is of a stored code, in all of `planes`; `zeros`: zero points are written;
+    `offsets`: floats are added in each block."""
 
     style: Style
     shape: tuple[int, int]
@@ -39,15 +43,19 @@ class BlockLayout:
     planes: int
     block: int
     zeros: bool
+    offsets: bool = False
 
     @staticmethod
     def of(spec: LinearSpec, options: OnnxOptions) -> BlockLayout:
         """The layout of a linear that `problem` passes."""
+        even, offsets = spec_of(spec), has_offsets(spec)
+        assert even is not None
+        spec = even
         block, group = block_size(spec, options), spec.group_size
         assert block is not None and group is not None
         width, planes = stored_bits(spec, options)
         zeros = not spec.symmetric or planes == 2 or (options.zero_points and options.style == "matmulnbits")
-        return BlockLayout(options.style, spec.shape, spec.bits, group, width, planes, block, zeros)
+        return BlockLayout(options.style, spec.shape, spec.bits, group, width, planes, block, zeros, offsets)
 
     @property
     def rows(self) -> int:
@@ -78,16 +86,29 @@ class BlockLayout:
             rows, row_bytes = self.rows, self.block * self.width // 8
             shapes = {"qweight": (rows, self.blocks, row_bytes), "scales": (rows, self.blocks)}
             zeros = (rows, -(-self.blocks * self.width // 8))
-        return shapes | ({"qzeros": zeros} if self.zeros else {})
+        added = {"offsets": (out, self.blocks)} if self.offsets else {}
+        return shapes | ({"qzeros": zeros} if self.zeros else {}) | added
 
     def fuses_with(self, other: BlockLayout) -> bool:
         """Whether rows of both can be one MatMulNBits."""
-        alike = (self.style, self.shape[1], self.width, self.planes, self.block, self.zeros)
-        return alike == (other.style, other.shape[1], other.width, other.planes, other.block, other.zeros)
+        alike = (self.style, self.shape[1], self.width, self.planes, self.block, self.zeros, self.offsets)
+        return alike == (
+            other.style,
+            other.shape[1],
+            other.width,
+            other.planes,
+            other.block,
+            other.zeros,
+            other.offsets,
+        )
 
 
-def encode(q: QLinear, layout: BlockLayout) -> Arrays:
-    """qweight and qzeros as the bytes of the file, scales float16 or float32, a block with those of its group."""
+def encode(q: QLinear | BlockLinear, layout: BlockLayout) -> Arrays:
+    """qweight and qzeros as the bytes of the file, scales float16 or float32, a block with those of its group; offsets
+    float32."""
+    if isinstance(q, BlockLinear):
+        even, offsets = linear_of(q)
+        return encode(even, replace(layout, offsets=False)) | ({"offsets": offsets} if layout.offsets else {})
     codes = q.codes + np.uint8(layout.moved)
     scales = np.repeat(q.scale, layout.blocks_per_group, axis=1)
     zeros = np.repeat(q.zero, layout.blocks_per_group, axis=1) if layout.zeros else None
@@ -107,7 +128,7 @@ def encode(q: QLinear, layout: BlockLayout) -> Arrays:
 
 
 def decode(arrays: Arrays, layout: BlockLayout) -> QLinear:
-    """The inverse of encode. Raises ValueError if the arrays cannot be a linear of this layout."""
+    """The inverse of encode, but for offsets. Raises ValueError if the arrays cannot be a linear of this layout."""
     columns = layout.shape[1]
     scale, zero = decode_grid(arrays, layout)
     codes = _decode_codes(arrays["qweight"], layout)

@@ -8,6 +8,7 @@ from typing import Literal, get_args, get_type_hints
 from r1quant.arch.tables import Architecture
 from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.errors import RecipeError
+from r1quant.formats.evenly import has_offsets, spec_of, uneven
 
 Style = Literal["matmulnbits", "qdq"]
 Dtype = Literal["float32", "float16"]
@@ -15,7 +16,7 @@ Whole = Literal["exact", "q8"]
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)  # of MatMulNBits; a power of two
 FLOAT16_BITS = 11
-PLANE_SCALE_BITS = 24 - 9  # a difference of codes has 9 bits
+PLANE_BITS = 24  # of a code and a scale together
 LEVELS = range(5)
 STAGES = ("qkv", "attention_out", "gate_up", "down")  # of the layers that the graph is built for
 
@@ -102,13 +103,19 @@ def stored_bits(spec: LinearSpec, options: OnnxOptions) -> tuple[int, int]:
     """
     if options.style == "qdq":
         return (4, 1) if spec.bits <= 4 else (8, 1)
-    if options.accuracy_level in (1, 2, 3) and (spec.bits <= 4 or spec.scale_bits <= PLANE_SCALE_BITS):
+    if options.accuracy_level in (1, 2, 3) and (spec.bits <= 4 or spec.bits + spec.scale_bits <= PLANE_BITS):
         return 4, 1 if spec.bits <= 4 else 2
     return next(width for width in (2, 4, 8) if spec.bits <= width), 1
 
 
 def problem(spec: LinearSpec, options: OnnxOptions) -> str | None:
     """Why a linear cannot be stored exactly; None if it can."""
+    even = spec_of(spec)
+    if even is None:
+        return uneven(spec)
+    if has_offsets(spec) and options.style == "qdq":
+        return f"{spec.type} has a float minimum in each group, which the style matmulnbits holds, but not qdq"
+    spec = even
     if spec.group_size is None:
         return "its groups are not equal runs of columns (act-order), which ONNX cannot express"
     if block_size(spec, options) is None:

@@ -127,7 +127,7 @@ def _place(name: str, entry: Any, outside: Mapping[str, Outside]) -> LinearPlace
     """The place of a linear, checked against the initializers that hold it."""
     invalid = CheckpointError(f"{MODEL}: what it says of {name[:100]!r} is not valid", AGAIN)
     keys = {"in", "row"} | {field.name for field in fields(BlockLayout)}
-    if not isinstance(entry, dict) or set(entry) != keys or not isinstance(entry["shape"], list):
+    if not isinstance(entry, dict) or set(entry) | {"offsets"} != keys or not isinstance(entry["shape"], list):
         raise invalid
     values = [entry[key] for key in ("row", "bits", "group_size", "width", "planes", "block")] + entry["shape"]
     if not all(isinstance(v, int) and not isinstance(v, bool) for v in values) or len(entry["shape"]) != 2:
@@ -139,14 +139,18 @@ def _place(name: str, entry: Any, outside: Mapping[str, Outside]) -> LinearPlace
     place = LinearPlace(entry["in"], entry["row"], layout)
     for suffix, shape in layout.shapes.items():
         tensor = outside.get(f"{place.base}.{suffix}")
-        if tensor is None or (suffix == "scales") != (tensor.kind in FLOATS) or len(tensor.shape) != len(shape):
+        if (
+            tensor is None
+            or (suffix in ("scales", "offsets")) != (tensor.kind in FLOATS)
+            or len(tensor.shape) != len(shape)
+        ):
             raise invalid
         if layout.style == "qdq":
             fits = tensor.shape == shape and (tensor.kind in FLOATS or WIDTHS[tensor.kind] == layout.width)
         else:
-            rows = tensor.shape[0]
-            fits = tensor.shape[1:] == shape[1:] and rows % layout.planes == 0
-            fits = fits and place.row + layout.shape[0] <= rows // layout.planes
+            rows, planes = tensor.shape[0], 1 if suffix == "offsets" else layout.planes
+            fits = tensor.shape[1:] == shape[1:] and rows % planes == 0
+            fits = fits and place.row + layout.shape[0] <= rows // planes
             fits = fits and (tensor.kind in FLOATS or WIDTHS[tensor.kind] == 8)
         if not fits:
             raise invalid
@@ -162,4 +166,5 @@ def _possible(layout: BlockLayout) -> bool:
     fits = fits and layout.width in (2, 4, 8) and layout.bits <= layout.width * layout.planes
     fits = fits and layout.block in BLOCK_SIZES and (layout.group_size == -1 or group % layout.block == 0)
     fits = fits and columns % group == 0 and (layout.planes == 1 or (layout.width == 4 and layout.zeros))
-    return fits and (layout.style == "matmulnbits" or layout.planes == 1)
+    fits = fits and isinstance(layout.offsets, bool)
+    return fits and (layout.style == "matmulnbits" or (layout.planes == 1 and not layout.offsets))

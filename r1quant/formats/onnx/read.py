@@ -83,8 +83,12 @@ class OnnxArtifact:
 
     @cached_property
     def linear_specs(self) -> Mapping[str, LinearSpec]:
-        """Read from scales and zero points."""
-        return {linear: self._linear_spec(linear, place) for linear, place in self.places.linears.items()}
+        """Read from scales and zero points. Linears with offsets, which no QLinear has, are given in float."""
+        return {
+            linear: self._linear_spec(linear, place)
+            for linear, place in self.places.linears.items()
+            if not place.layout.offsets
+        }
 
     def _linear_spec(self, linear: str, place: LinearPlace) -> LinearSpec:
         arrays = {suffix: self._array(place, suffix) for suffix in place.layout.shapes if suffix != "qweight"}
@@ -95,9 +99,13 @@ class OnnxArtifact:
         return LinearSpec.of_arrays(place.layout.shape, place.layout.bits, None, zero, scale)
 
     def qlinear(self, linear: str) -> QLinear:
-        place = self.places.linears.get(linear)
-        if place is None:
+        if linear not in self.linear_specs:
             raise CheckpointError(f"{linear} is not quantized in {self.source}", "name a linear that is")
+        return self._even(linear)
+
+    def _even(self, linear: str) -> QLinear:
+        """The codes of a linear, but for its offsets."""
+        place = self.places.linears[linear]
         arrays = {suffix: self._array(place, suffix) for suffix in place.layout.shapes}
         try:
             q = decode(arrays, place.layout)
@@ -112,7 +120,7 @@ class OnnxArtifact:
 
         linear = name.removesuffix(".weight")
         if linear != name and linear in self.places.linears:
-            return torch.from_numpy(self.qlinear(linear).dequantize())
+            return torch.from_numpy(self._dequantized_linear(linear))
         spec = self._spec(name)
         raw = np.concatenate([np.empty(0, np.uint8), *self.chunks(name)])
         dtype = torch.float32 if spec.dtype == "F32" else torch.float16
@@ -123,9 +131,19 @@ class OnnxArtifact:
         if f"{name}.codes" in self._rounded:
             yield from self._dequantized(name)
             return
+        linear = name.removesuffix(".weight")
+        if linear != name and linear in self.places.linears:
+            yield self._dequantized_linear(linear).reshape(-1).view(np.uint8)
+            return
         tensor = self.places.outside[name]
         for start in range(0, tensor.nbytes, CHUNK):
             yield self._bytes(tensor, start, min(CHUNK, tensor.nbytes - start))
+
+    def _dequantized_linear(self, linear: str) -> npt.NDArray[np.float32]:
+        place, weight = self.places.linears[linear], self._even(linear).dequantize()
+        if place.layout.offsets:
+            weight += np.repeat(self._array(place, "offsets").astype(np.float32), place.layout.block, axis=1)
+        return weight
 
     def _dequantized(self, name: str) -> Iterator[npt.NDArray[np.uint8]]:
         codes, scales = self.places.outside[f"{name}.codes"], self.places.outside[f"{name}.scales"]
@@ -149,8 +167,9 @@ class OnnxArtifact:
         if layout.style == "qdq":
             raw = self._bytes(tensor, 0, tensor.nbytes)
             return raw.view(FLOATS[tensor.kind][1]) if tensor.kind in FLOATS else raw
-        total = tensor.shape[0] // layout.planes
-        parts = [self._rows(tensor, plane * total + place.row, layout.shape[0]) for plane in range(layout.planes)]
+        planes = 1 if suffix == "offsets" else layout.planes
+        total = tensor.shape[0] // planes
+        parts = [self._rows(tensor, plane * total + place.row, layout.shape[0]) for plane in range(planes)]
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
     def _rows(self, tensor: Outside, start: int, count: int) -> npt.NDArray[Any]:

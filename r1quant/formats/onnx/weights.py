@@ -1,8 +1,8 @@
 """The weights of a model as initializers of a graph: announced by shape, streamed one tensor at a time.
 
 An initializer of floats is called like the tensor of the checkpoint. A quantized linear is LINEAR.qweight,
-LINEAR.scales and, if there are zero points, LINEAR.qzeros; linears whose rows are stored as one are called after
-all of them, joined by a plus. What a float tensor loses in a narrower dtype is noted by name.
+LINEAR.scales and, if there are zero points or minima, LINEAR.qzeros and LINEAR.offsets; linears whose rows are stored
+as one are called after all of them, joined by a plus. What a float tensor loses in a narrower dtype is noted by name.
 It does not know which nodes use them.
 """
 
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from onnx import TensorProto
 
 from r1quant.checkpoint.artifact import Artifact, LinearSpec, rows
+from r1quant.core.blocklinear import BlockLinear
 from r1quant.core.grid import UNIFORM
 from r1quant.core.json import JsonDict
 from r1quant.core.qlinear import QLinear
@@ -104,7 +105,7 @@ class Weights:
                 self.graph.add_outside(f"{base}.{suffix}", kinds[suffix], shape)
             row = 0
             for linear, layout in zip(linears, layouts, strict=True):
-                self.stored[linear] = {"in": base, "row": row, **asdict(layout)}
+                self.stored[linear] = {"in": base, "row": row, **_described(layout)}
                 self.graph.contents.append(self._quantized(linear, layout, base, (row, total)))
                 row += layout.shape[0]
         return base, whole
@@ -125,7 +126,7 @@ class Weights:
             signed = {4: TensorProto.INT4, 8: TensorProto.INT8}
             unsigned = {4: TensorProto.UINT4, 8: TensorProto.UINT8}
             codes = (unsigned if layout.zeros else signed)[layout.width]
-        return {"qweight": int(codes), "scales": self.kind, "qzeros": int(codes)}
+        return {"qweight": int(codes), "scales": self.kind, "qzeros": int(codes), "offsets": self.kind}
 
     def _floats(self, name: str) -> Content:
         def content() -> Iterator[Piece]:
@@ -157,17 +158,19 @@ class Weights:
 
         def content() -> Iterator[Piece]:
             q = self.artifact.qlinear(linear)
-            if not isinstance(q, QLinear) or q.shape != layout.shape or q.bits != layout.bits:
+            if not isinstance(q, QLinear | BlockLinear) or q.shape != layout.shape or q.bits != layout.bits:
                 raise CheckpointError(f"{linear} is not what its header says", "the file is damaged; download it again")
             arrays = encode(q, layout)
-            with np.errstate(over="ignore"):
-                scales = arrays["scales"].astype(self.numpy_dtype)
-            if not np.array_equal(scales.astype(np.float32), arrays["scales"].astype(np.float32)):
-                raise RecipeError(f"{linear}: float16 cannot hold its scales", "export with dtype float32")
-            arrays["scales"] = scales
+            for floats in {"scales", "offsets"} & arrays.keys():
+                with np.errstate(over="ignore"):
+                    narrow = arrays[floats].astype(self.numpy_dtype)
+                if not np.array_equal(narrow.astype(np.float32), arrays[floats].astype(np.float32)):
+                    raise RecipeError(f"{linear}: float16 cannot hold its {floats}", "export with dtype float32")
+                arrays[floats] = narrow
             for suffix, array in arrays.items():
-                row_bytes = array.nbytes // layout.rows
-                for plane, part in enumerate(np.split(array, layout.planes)):
+                planes = 1 if suffix == "offsets" else layout.planes
+                row_bytes = array.nbytes // (planes * layout.shape[0])
+                for plane, part in enumerate(np.split(array, planes)):
                     yield Piece(f"{base}.{suffix}", (plane * total + row) * row_bytes, part)
 
         return content
@@ -183,6 +186,11 @@ class Weights:
             self.inexact[name] = f"rounded to 8 bits in blocks of {Q8_BLOCK}"
 
         return content
+
+
+def _described(layout: BlockLayout) -> JsonDict:
+    """Without `offsets` if there are none, of which the first folders do not know."""
+    return {key: value for key, value in asdict(layout).items() if key != "offsets" or value}
 
 
 def joined(linears: tuple[str, ...]) -> str:

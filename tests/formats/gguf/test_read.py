@@ -157,8 +157,8 @@ def test_blocks_in_every_other_format(tmp_path: Path) -> None:
     described = r1quant.inspect(path)
     assert described["quantization"] == {"Q3_K": 12, "IQ4_XS": 2}
     assert described["exports"] == ["safetensors", "gguf"]
-    for name in ("gptq", "compressed-tensors", "onnx"):
-        with pytest.raises(RecipeError, match="only gguf holds Q3_K blocks") as caught:
+    for name, reason in (("gptq", "only onnx and gguf hold Q3_K"), ("onnx", "only gguf holds IQ4_XS blocks")):
+        with pytest.raises(RecipeError, match=reason) as caught:
             r1quant.export(str(path), name, tmp_path / name)
         assert caught.value.hint == "export it --to safetensors, gguf"
     done = r1quant.export(str(path), "gguf", tmp_path / "copy.gguf").written[0]

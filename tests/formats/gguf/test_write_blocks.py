@@ -114,10 +114,10 @@ def test_the_form_is_known_before_the_linear(type: str) -> None:
 
 def test_other_formats_refuse_with_the_reason() -> None:
     form = LinearSpec.planned((4, 256), BlockGrid("Q4_K"))
-    assert fitting([form], ExportOptions()) == ["safetensors", "gguf"]
-    for name in ("gptq", "awq", "compressed-tensors", "onnx"):
+    assert fitting([form], ExportOptions()) == ["safetensors", "onnx", "gguf"]
+    for name in ("gptq", "awq", "compressed-tensors"):
         reason = target_problem(name, form, ExportOptions())
-        assert reason == "only gguf holds Q4_K blocks"
+        assert reason == "only onnx and gguf hold Q4_K blocks, which add float minima"
 
 
 def test_a_combination_that_is_not_in_the_code_book_is_named(tmp_path: Path) -> None:
