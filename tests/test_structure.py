@@ -186,6 +186,7 @@ def test_a_method_grid_or_transform_is_one_file_and_a_format_one_file_or_folder_
         "engine.grids.codebook_scales",
         "engine.grids.levels",
         "formats.codec",
+        "formats.evenly",
         "formats.names",
         "engine.transforms.folds",
         "engine.transforms.orthogonal",
