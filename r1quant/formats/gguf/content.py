@@ -18,6 +18,7 @@ from r1quant.core.qlinear import QLinear
 from r1quant.errors import NumericError, RecipeError
 from r1quant.formats.gguf import blocks, superblocks
 from r1quant.formats.gguf.options import BLOCK_TYPES
+from r1quant.formats.gguf.read import GgufArtifact
 from r1quant.formats.gguf.targets import Target
 
 Bytes = npt.NDArray[np.uint8]
@@ -30,6 +31,9 @@ def pieces(artifact: Artifact, target: Target, rounded: dict[str, str]) -> Itera
     """
     if target.linear is not None:
         yield _linear(artifact, target, target.linear)
+        return
+    if isinstance(artifact, GgufArtifact) and (artifact.table_type(target.name) or "").lower() == target.type:
+        yield from artifact.table_rows(target.name)
         return
     if target.stored.lower() == target.type and target.heads is None and not target.offset:
         yield from artifact.chunks(target.name)

@@ -1,10 +1,10 @@
 """A GGUF file as an Artifact: its numbers exactly, and the linears of the layers as the integers of their blocks.
 
 Q4_0, Q5_0 and Q8_0 linears are uniform grids, with groups of 32 columns and one zero point; Q4_1 is one if every offset
-is a whole multiple of its scale. Those of the other types of core/blocktypes.py are BlockLinears, which GGUF alone
-holds. Every other tensor, the embedding and the head among them, is given in float: F32, F16 and BF16 as stored, other
-types as the exact float32 numbers they stand for. The row order of llama.cpp is undone. It does not know how such a
-file came to be.
+is a whole multiple of its scale. Those of the other types of core/blocktypes.py are BlockLinears. Every other tensor,
+the embedding and the head among them, is given in float: F32, F16 and BF16 as stored, other types as the exact float32
+numbers they stand for; the blocks of these two are at hand for a copy. The row order of llama.cpp is undone. It does
+not know how such a file came to be.
 """
 
 from __future__ import annotations
@@ -63,6 +63,19 @@ class GgufArtifact(CheckpointArtifact):
             for name, stored in self.checkpoint.stored.items()
             if name.endswith(weights) and stored.kind in TYPES
         }
+
+    def table_type(self, name: str) -> str | None:
+        """The type of a table that is stored in blocks, such as Q6_K; None for every other tensor."""
+        arch = architecture_of(self.config)
+        stored = self.checkpoint.stored.get(name)
+        if stored is None or name not in (arch.tensors.embedding, arch.tensors.head):
+            return None
+        return TYPES.get(stored.kind)
+
+    def table_rows(self, name: str) -> Iterator[npt.NDArray[np.uint8]]:
+        """The blocks of such a table as they are stored, uint8 [rows, row bytes], some rows at a time."""
+        stored = self.checkpoint.stored[name]
+        return _raw(stored, max(1, CHUNK // stored.row_bytes))
 
     def qlinear(self, linear: str) -> QLinear | BlockLinear:
         if linear not in self.linear_specs:

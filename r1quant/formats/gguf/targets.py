@@ -19,6 +19,7 @@ from r1quant.core.floats import FLOAT_DTYPES
 from r1quant.errors import CheckpointError, RecipeError
 from r1quant.formats.gguf.container import Entry
 from r1quant.formats.gguf.options import BLOCK, BLOCK_TYPES, FILE_TYPES, FLOAT_TYPES, GgufOptions, problem, smallest
+from r1quant.formats.gguf.read import GgufArtifact
 
 # The number of each type, as ggml has it.
 KINDS = {"f32": 0, "f16": 1, "bf16": 30, **{name.lower(): of.number for name, of in blocktypes.BLOCK_TYPES.items()}}
@@ -117,6 +118,9 @@ def _type(artifact: Artifact, arch: Architecture, spec: TensorSpec, linear: str 
             what, _, remedy = reason.partition(": ")
             raise RecipeError(f"{linear} cannot be written to GGUF exactly: {what}", remedy)
         return kind if kind != "auto" else smallest(linear_spec) or "f32"
+    held = artifact.table_type(spec.name) if isinstance(artifact, GgufArtifact) else None
+    if held is not None and kind in ("auto", held.lower()):
+        return held.lower()
     if kind in BLOCK_TYPES and spec.shape[1] % BLOCK:
         raise RecipeError(
             f"{spec.name}: its {spec.shape[1]} columns are not a multiple of 32, the block of {kind.upper()}",

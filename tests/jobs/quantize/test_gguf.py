@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 
+import r1quant
 from r1quant.arch.tables import is_tied
 from r1quant.checkpoint.gguf.source import gguf_names
 from r1quant.checkpoint.resolve import EMBEDDED, open_model
@@ -60,6 +61,16 @@ def test_ollama_finds_one_file_beside_its_modelfile(out: Path) -> None:
     lines = (out / "Modelfile").read_text("utf-8").splitlines()
     assert [line for line in lines if line.startswith("FROM")] == ["FROM ./tiny-r1-Q4_K_M.gguf"]
     assert any(line.startswith("TEMPLATE ") for line in lines)
+
+
+def test_a_copy_has_every_tensor_byte_for_byte_and_the_tables_in_their_blocks(out: Path, tmp_path: Path) -> None:
+    done = r1quant.export(out, "gguf", tmp_path / "copy").written[0]
+    before, after = tensors(out), tensors(done.path)
+    assert done.as_dict()["exact"] and list(before) == list(after)
+    for name, tensor in before.items():
+        assert after[name].tensor_type == tensor.tensor_type and np.array_equal(after[name].data, tensor.data), name
+    floats = tensors(r1quant.export(out, "gguf", tmp_path / "floats", embedding="f16", head="q8_0").written[0].path)
+    assert [floats[name].tensor_type.name for name in ("token_embd.weight", "output.weight")] == ["F16", "Q8_0"]
 
 
 def layer_files_of(monkeypatch: pytest.MonkeyPatch) -> dict[str, QuantizedLinear]:
