@@ -185,6 +185,7 @@ def test_a_method_grid_or_transform_is_one_file_and_a_format_one_file_or_folder_
         "engine.grids.codebook_kernels",
         "engine.grids.codebook_scales",
         "engine.grids.levels",
+        "engine.grids.parallel",
         "formats.codec",
         "formats.evenly",
         "formats.names",

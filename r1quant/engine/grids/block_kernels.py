@@ -13,6 +13,8 @@ from typing import Any
 import numba
 import numpy as np
 
+from r1quant.engine.grids.parallel import over_rows
+
 Array = Any  # numba compiles on the arrays' concrete types
 
 F = np.float32
@@ -134,7 +136,7 @@ def _centred(x: Array, w: Array, levels: Array, cells: Array, shrinks: Array) ->
     return best
 
 
-@numba.njit(cache=True, parallel=True)  # type: ignore[untyped-decorator]
+@over_rows()
 def scale_alone(
     weight: Array, counted: Array, size: int, levels: Array, cells: Array, shrinks: Array, d: Array
 ) -> None:
@@ -146,7 +148,7 @@ def scale_alone(
             d[n, g] = half(_centred(weight[n, a : a + size], counted[a : a + size], levels, cells, shrinks))
 
 
-@numba.njit(cache=True, parallel=True)  # type: ignore[untyped-decorator]
+@over_rows()
 def scale_and_offset(
     weight: Array, counted: Array, size: int, levels: Array, cells: Array, shrinks: Array, d: Array, dmin: Array
 ) -> None:
@@ -178,7 +180,7 @@ def _offset_for(x: Array, w: Array, s: np.float32, m: np.float32, levels: Array,
     return missed / total if total > 0 else m
 
 
-@numba.njit(cache=True, parallel=True, fastmath=_FAST)  # type: ignore[untyped-decorator]
+@over_rows(fastmath=_FAST)
 def two_level_affine(
     weight: Array, counted: Array, size: int, levels: Array, cells: Array, most: int, shrinks: Array, reach: int,
     rounds: int, d: Array, dmin: Array, scales: Array, minima: Array,
@@ -248,7 +250,7 @@ def two_level_affine(
                     break
 
 
-@numba.njit(cache=True, parallel=True, fastmath=_FAST)  # type: ignore[untyped-decorator]
+@over_rows(fastmath=_FAST)
 def two_level_centred(
     weight: Array, counted: Array, size: int, levels: Array, cells: Array, low: int, high: int, shrinks: Array,
     reach: int, rounds: int, d: Array, scales: Array,

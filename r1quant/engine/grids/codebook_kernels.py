@@ -14,6 +14,8 @@ from typing import Any
 import numba
 import numpy as np
 
+from r1quant.engine.grids.parallel import over_rows
+
 Array = Any  # numba compiles on the arrays' concrete types
 
 F = np.float32
@@ -252,7 +254,7 @@ def _feed_rows(aim: Array, error: Array, unit: Array, below: Array, carried: Arr
             row[b] += residual * below[b]
 
 
-@numba.njit(cache=True, parallel=True, fastmath=_EXACT)  # type: ignore[untyped-decorator]
+@over_rows(fastmath=_EXACT)
 def round_block(
     line: Array, w: Array, factor: Array, pivots: Array, rows: Array, row_factor: Array, starts: Array, scale: Array,
     variant: Array, group: Array, values: Array, coded: Array, top: int, signs: int, codes: Array, error: Array,

@@ -18,6 +18,7 @@ import numpy as np
 
 from r1quant.engine.grids.block_kernels import half
 from r1quant.engine.grids.codebook_kernels import EVEN, NONE
+from r1quant.engine.grids.parallel import over_rows
 
 Array = Any  # numba compiles on the arrays' concrete types
 
@@ -167,7 +168,7 @@ def chains_of(
                 lengths[v, g] = _add(chains[v, g], lengths[v, g], corners, count, merged)
 
 
-@numba.njit(cache=True, parallel=True)  # type: ignore[untyped-decorator]
+@over_rows()
 def choose(
     weight: Array, counted: Array, values: Array, norms: Array, order: Array, signs: int, steps: Array, largest: float,
     trials: Array, rounds: int, d: Array, scales: Array, variant: Array,

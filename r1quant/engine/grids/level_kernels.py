@@ -11,6 +11,8 @@ from typing import Any
 import numba
 import numpy as np
 
+from r1quant.engine.grids.parallel import over_rows
+
 Array = Any  # numba compiles on the arrays' concrete types
 
 _FAST = {"reassoc", "nsz", "arcp"}  # no contraction: a value is rounded after the product, as dequantize does
@@ -37,7 +39,7 @@ def _nearest(value: np.float32, scale: np.float32, offset: np.float32, levels: A
     return 0 if scale == 0 else _code((value - offset) / scale, levels, even)
 
 
-@numba.njit(cache=True, parallel=True)  # type: ignore[untyped-decorator]
+@over_rows()
 def round_nearest(w: Array, levels: Array, even: bool, scale: Array, offset: Array, group: Array, codes: Array) -> None:
     """w float32 [N, K]; levels float32 [L]; even, whether they are neighbouring integers; scale, offset float32 [N, G];
     group int32 [K]. Writes uint8 [N, K]."""
@@ -48,7 +50,7 @@ def round_nearest(w: Array, levels: Array, even: bool, scale: Array, offset: Arr
             codes[n, k] = np.uint8(_nearest(w[n, k], scale[n, g], offset[n, g], levels, even))
 
 
-@numba.njit(cache=True, parallel=True, fastmath=_FAST)  # type: ignore[untyped-decorator]
+@over_rows(fastmath=_FAST)
 def round_block(
     target: Array, w: Array, factor: Array, levels: Array, even: bool, scale: Array, offset: Array, group: Array,
     codes: Array, error: Array,
@@ -72,7 +74,7 @@ def round_block(
                 line[j] += missed * row[j]
 
 
-@numba.njit(cache=True, parallel=True, fastmath=_FAST)  # type: ignore[untyped-decorator]
+@over_rows(fastmath=_FAST)
 def round_block_coupled(
     line: Array, w: Array, factor: Array, rows: Array, row_factor: Array, starts: Array, levels: Array, even: bool,
     scale: Array, offset: Array, group: Array, codes: Array, error: Array,

@@ -10,6 +10,8 @@ from typing import Any
 import numba
 import numpy as np
 
+from r1quant.engine.grids.parallel import over_rows
+
 Array = Any  # numba compiles on the arrays' concrete types
 
 # Reassociation lets sums use vector registers; NaN and signed zeros keep their meaning.
@@ -38,7 +40,7 @@ def _error(w: Array, importance: Array, scale: np.float32, zero: np.float32, top
     return total * scale * scale
 
 
-@numba.njit(cache=True, parallel=True, fastmath=_FAST)  # type: ignore[untyped-decorator]
+@over_rows(fastmath=_FAST)
 def search_symmetric(
     w: Array, importance: Array, size: int, bits: int, shrinks: Array, full: Array, drop: int,
     low: np.float32, high: np.float32, scale: Array,
@@ -74,7 +76,7 @@ def search_symmetric(
             scale[n, g] = best
 
 
-@numba.njit(cache=True, parallel=True, fastmath=_FAST)  # type: ignore[untyped-decorator]
+@over_rows(fastmath=_FAST)
 def search_asymmetric(
     w: Array, importance: Array, size: int, bits: int, zero_min: int, shrinks: Array, reach: int,
     drop: int, low: np.float32, high: np.float32, scale: Array, zero: Array,
@@ -107,7 +109,7 @@ def search_asymmetric(
             zero[n, g] = np.uint8(best_zero)
 
 
-@numba.njit(cache=True, parallel=True)  # type: ignore[untyped-decorator]
+@over_rows()
 def round_nearest(w: Array, scale: Array, zero: Array, group: Array, top: int, codes: Array) -> None:
     """codes[n, k] = clamp(round(w / scale) + zero), half to even. Writes uint8 [N, K]."""
     rows, columns = w.shape
@@ -119,7 +121,7 @@ def round_nearest(w: Array, scale: Array, zero: Array, group: Array, top: int, c
             codes[n, k] = np.uint8(min(max(code, np.float32(0.0)), limit))
 
 
-@numba.njit(cache=True, parallel=True, fastmath=_FAST)  # type: ignore[untyped-decorator]
+@over_rows(fastmath=_FAST)
 def round_block(
     target: Array, w: Array, factor: Array, scale: Array, zero: Array, group: Array, top: int, codes: Array,
     error: Array,
@@ -148,7 +150,7 @@ def round_block(
                 line[j] += missed * row[j]
 
 
-@numba.njit(cache=True, parallel=True, fastmath=_FAST)  # type: ignore[untyped-decorator]
+@over_rows(fastmath=_FAST)
 def round_block_coupled(
     line: Array, w: Array, factor: Array, rows: Array, row_factor: Array, starts: Array, scale: Array, zero: Array,
     group: Array, top: int, codes: Array, error: Array,

@@ -59,8 +59,7 @@ def _chosen(chosen: Allocation, arguments: tuple[str, ...]) -> ChosenBits:
 
 
 def environment() -> Mapping[str, str]:
-    """Versions and threads of this start, before anything is computed: compiled kernels change what torch says of its
-    threads."""
+    """Versions and threads of this start, before anything is computed."""
     import torch  # noqa: F401  (its version and thread count are part of the environment)
 
     return provenance.environment()

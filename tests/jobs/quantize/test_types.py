@@ -8,7 +8,6 @@ from typing import Any
 
 import gguf
 import pytest
-import torch
 
 import r1quant
 from r1quant.checkpoint.gguf.source import gguf_names
@@ -66,7 +65,6 @@ def test_interrupted_under_a_budget_it_goes_on_with_the_same_types_to_the_same_b
     monkeypatch.setenv("R1QUANT_CACHE", str(in_tmp / "cache"))
     little = {"samples": 4, "seq_len": 64, "dtype": "float32", "device": "cpu", "target_size": 1_500_000}
     recipe, write = from_values({"format": "gguf", **little}, "fast"), layer_files.write
-    threads = torch.get_num_threads()
 
     def stopped(path: Path, linears: Any) -> None:
         if "00002" in path.name:
@@ -74,7 +72,6 @@ def test_interrupted_under_a_budget_it_goes_on_with_the_same_types_to_the_same_b
         write(path, linears)
 
     def start(out: str) -> Quantized:
-        torch.set_num_threads(threads)  # as a process of its own would begin: kernels change what torch says of them
         return quantize(EMBEDDED, Path(out), recipe)
 
     with monkeypatch.context() as patched:
