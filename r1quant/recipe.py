@@ -22,6 +22,7 @@ from r1quant.registry import DEFAULT_PRESET, FLOATS, FORMATS, METHODS, PRESETS, 
 FLOAT = 16  # among the bits that a linear may have: it stays as it is
 TARGETS = ("target_bpw", "target_size", "fit_gpu")
 SHARES = ("guided_share", "corrected_share")
+GGUF_SHRINKAGE = 0.25  # helps on other text than that of the calibration, and costs nothing on its kind (docs/log.md)
 ENOUGH_TOKENS = 8192  # a share that leaves less saves seconds, and costs a fifth more divergence (docs/log.md)
 WRITTEN = tuple(written(UNIFORM))  # the others are for export, and floats for grids that no format holds
 WIDTH, BUDGET, ROUNDING, TRANSFORMS, CALIBRATION, OUTPUT, DEVICE = (
@@ -112,6 +113,14 @@ class Recipe:
         + _in_presets("damping", 0.01),
         Within(0, 1),
         shown="",
+    )
+    shrinkage: float = option(
+        0.0,
+        ROUNDING,
+        "Share of the correlations between input channels that is left out of account, against overfitting to the kind "
+        "of the calibration text.",
+        Within(0, 1),
+        shown=f"0, with --format gguf {GGUF_SHRINKAGE:g}",
     )
     guided: bool = option(
         False,
@@ -397,6 +406,7 @@ class RecipeArguments(TypedDict, total=False):
     scale_search: bool | None
     act_order: bool | None
     damping: float | None
+    shrinkage: float | None
     guided: bool | None
     guided_share: float | None
     draws: int | None
@@ -453,6 +463,8 @@ def from_values(values: Mapping[str, object], preset: str | None = None) -> Reci
         if name in merged
     }
     recipe = Recipe(**merged)
+    if recipe.typed and "shrinkage" not in given:
+        recipe = replace(recipe, shrinkage=GGUF_SHRINKAGE)
     least = 1.0 if recipe.budgeted else min(1.0, ENOUGH_TOKENS / (recipe.windows * recipe.seq_len))
     return replace(recipe, **{name: max(getattr(recipe, name), least) for name in SHARES if name not in given})
 

@@ -84,6 +84,16 @@ def test_presets_save_no_time_on_little_text(run: Run, llama: Path) -> None:
     assert shares(16, "--guided-share", "0.25") == (0.25, 1.0)
 
 
+def test_gguf_files_have_a_shrinkage_of_their_own(run: Run, in_tmp: Path) -> None:
+    def shrinkage(*words: str) -> object:
+        return run("plan", "tiny-r1", "--json", *words).json["recipe"]["shrinkage"]
+
+    assert shrinkage() == shrinkage("--format", "awq") == 0
+    assert shrinkage("--format", "gguf") == shrinkage("--format", "gguf", "--preset", "fast") == 0.25
+    assert shrinkage("--format", "gguf", "--target-bpw", "4") == 0.25
+    assert shrinkage("--format", "gguf", "--shrinkage", "0") == 0 and shrinkage("--shrinkage", "0.5") == 0.5
+
+
 def test_out_is_where_the_settings_say(run: Run, llama: Path, in_tmp: Path) -> None:
     Path(TOML).write_text('out = "results/x"\n[quantize]\nmethod = "rtn"\ngroup_size = 32\n')
     for command in ("plan", "quantize"):

@@ -13,6 +13,7 @@ from r1quant.core.qlinear import QLinear
 from r1quant.engine.grids.uniform import UniformRounding
 from r1quant.engine.loss import loss_of
 from r1quant.engine.methods import gptq, rtn
+from r1quant.engine.methods.feedback import factor
 from r1quant.engine.methods.method import RoundingOptions, Solved
 from r1quant.engine.stats import Stats, gather
 
@@ -118,6 +119,25 @@ def test_stacked_rows_are_independent() -> None:
     alone = uniform_of(gptq.quantize(b, stats, Grid(4, 32), RoundingOptions()))
     assert np.array_equal(stacked.rows(8, 24).scale, alone.scale)
     assert (stacked.rows(8, 24).codes == alone.codes).mean() > 0.999
+
+
+@given(st.floats(0, 1))
+@settings(deadline=None, max_examples=20)
+def test_shrinkage_is_of_all_but_the_diagonal(share: float) -> None:
+    h = gather([correlated(64)], 64, CPU).hessian
+    shrunk = (1 - share) * h + share * torch.diag(h.diagonal())
+    found, expected = factor(h, 0.01, True, shrinkage=share), factor(shrunk, 0.01, True)
+    assert found is not None and expected is not None
+    assert np.array_equal(found.order, expected.order)
+    torch.testing.assert_close(found.lower, expected.lower, rtol=1e-4, atol=1e-3)
+
+
+def test_nothing_is_fed_back_once_all_correlations_are_left_out() -> None:
+    stats, w, grid = gather([correlated(64)], 64, CPU), weight(16, 64), Grid(4, 32)
+    alone = uniform_of(gptq.quantize(w, stats, grid, RoundingOptions(shrinkage=1.0)))
+    rounding = UniformRounding(alone.scale.astype(np.float32), alone.zero, alone.group, alone.bits)
+    assert np.array_equal(alone.codes, rounding.nearest(w.numpy()))
+    assert not np.array_equal(alone.codes, uniform_of(gptq.quantize(w, stats, grid, RoundingOptions())).codes)
 
 
 def test_dead_columns_are_counted_and_rounded_to_nearest() -> None:

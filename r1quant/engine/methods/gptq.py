@@ -30,7 +30,7 @@ def quantize(weight: torch.Tensor, stats: Stats | None, grid: ValueGrid, options
     assert stats is not None, "gptq is calibrated"
     w = np.ascontiguousarray(weight.cpu().numpy())
     rounding = fit(w, grid, stats.importance(options.damping), options.search)
-    factored = factor(stats.hessian, options.damping, options.act_order, rounding.run)
+    factored = factor(stats.hessian, options.damping, options.act_order, rounding.run, options.shrinkage)
     nearest = rounding.nearest(w)
     if factored is None:
         return Solved(rounding.linear(nearest), MOST_DAMPING, np.ones(len(w), np.bool_), fallback=True)

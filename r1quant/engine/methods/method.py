@@ -24,6 +24,7 @@ class RoundingOptions:
     search       choose the grid's parameters by the error that they leave, not by the range of the weights
     act_order    take columns in order of importance
     damping      share of the mean diagonal that is added to H, the Hessian of the inputs
+    shrinkage    share by which H is shrunk towards its diagonal
     row_damping  the same for H_O, the covariance of the gradients at the outputs
     """
 
@@ -31,10 +32,11 @@ class RoundingOptions:
     act_order: bool = True
     damping: float = 0.01
     row_damping: float = 0.2
+    shrinkage: float = 0.0
 
     @classmethod
     def of(cls, recipe: Recipe) -> RoundingOptions:
-        return cls(recipe.scale_search, recipe.act_order, recipe.damping)
+        return cls(recipe.scale_search, recipe.act_order, recipe.damping, shrinkage=recipe.shrinkage)
 
 
 @dataclass(frozen=True, eq=False)
