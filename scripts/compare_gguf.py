@@ -58,6 +58,9 @@ TWIN = "twin"
 @click.option("--ours", multiple=True, metavar="NAME=FLAGS", help="One more row: flags of quantize. Repeatable.")
 @click.option("--missing", is_flag=True, help="Only rows that the record lacks.")
 @click.option("--rescore", "again", is_flag=True, help="Score what lies in the work folder, without making it.")
+@click.option(
+    "--shared", is_flag=True, help="Files of one row of ours share its sensitivity pass; its time is the first's."
+)
 @click.option("--samples", default=64, show_default=True, help="Calibration windows.")
 @click.option("--seq-len", default=512, show_default=True, help="Tokens in a window.")
 @click.option("--windows", default=24, show_default=True, help="Windows that quality is measured on.")
@@ -74,8 +77,8 @@ TWIN = "twin"
 )
 def main(
     kinds: tuple[str, ...], model: str, calibs: tuple[str, ...], texts: tuple[str, ...], only: tuple[str, ...],
-    ours: tuple[str, ...], missing: bool, again: bool, samples: int, seq_len: int, windows: int, layers: int | None,
-    llamacpp: Path | None, pythons: tuple[str, ...], work: Path, path: Path,
+    ours: tuple[str, ...], missing: bool, again: bool, shared: bool, samples: int, seq_len: int, windows: int,
+    layers: int | None, llamacpp: Path | None, pythons: tuple[str, ...], work: Path, path: Path,
 ) -> None:  # fmt: skip
     work = work.resolve()
     work.mkdir(parents=True, exist_ok=True)
@@ -86,7 +89,7 @@ def main(
     folder.mkdir(exist_ok=True)
     given = prepared(source, folder, calib, layers, (samples, seq_len))
     measure = Measure(tuple(text(spec, work) for spec in texts), windows, seq_len, work / "cache")
-    place = Workplace(llamacpp, dict(spec.split("=", 1) for spec in pythons), path, now(), measure)
+    place = Workplace(llamacpp, dict(spec.split("=", 1) for spec in pythons), path, now(), measure, shared)
     done = {record.key(entry) for entry in record.load(path) if "error" not in entry} if missing else set()
     asked = [task for task in tasks(rows, kinds, source, given, layers) if record.key(task.entry) not in done]
     try:

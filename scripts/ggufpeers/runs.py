@@ -61,13 +61,15 @@ class Task:
 
 @dataclass(frozen=True)
 class Workplace:
-    """llama: the folder of llama.cpp's programs, or None if it is to be compiled. begun: names this run."""
+    """llama: the folder of llama.cpp's programs, or None if it is to be compiled. begun: names this run.
+    shared: whether the files of one of our rows share its sensitivity pass, which the time of the first alone has."""
 
     llama: Path | None
     pythons: Mapping[str, str]
     record: Path
     begun: str
     measure: Measure
+    shared: bool = False
 
     @property
     def auto_round(self) -> Path:
@@ -156,8 +158,8 @@ def score(task: Task, place: Workplace) -> None:
 
 def _steps(task: Task, place: Workplace) -> dict[str, Cost]:
     row, kind, given, out = task.row, task.kind, task.given, task.out
-    cache, log = out.with_name(f"{out.name}.cache"), out.with_name(f"{out.name}.log")
-    for folder in (out, out.with_name(f"{out.name}.run"), cache):
+    log, cache = out.with_name(f"{out.name}.log"), out.with_name(f"{row.name if place.shared else out.name}.cache")
+    for folder in (out, out.with_name(f"{out.name}.run"), *(() if place.shared else (cache,))):
         shutil.rmtree(folder, ignore_errors=True)
     if row.tool == OURS:
         return {"quantize": run(rows.quantize(row, kind, given, out), log, {"R1QUANT_CACHE": str(cache)})}
