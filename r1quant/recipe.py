@@ -22,7 +22,9 @@ from r1quant.registry import DEFAULT_PRESET, FLOATS, FORMATS, METHODS, PRESETS, 
 FLOAT = 16  # among the bits that a linear may have: it stays as it is
 TARGETS = ("target_bpw", "target_size", "fit_gpu")
 SHARES = ("guided_share", "corrected_share")
-GGUF_SHRINKAGE = 0.25  # helps on other text than that of the calibration, and costs nothing on its kind (docs/log.md)
+# With --format gguf: against overfitting to the kind of the calibration text (docs/log.md)
+GGUF_DEFAULTS: Mapping[str, float] = {"shrinkage": 0.25, "correction_ridge": 1.0}
+GGUF_GUIDED_TOKENS = 32768  # as ENOUGH_TOKENS, of guided_share
 ENOUGH_TOKENS = 8192  # a share that leaves less saves seconds, and costs a fifth more divergence (docs/log.md)
 WRITTEN = tuple(written(UNIFORM))  # the others are for export, and floats for grids that no format holds
 WIDTH, BUDGET, ROUNDING, TRANSFORMS, CALIBRATION, OUTPUT, DEVICE = (
@@ -49,6 +51,7 @@ def _in_presets(name: str, default: object) -> str:
 
 
 _LEAST = f" A preset's part is at least {ENOUGH_TOKENS:,} tokens, and under a budget all."
+_GUIDED_LEAST = _LEAST.replace("tokens,", f"tokens, with --format gguf {GGUF_GUIDED_TOKENS:,},")
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ class Recipe:
         "Share of the correlations between input channels that is left out of account, against overfitting to the kind "
         "of the calibration text.",
         Within(0, 1),
-        shown=f"0, with --format gguf {GGUF_SHRINKAGE:g}",
+        shown=f"0, with --format gguf {GGUF_DEFAULTS['shrinkage']:g}",
     )
     guided: bool = option(
         False,
@@ -135,7 +138,7 @@ class Recipe:
         ROUNDING,
         "Part of the calibration windows that the backward pass of --guided covers, from the first one on. "
         + _in_presets("guided_share", 1.0)
-        + _LEAST,
+        + _GUIDED_LEAST,
         Within(0, 1, above=True),
         shown="",
     )
@@ -161,6 +164,13 @@ class Recipe:
         + _LEAST,
         Within(0, 1, above=True),
         shown="",
+    )
+    correction_ridge: float = option(
+        0.3,
+        ROUNDING,
+        "Share of the Hessian's mean diagonal that is added to the diagonal for --corrected, against overfitting.",
+        Within(0, 100),
+        shown=f"0.3, with --format gguf {GGUF_DEFAULTS['correction_ridge']:g}",
     )
     awq: bool = option(
         False,
@@ -412,6 +422,7 @@ class RecipeArguments(TypedDict, total=False):
     draws: int | None
     corrected: bool | None
     corrected_share: float | None
+    correction_ridge: float | None
     awq: bool | None
     smooth: float | None
     rotate: str | None
@@ -438,8 +449,8 @@ def _flag(name: str) -> str:
 def from_values(values: Mapping[str, object], preset: str | None = None) -> Recipe:
     """A recipe from named values (those that are None are left at their default), over a preset: the named one, or
     the default if no method is named either. The shares of the windows that a preset states save time on much text:
-    they leave ENOUGH_TOKENS, or all there is. Under a budget they do not hold: bits chosen by a part of the text suit
-    that part, and linears of few bits leave more to be corrected. Raises RecipeError."""
+    they leave ENOUGH_TOKENS or more, or all there is. Under a budget they do not hold: bits chosen by a part of the text
+    suit that part, and linears of few bits leave more to be corrected. Raises RecipeError."""
     known = {one.name: one for one in options_of(Recipe)}
     for name in values:
         if name not in known:
@@ -463,10 +474,16 @@ def from_values(values: Mapping[str, object], preset: str | None = None) -> Reci
         if name in merged
     }
     recipe = Recipe(**merged)
-    if recipe.typed and "shrinkage" not in given:
-        recipe = replace(recipe, shrinkage=GGUF_SHRINKAGE)
-    least = 1.0 if recipe.budgeted else min(1.0, ENOUGH_TOKENS / (recipe.windows * recipe.seq_len))
-    return replace(recipe, **{name: max(getattr(recipe, name), least) for name in SHARES if name not in given})
+    if recipe.typed:
+        recipe = replace(recipe, **{name: value for name, value in GGUF_DEFAULTS.items() if name not in given})
+    return replace(recipe, **{name: _share(recipe, name) for name in SHARES if name not in given})
+
+
+def _share(recipe: Recipe, name: str) -> float:
+    """What a preset says, or more."""
+    enough = GGUF_GUIDED_TOKENS if recipe.typed and name == "guided_share" else ENOUGH_TOKENS
+    least = 1.0 if recipe.budgeted else min(1.0, enough / (recipe.windows * recipe.seq_len))
+    return max(getattr(recipe, name), least)
 
 
 def _stated(preset: str | None, method: object) -> dict[str, Any]:

@@ -6,10 +6,8 @@ import torch
 
 from r1quant.engine.stats import HessianAccumulator
 
-RIDGE = 0.3  # of the mean diagonal
 
-
-def correction(hessian: torch.Tensor, drift: torch.Tensor, ridge: float = RIDGE) -> torch.Tensor:
+def correction(hessian: torch.Tensor, drift: torch.Tensor, ridge: float) -> torch.Tensor:
     """What to add to the weight so that, rounding apart, the outputs come closest to those that are aimed at: the least
     squares solution D (H + ridge)^-1, float32 [N, K].
 
@@ -28,11 +26,12 @@ def correction(hessian: torch.Tensor, drift: torch.Tensor, ridge: float = RIDGE)
     return torch.cholesky_solve(drift.T, lower).T
 
 
-def correction_of(accumulator: HessianAccumulator, weight: torch.Tensor | None) -> torch.Tensor:
+def correction_of(accumulator: HessianAccumulator, weight: torch.Tensor | None, ridge: float) -> torch.Tensor:
     """That of the tokens so far, whose drift is taken out of the accumulator.
 
     weight  [N, J] of the linear, if what was lacking were inputs [..., J] of it; None if they were outputs
+    ridge   as of `correction`
     """
     drift, accumulator.drift = accumulator.drift, None
     assert drift is not None, "no output was said to lack anything"
-    return correction(accumulator.stats.hessian, drift if weight is None else weight.float() @ drift)
+    return correction(accumulator.stats.hessian, drift if weight is None else weight.float() @ drift, ridge)

@@ -48,7 +48,7 @@ def quantize_layer(
         chosen = {name: grid for name in stage.linears if (grid := grids[prefix + name]) is not None}
         if chosen:
             accumulator = accumulator_for(layer_pass.layer, stage.linears, guidance)
-            correction = _gather(layer_pass, reference, stage, inputs, target, accumulator)
+            correction = _gather(layer_pass, reference, stage, inputs, target, accumulator, recipe.correction_ridge)
             yield from solver.solve(stage.linears, chosen, accumulator.stats, correction)
 
 
@@ -59,6 +59,7 @@ def _gather(
     inputs: Chunks,
     target: Chunks | None,
     sums: HessianAccumulator,
+    ridge: float,
 ) -> torch.Tensor | None:
     """Fills the sums, and says how to move the weights so that the outputs are those that are wanted.
 
@@ -83,7 +84,7 @@ def _gather(
             sums.add(x[:here], lacking)
             left -= here
             if not left:
-                correction = correction_of(sums, None if drifts else weight)
+                correction = correction_of(sums, None if drifts else weight, ridge)
         if here < len(x):
             sums.add(x[here:])
     return correction

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from r1quant.checkpoint import resolve
+from r1quant.recipe import GGUF_DEFAULTS
 from tests.conftest import Run
 
 TOML = "r1quant.toml"
@@ -84,14 +85,26 @@ def test_presets_save_no_time_on_little_text(run: Run, llama: Path) -> None:
     assert shares(16, "--guided-share", "0.25") == (0.25, 1.0)
 
 
-def test_gguf_files_have_a_shrinkage_of_their_own(run: Run, in_tmp: Path) -> None:
-    def shrinkage(*words: str) -> object:
-        return run("plan", "tiny-r1", "--json", *words).json["recipe"]["shrinkage"]
+def test_gguf_files_have_regularization_of_their_own(run: Run, in_tmp: Path) -> None:
+    def regularization(*words: str) -> tuple[object, object]:
+        recipe = run("plan", "tiny-r1", "--json", *words).json["recipe"]
+        return recipe["shrinkage"], recipe["correction_ridge"]
 
-    assert shrinkage() == shrinkage("--format", "awq") == 0
-    assert shrinkage("--format", "gguf") == shrinkage("--format", "gguf", "--preset", "fast") == 0.25
-    assert shrinkage("--format", "gguf", "--target-bpw", "4") == 0.25
-    assert shrinkage("--format", "gguf", "--shrinkage", "0") == 0 and shrinkage("--shrinkage", "0.5") == 0.5
+    gguf = ("--format", "gguf")
+    assert regularization() == regularization("--format", "awq") == (0, 0.3)
+    assert regularization(*gguf) == regularization(*gguf, "--preset", "fast") == tuple(GGUF_DEFAULTS.values())
+    assert regularization(*gguf, "--target-bpw", "4") == tuple(GGUF_DEFAULTS.values())
+    assert regularization(*gguf, "--shrinkage", "0", "--correction-ridge", "0.5") == (0, 0.5)
+    assert regularization("--shrinkage", "0.5") == (0.5, 0.3)
+
+
+def test_gguf_files_are_guided_by_more_of_the_text(run: Run, in_tmp: Path) -> None:
+    def share(*words: str) -> object:
+        text = ("--samples", "128", "--seq-len", "512")
+        return run("plan", "tiny-r1", "--json", *text, *words).json["recipe"]["guided_share"]
+
+    assert share() == 0.25 and share("--format", "gguf") == 0.5
+    assert share("--format", "gguf", "--guided-share", "0.25") == 0.25
 
 
 def test_out_is_where_the_settings_say(run: Run, llama: Path, in_tmp: Path) -> None:
