@@ -449,8 +449,8 @@ def _flag(name: str) -> str:
 def from_values(values: Mapping[str, object], preset: str | None = None) -> Recipe:
     """A recipe from named values (those that are None are left at their default), over a preset: the named one, or
     the default if no method is named either. The shares of the windows that a preset states save time on much text:
-    they leave ENOUGH_TOKENS or more, or all there is. Under a budget they do not hold: bits chosen by a part of the text
-    suit that part, and linears of few bits leave more to be corrected. Raises RecipeError."""
+    they leave ENOUGH_TOKENS or more, or all there is. Under a budget they do not hold: bits chosen by a part of the
+    text suit that part, and linears of few bits leave more to be corrected. Raises RecipeError."""
     known = {one.name: one for one in options_of(Recipe)}
     for name in values:
         if name not in known:
