@@ -23,7 +23,7 @@ FLOAT = 16  # among the bits that a linear may have: it stays as it is
 TARGETS = ("target_bpw", "target_size", "fit_gpu")
 SHARES = ("guided_share", "corrected_share")
 # With --format gguf: against overfitting to the kind of the calibration text (docs/log.md)
-GGUF_DEFAULTS: Mapping[str, float] = {"shrinkage": 0.25, "correction_ridge": 1.0}
+GGUF_DEFAULTS = {"shrinkage": 0.25, "correction_ridge": 1.0}
 GGUF_GUIDED_TOKENS = 32768  # as ENOUGH_TOKENS, of guided_share
 ENOUGH_TOKENS = 8192  # a share that leaves less saves seconds, and costs a fifth more divergence (docs/log.md)
 WRITTEN = tuple(written(UNIFORM))  # the others are for export, and floats for grids that no format holds
@@ -473,17 +473,17 @@ def from_values(values: Mapping[str, object], preset: str | None = None) -> Reci
         for name in ("target_size", "allowed_bits", "allowed_types")
         if name in merged
     }
-    recipe = Recipe(**merged)
-    if recipe.typed:
-        recipe = replace(recipe, **{name: value for name, value in GGUF_DEFAULTS.items() if name not in given})
-    return replace(recipe, **{name: _share(recipe, name) for name in SHARES if name not in given})
+    recipe = Recipe(**((GGUF_DEFAULTS if merged.get("format") == "gguf" else {}) | merged))
+    shares: dict[str, Any] = {name: _share(recipe, name) for name in SHARES if name not in given}
+    return replace(recipe, **shares)
 
 
 def _share(recipe: Recipe, name: str) -> float:
     """What a preset says, or more."""
     enough = GGUF_GUIDED_TOKENS if recipe.typed and name == "guided_share" else ENOUGH_TOKENS
     least = 1.0 if recipe.budgeted else min(1.0, enough / (recipe.windows * recipe.seq_len))
-    return max(getattr(recipe, name), least)
+    stated: float = getattr(recipe, name)
+    return max(stated, least)
 
 
 def _stated(preset: str | None, method: object) -> dict[str, Any]:
