@@ -31,7 +31,14 @@ WIDTH, BUDGET, ROUNDING, TRANSFORMS, CALIBRATION, OUTPUT, DEVICE = (
     "Bits", "Budget instead of bits", "Rounding", "Transforms before rounding", "Calibration", "Output", "Device",
 )  # fmt: skip
 DEFAULT_TYPE = "Q4_K_M"
-UNIFORM_ONLY = ("bits", "group_size", "symmetric", "scale_dtype")  # options of the uniform grid
+UNIFORM_ONLY = (
+    "bits",
+    "group_size",
+    "symmetric",
+    "scale_dtype",
+    "head_bits",
+    "embedding_bits",
+)  # options of the uniform grid
 ENOUGH_TEXT = "calibration needs at least one sample of two tokens"
 
 
@@ -96,6 +103,19 @@ class Recipe:
         "IQ2_XXS, or one block type for all linears, such as Q4_K.",
         OneOf(TYPES),
         shown=f"{DEFAULT_TYPE} with --format gguf",
+    )
+    head_bits: int = option(
+        FLOAT,
+        WIDTH,
+        "Bits of the output head, in groups as the linears have them; 16 leaves it in float. Types of --format gguf "
+        "say it themselves.",
+        OneOf((*BITS, FLOAT)),
+    )
+    embedding_bits: int = option(
+        FLOAT,
+        WIDTH,
+        "Bits of the embedding, likewise; compressed-tensors holds it.",
+        OneOf((*BITS, FLOAT)),
     )
     scale_search: bool = option(
         True,
@@ -413,6 +433,8 @@ class RecipeArguments(TypedDict, total=False):
     symmetric: bool | None
     scale_dtype: ScaleDtype | None
     type: str | None
+    head_bits: int | None
+    embedding_bits: int | None
     scale_search: bool | None
     act_order: bool | None
     damping: float | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from r1quant.arch.tables import Architecture, is_tied
 from r1quant.checkpoint.artifact import LinearSpec
@@ -12,6 +12,7 @@ from r1quant.checkpoint.safetensors import Checkpoint
 from r1quant.core.grid import Grids, ValueGrid
 from r1quant.errors import R1QuantError, RecipeError
 from r1quant.formats.codec import Encoder
+from r1quant.recipe import FLOAT, Recipe
 
 EMBEDDING, HEAD = "embedding", "head"  # the stages of the tables
 
@@ -77,6 +78,13 @@ def tables_of(checkpoint: Checkpoint, arch: Architecture, layers: int) -> tuple[
             shape = info.shape[0], info.shape[1]
             found.append(LinearPlan(name.removesuffix(".weight"), shape, layers, stage, info.dtype, info.nbytes))
     return tuple(found)
+
+
+def table_grids(tables: Iterable[LinearPlan], recipe: Recipe) -> dict[str, ValueGrid]:
+    """The uniform grids of the tables that a recipe gives bits."""
+    bits = {EMBEDDING: recipe.embedding_bits, HEAD: recipe.head_bits}
+    chosen = {table.name: bits[table.stage] for table in tables}
+    return {name: replace(recipe.uniform, bits=count) for name, count in chosen.items() if count != FLOAT}
 
 
 def forms_of(linears: Iterable[LinearPlan], grids: Grids) -> dict[str, LinearSpec]:

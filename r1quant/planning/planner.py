@@ -21,7 +21,16 @@ from r1quant.planning.budget import LossPredictions, budget_of, decide
 from r1quant.planning.choices import matrices_of
 from r1quant.planning.estimates import estimated
 from r1quant.planning.layout import Layout, OneFile
-from r1quant.planning.linears import LinearPlan, PlanProblem, forms_of, linears_of, tables_of
+from r1quant.planning.linears import (
+    EMBEDDING,
+    HEAD,
+    LinearPlan,
+    PlanProblem,
+    forms_of,
+    linears_of,
+    table_grids,
+    tables_of,
+)
 from r1quant.planning.place import cache_warnings, default_out, is_complete, place_problems
 from r1quant.planning.plan import Plan
 from r1quant.planning.types import file_bytes, typed
@@ -48,8 +57,9 @@ def make(
         uneven = checks.block_problems(linears, usual)
     else:
         usual = dict.fromkeys((linear.name for linear in linears), recipe.value_grid)
-        uneven = checks.group_problems(linears, recipe)
+        uneven = checks.group_problems(linears, recipe) + checks.table_problems(checkpoint, tables, recipe)
     problems += uneven
+    stated = {} if recipe.typed else table_grids(tables, recipe)
     budget, allocation = None, None
     if recipe.budgeted and grids is None and not problems:
         sized = partial(_layout, checkpoint, arch, (*linears, *tables), recipe)
@@ -61,8 +71,9 @@ def make(
             allocation = replace(even, source=None)
             grids = allocation.grids
     if not uneven and (grids or not recipe.budgeted):
-        problems += checks.form_problems(linears, grids or usual, recipe)
-    grids = grids or usual
+        rounded = (*linears, *(table for table in tables if table.name in stated))
+        problems += checks.form_problems(rounded, {**(grids or usual), **stated}, recipe)
+    grids = {**(grids or usual), **stated}
     problems += checks.rotation_problems(arch, recipe) + checks.text_problems(checkpoint, recipe)
     try:
         layout = _layout(checkpoint, arch, (*linears, *tables), recipe, grids)
@@ -75,7 +86,7 @@ def make(
         problems += place_problems(place, estimate)
     if devices > 1 and not problems:
         problems += checks.device_problems(checkpoint, arch, linears, grids, recipe, devices)
-    warnings = checks.warnings_of(checkpoint, arch, linears, grids, recipe) + cache_warnings(estimate)
+    warnings = checks.warnings_of(checkpoint, arch, (*linears, *tables), grids, recipe) + cache_warnings(estimate)
     if budget is not None:
         what = "types" if recipe.typed else "bits"
         warnings.insert(0, f"{what} are decided after the sensitivity pass; until then every weight counts alike")
@@ -107,6 +118,7 @@ def _layout(
 ) -> Layout | OneFile:
     if recipe.typed:
         return OneFile(file_bytes(checkpoint, arch, forms_of(linears, grids), recipe.mixture))
+    grids = {**grids, **table_grids((matrix for matrix in linears if matrix.stage in (EMBEDDING, HEAD)), recipe)}
     groups_fit = all(recipe.group_size == -1 or linear.shape[1] % recipe.group_size == 0 for linear in linears)
     linear_specs = forms_of(linears, grids) if groups_fit else {}
     tensors = (TensorSpec(info.name, info.dtype, info.shape) for info in checkpoint.tensors.values())

@@ -7,14 +7,16 @@ llama.cpp). It does not know methods or files.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from r1quant.arch.tables import Architecture, linears, size
 from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.core.grid import BITS
 from r1quant.core.json import Config, JsonObject
+from r1quant.formats.codec import table_problem
+from r1quant.formats.table import CODECS
 from r1quant.planning.targets import ExportOptions, family_problem, problem
-from r1quant.registry import FORMATS
+from r1quant.registry import FORMATS, TABLES
 
 KERNEL_GROUPS = (32, 64, 128, -1)
 
@@ -26,6 +28,7 @@ class RuntimeRule:
     symmetric, asymmetric  the bits of grids of either kind
     mixed                  whether linears of the layers may differ in bits, or stay in float: if all grids are
                            symmetric, and if not
+    tables                 those that it loads as integers
     careful                what goes wrong, in some other way of loading it, if linears differ
     """
 
@@ -33,6 +36,7 @@ class RuntimeRule:
     asymmetric: tuple[int, ...] = BITS
     group_sizes: tuple[int, ...] | None = None
     mixed: tuple[bool, bool] = (True, True)
+    tables: tuple[str, ...] = TABLES
     careful: str = ""
 
 
@@ -50,16 +54,18 @@ _SERVERS = {
     "awq": RuntimeRule((4,), (4,), KERNEL_GROUPS),
     "compressed-tensors": RuntimeRule((4, 8), (4,), KERNEL_GROUPS),
 }
+_HEAD = TABLES[1:]  # in SGLang and transformers an embedding looks for its weight in float
 RUNTIMES: Sequence[ServingRuntime] = (
     ServingRuntime("vLLM", _SERVERS, shards=True),
-    ServingRuntime("SGLang", _SERVERS, shards=True),
+    ServingRuntime("SGLang", {name: replace(rule, tables=_HEAD) for name, rule in _SERVERS.items()}, shards=True),
     ServingRuntime(
         "transformers",
         {
-            **dict.fromkeys(("gptq", "gptq-v2"), RuntimeRule(mixed=(False, False))),
+            **dict.fromkeys(("gptq", "gptq-v2"), RuntimeRule(mixed=(False, False), tables=())),
             "awq": RuntimeRule(),
             "compressed-tensors": RuntimeRule(
                 mixed=(True, False),  # zero points it reads only with one scheme for all
+                tables=_HEAD,
                 careful="load it without CompressedTensorsConfig(dequantize=True), which takes the bits of one config "
                 "group for all, without a word",
             ),
@@ -100,7 +106,10 @@ def formats(
     answers: dict[str, str | None] = {}
     for name in FORMATS:
         reasons = (problem(name, form, options) for form in kinds)
-        answers[name] = family_problem(name, arch) or next((reason for reason in reasons if reason), None)
+        head = (
+            table_problem(name, "head", tied=False) if name in CODECS and _name(arch, "head") in linear_specs else None
+        )
+        answers[name] = family_problem(name, arch) or next((reason for reason in reasons if reason), head)
     return answers
 
 
@@ -113,7 +122,7 @@ def runtimes(
     for runtime in RUNTIMES:
         loads, refuses = [], {}
         for name, rule in runtime.rules.items():
-            reason = held[name] or _kernels(rule, linear_specs)
+            reason = held[name] or _kernels(rule, linear_specs) or _tables(rule, arch, linear_specs)
             symmetric = all(form.symmetric for form in linear_specs.values())
             if reason is None and not rule.mixed[not symmetric] and _differ(arch, config, linear_specs):
                 reason = "linears differ in their bits, which it does not read from this format"
@@ -131,7 +140,7 @@ def cautions(
     arch: Architecture, config: Config, linear_specs: Mapping[str, LinearSpec], format: str
 ) -> Mapping[str, str]:
     """By runtime, what to mind if it loads linears that differ from a format."""
-    if not _differ(arch, config, linear_specs):
+    if not _differ(arch, config, linear_specs) and len({form.bits for form in linear_specs.values()}) < 2:
         return {}
     texts = {runtime.name: runtime.rules[format].careful for runtime in RUNTIMES if format in runtime.rules}
     loads = {verdict.runtime for verdict in runtimes(arch, config, linear_specs) if format in verdict.loads}
@@ -149,6 +158,19 @@ def _kernels(rule: RuntimeRule, linear_specs: Mapping[str, LinearSpec]) -> str |
         if rule.group_sizes is not None and form.group_size not in rule.group_sizes:
             return f"kernels take group sizes {', '.join(map(str, rule.group_sizes))}, not {form.group_size}"
     return None
+
+
+def _tables(rule: RuntimeRule, arch: Architecture, linear_specs: Mapping[str, LinearSpec]) -> str | None:
+    for table in TABLES:
+        if _name(arch, table) in linear_specs and table not in rule.tables:
+            return f"it loads the {table} in floats only"
+    return None
+
+
+def _name(arch: Architecture, table: str) -> str:
+    """That of a table, as linears are called."""
+    tensor = arch.tensors.embedding if table == "embedding" else arch.tensors.head
+    return tensor.removesuffix(".weight")
 
 
 def _differ(arch: Architecture, config: Config, linear_specs: Mapping[str, LinearSpec]) -> bool:
