@@ -15,16 +15,17 @@ from r1quant.recipe import from_values
 from tests import models
 from tests.headers import write_headers
 
-BOTH = {"head_bits": 8, "embedding_bits": 8, "format": "compressed-tensors"}
+BOTH: dict[str, object] = {"head_bits": 8, "embedding_bits": 8, "format": "compressed-tensors"}
 
 
-def made(model: str | Path = EMBEDDED, **values: object) -> Plan:
-    return planner.make(open_model(str(model)), from_values({"group_size": 64, "method": "rtn", **values}))
+def made(**values: object) -> Plan:
+    return planner.make(open_model(EMBEDDED), from_values({"group_size": 64, "method": "rtn", **values}))
 
 
 def test_an_8b_of_4_bits_falls_below_5_gigabytes(tmp_path: Path) -> None:
-    model = write_headers(tmp_path)
-    plans = [made(model, group_size=128, **values) for values in ({}, {"head_bits": 8}, BOTH)]
+    model = open_model(str(write_headers(tmp_path)))
+    chosen: tuple[dict[str, object], ...] = ({}, {"head_bits": 8}, BOTH)
+    plans = [planner.make(model, from_values({"method": "rtn", **values})) for values in chosen]
     assert not any(plan.problems for plan in plans)
     assert [round(plan.layout.nbytes / 1e9, 2) for plan in plans] == [6.10, 5.50, 4.85]
 
@@ -38,7 +39,12 @@ def test_tables_are_rounded_after_the_last_layer() -> None:
 
 
 def test_a_budget_counts_the_tables() -> None:
-    sizes = {"target_size": 1_700_000, "method": "gptq", "bits": None, "format": "compressed-tensors"}
+    sizes: dict[str, object] = {
+        "target_size": 1_700_000,
+        "method": "gptq",
+        "bits": None,
+        "format": "compressed-tensors",
+    }
     floats, eight = made(**sizes), made(**{**sizes, **BOTH})
     assert floats.layout.nbytes <= 1_700_000 >= eight.layout.nbytes
     assert floats.allocation is not None and eight.allocation is not None
