@@ -141,7 +141,8 @@ def made(task: Task, place: Workplace) -> None:
     costs = {name: asdict(cost) for name, cost in steps.items()}
     seconds = sum(cost.wall_seconds for cost in steps.values())
     console.note(f"{task.title}: {seconds:.1f} s, {size['bytes']} bytes")
-    entry = {**task.entry, **begun, "versions": _versions(task), **size, "steps": costs, "seconds": seconds}
+    shared = {"shared": True} if place.shared and task.row.tool == OURS else {}
+    entry = {**task.entry, **shared, **begun, "versions": _versions(task), **size, "steps": costs, "seconds": seconds}
     place.merge({**entry, "quality": {}})
 
 
