@@ -23,7 +23,7 @@ REPORTS = Path(__file__).parents[2] / "reports"
 PATHS = sorted(REPORTS.rglob("*.json"))
 # Written by scripts for their own tables, and read by nothing else.
 NOT_RECORDS = {
-    "conformance", "gguf-decode", "imatrix", "onnx-decode", "peers", "report", "shape-8b", "shape-export",
+    "conformance", "gguf-decode", "gguf-peers", "imatrix", "onnx-decode", "peers", "report", "shape-8b", "shape-export",
     "shape-sensitivity", "tiny-r1", "tiny-r1-presets", "verify-cost",
 }  # fmt: skip
 DRAWN = settings(
