@@ -31,14 +31,8 @@ WIDTH, BUDGET, ROUNDING, TRANSFORMS, CALIBRATION, OUTPUT, DEVICE = (
     "Bits", "Budget instead of bits", "Rounding", "Transforms before rounding", "Calibration", "Output", "Device",
 )  # fmt: skip
 DEFAULT_TYPE = "Q4_K_M"
-UNIFORM_ONLY = (
-    "bits",
-    "group_size",
-    "symmetric",
-    "scale_dtype",
-    "head_bits",
-    "embedding_bits",
-)  # options of the uniform grid
+# Options of the uniform grid
+UNIFORM_ONLY = ("bits", "group_size", "symmetric", "scale_dtype", "head_bits", "embedding_bits")
 ENOUGH_TEXT = "calibration needs at least one sample of two tokens"
 
 

@@ -80,10 +80,10 @@ def tables_of(checkpoint: Checkpoint, arch: Architecture, layers: int) -> tuple[
     return tuple(found)
 
 
-def table_grids(tables: Iterable[LinearPlan], recipe: Recipe) -> dict[str, ValueGrid]:
-    """The uniform grids of the tables that a recipe gives bits."""
+def table_grids(matrices: Iterable[LinearPlan], recipe: Recipe) -> dict[str, ValueGrid]:
+    """The uniform grids of those of the matrices that are tables, and have bits of their own by the recipe."""
     bits = {EMBEDDING: recipe.embedding_bits, HEAD: recipe.head_bits}
-    chosen = {table.name: bits[table.stage] for table in tables}
+    chosen = {matrix.name: bits.get(matrix.stage, FLOAT) for matrix in matrices}
     return {name: replace(recipe.uniform, bits=count) for name, count in chosen.items() if count != FLOAT}
 
 

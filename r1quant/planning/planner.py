@@ -21,16 +21,7 @@ from r1quant.planning.budget import LossPredictions, budget_of, decide
 from r1quant.planning.choices import matrices_of
 from r1quant.planning.estimates import estimated
 from r1quant.planning.layout import Layout, OneFile
-from r1quant.planning.linears import (
-    EMBEDDING,
-    HEAD,
-    LinearPlan,
-    PlanProblem,
-    forms_of,
-    linears_of,
-    table_grids,
-    tables_of,
-)
+from r1quant.planning.linears import LinearPlan, PlanProblem, forms_of, linears_of, table_grids, tables_of
 from r1quant.planning.place import cache_warnings, default_out, is_complete, place_problems
 from r1quant.planning.plan import Plan
 from r1quant.planning.types import file_bytes, typed
@@ -57,9 +48,9 @@ def make(
         uneven = checks.block_problems(linears, usual)
     else:
         usual = dict.fromkeys((linear.name for linear in linears), recipe.value_grid)
-        uneven = checks.group_problems(linears, recipe) + checks.table_problems(checkpoint, tables, recipe)
+        uneven = checks.group_problems(linears, recipe) + checks.table_problems(checkpoint, recipe)
     problems += uneven
-    stated = {} if recipe.typed else table_grids(tables, recipe)
+    stated = table_grids(tables, recipe)
     budget, allocation = None, None
     if recipe.budgeted and grids is None and not problems:
         sized = partial(_layout, checkpoint, arch, (*linears, *tables), recipe)
@@ -118,7 +109,7 @@ def _layout(
 ) -> Layout | OneFile:
     if recipe.typed:
         return OneFile(file_bytes(checkpoint, arch, forms_of(linears, grids), recipe.mixture))
-    grids = {**grids, **table_grids((matrix for matrix in linears if matrix.stage in (EMBEDDING, HEAD)), recipe)}
+    grids = {**grids, **table_grids(linears, recipe)}  # a budget chooses the bits of the linears alone
     groups_fit = all(recipe.group_size == -1 or linear.shape[1] % recipe.group_size == 0 for linear in linears)
     linear_specs = forms_of(linears, grids) if groups_fit else {}
     tensors = (TensorSpec(info.name, info.dtype, info.shape) for info in checkpoint.tensors.values())

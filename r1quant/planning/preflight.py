@@ -54,7 +54,7 @@ _SERVERS = {
     "awq": RuntimeRule((4,), (4,), KERNEL_GROUPS),
     "compressed-tensors": RuntimeRule((4, 8), (4,), KERNEL_GROUPS),
 }
-_HEAD = TABLES[1:]  # in SGLang and transformers an embedding looks for its weight in float
+_HEAD = ("head",)  # transformers loads a packed embedding only to dequantize it; of SGLang nothing says that it does
 RUNTIMES: Sequence[ServingRuntime] = (
     ServingRuntime("vLLM", _SERVERS, shards=True),
     ServingRuntime("SGLang", {name: replace(rule, tables=_HEAD) for name, rule in _SERVERS.items()}, shards=True),

@@ -16,7 +16,7 @@ from r1quant.errors import CheckpointError
 from r1quant.formats.codec import table_problem
 from r1quant.formats.table import CODECS, ENCODERS
 from r1quant.planning import preflight
-from r1quant.planning.linears import EMBEDDING, HEAD, LinearPlan, PlanProblem, forms_of, table_grids
+from r1quant.planning.linears import EMBEDDING, HEAD, LinearPlan, PlanProblem, forms_of
 from r1quant.recipe import FLOAT, Recipe
 
 
@@ -71,28 +71,15 @@ def group_problems(linears: tuple[LinearPlan, ...], recipe: Recipe) -> list[Plan
     return problems
 
 
-def table_problems(checkpoint: Checkpoint, tables: tuple[LinearPlan, ...], recipe: Recipe) -> list[PlanProblem]:
-    """Whether the format holds the tables that the recipe gives bits."""
-    problems = []
+def table_problems(checkpoint: Checkpoint, recipe: Recipe) -> list[PlanProblem]:
+    """Whether the format holds the tables that the recipe gives bits. Their columns are those of other linears."""
+    problems, tied = [], is_tied(checkpoint.config)
     for table, bits in ((EMBEDDING, recipe.embedding_bits), (HEAD, recipe.head_bits)):
-        reason = table_problem(recipe.format, table, is_tied(checkpoint.config)) if bits != FLOAT else None
+        reason = table_problem(recipe.format, table, tied) if bits != FLOAT else None
         if reason:
-            problems.append(PlanProblem(reason, f"leave out --{table}-bits, or use {_holding(checkpoint, table)}"))
-    if not problems:
-        problems += [
-            PlanProblem(f"group size {recipe.group_size} does not divide the {found.shape[1]} columns of {found.name}",
-                        "use --group-size with one that does, or leave the table in float")
-            for found in tables
-            if found.name in table_grids(tables, recipe) and found.shape[1] % max(1, recipe.group_size)
-        ]  # fmt: skip
+            other = next((name for name in CODECS if table_problem(name, table, tied) is None), "gguf")
+            problems.append(PlanProblem(reason, f"leave out --{table}-bits, or use --format {other}"))
     return problems
-
-
-def _holding(checkpoint: Checkpoint, table: str) -> str:
-    """A format that holds a table."""
-    tied = is_tied(checkpoint.config)
-    held = next((name for name in CODECS if table_problem(name, table, tied) is None and name != "gguf"), "gguf")
-    return f"--format {held}"
 
 
 def block_problems(linears: tuple[LinearPlan, ...], grids: Grids) -> list[PlanProblem]:

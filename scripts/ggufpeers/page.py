@@ -17,8 +17,8 @@ _NOTE = (
     f"were scored by `r1quant verify`: both models in float32, KL in nats against the bf16 weights; x is that of "
     f"{REFERENCE} at the same type and on the same text. MB are those of the whole file. Seconds are of whole "
     "processes; an importance matrix is measured once for all types, and named at each. The load is the machine's "
-    "average over a minute, before the row began: where it is not small, times say little. Rows marked * took the "
-    "sensitivities of the row before from a cache, and their time lacks that pass."
+    "average over a minute, before the row began: where it is not small, times say little. Rows marked * share "
+    "one sensitivity pass, which the time of the first alone has, and none if it was in the cache before."
 )
 
 

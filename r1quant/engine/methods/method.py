@@ -24,8 +24,8 @@ class RoundingOptions:
     search       choose the grid's parameters by the error that they leave, not by the range of the weights
     act_order    take columns in order of importance
     damping      share of the mean diagonal that is added to H, the Hessian of the inputs
-    shrinkage    share by which H is shrunk towards its diagonal
     row_damping  the same for H_O, the covariance of the gradients at the outputs
+    shrinkage    share by which H is shrunk towards its diagonal
     """
 
     search: bool = True

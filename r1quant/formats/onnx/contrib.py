@@ -132,10 +132,8 @@ class Contrib:
 
     def _quantized(self, x: str, names: tuple[str, ...], output: str = "") -> str:
         base, layout = self.weights.quantized(names)
-        tensors, output = (
-            [f"{base}.{suffix}" for suffix in layout.shapes if suffix != "offsets"],
-            output or f"{base}.out",
-        )
+        output = output or f"{base}.out"
+        tensors = [f"{base}.{suffix}" for suffix in layout.shapes if suffix != "offsets"]
         if not layout.offsets:
             return self._matmul(x, tensors, layout, output)
         product = self._matmul(x, tensors, layout, f"{output}.codes")

@@ -91,16 +91,8 @@ class BlockLayout:
 
     def fuses_with(self, other: BlockLayout) -> bool:
         """Whether rows of both can be one MatMulNBits."""
-        alike = (self.style, self.shape[1], self.width, self.planes, self.block, self.zeros, self.offsets)
-        return alike == (
-            other.style,
-            other.shape[1],
-            other.width,
-            other.planes,
-            other.block,
-            other.zeros,
-            other.offsets,
-        )
+        same = replace(other, shape=self.shape, bits=self.bits, group_size=self.group_size)
+        return self == same and self.shape[1] == other.shape[1]
 
 
 def encode(q: QLinear | BlockLinear, layout: BlockLayout) -> Arrays:
