@@ -17,7 +17,7 @@ from r1quant.core.grids import GRIDS
 from r1quant.core.options import OneOf, Size, Text, Within, check, option, options_of
 from r1quant.core.platforms import NO_MPS
 from r1quant.errors import RecipeError
-from r1quant.registry import DEFAULT_PRESET, FLOATS, FORMATS, METHODS, PRESETS, written
+from r1quant.registry import DEFAULT_PRESET, FLOATS, FORMATS, METHODS, PRESETS, TABLES, written
 
 FLOAT = 16  # among the bits that a linear may have: it stays as it is
 TARGETS = ("target_bpw", "target_size", "fit_gpu")
@@ -332,6 +332,11 @@ class Recipe:
                 f"--allowed-{kind} says from which {kind} a budget is met",
                 f"give --{single}, or one of {', '.join(map(_flag, TARGETS))}",
             )
+
+    @property
+    def table_bits(self) -> Mapping[str, int]:
+        """Those of embedding and head by the names in registry.TABLES; FLOAT if they stay in float."""
+        return dict(zip(TABLES, (self.embedding_bits, self.head_bits), strict=True))
 
     @property
     def typed(self) -> bool:

@@ -174,7 +174,9 @@ def _table(shapes: _Shapes, recipe: Recipe, table: LinearPlan, grid: ValueGrid) 
     pieces = min(table.weights, TABLE_WEIGHTS) * (4 + cost.nbytes)
     codes = 2 * table.weights  # the pieces, and all of them as one
     read = METHODS[recipe.method].calibrated and (table.stage == HEAD or shapes.tied)
-    memory, work = table.nbytes + pieces + codes, table.weights * _scales(grid)
+    nearest = not read and not isinstance(grid, BlockGrid)
+    choosing = METHODS["rtn"].cost.per_weight if nearest else _scales(grid)
+    memory, work = table.nbytes + pieces + codes, table.weights * choosing
     if read:
         memory += shapes.boundary + 16 * columns**2
         work += 2.0 * shapes.tokens * columns**2 + cost.per_product * table.weights * columns

@@ -82,8 +82,7 @@ def tables_of(checkpoint: Checkpoint, arch: Architecture, layers: int) -> tuple[
 
 def table_grids(matrices: Iterable[LinearPlan], recipe: Recipe) -> dict[str, ValueGrid]:
     """The uniform grids of those of the matrices that are tables, and have bits of their own by the recipe."""
-    bits = {EMBEDDING: recipe.embedding_bits, HEAD: recipe.head_bits}
-    chosen = {matrix.name: bits.get(matrix.stage, FLOAT) for matrix in matrices}
+    chosen = {matrix.name: recipe.table_bits.get(matrix.stage, FLOAT) for matrix in matrices}
     return {name: replace(recipe.uniform, bits=count) for name, count in chosen.items() if count != FLOAT}
 
 

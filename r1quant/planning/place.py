@@ -14,7 +14,7 @@ from r1quant.errors import OutOfSpaceError, R1QuantError, ResumeError
 from r1quant.planning.estimates import Estimate
 from r1quant.planning.layout import RECORD
 from r1quant.planning.linears import PlanProblem
-from r1quant.recipe import Recipe
+from r1quant.recipe import FLOAT, Recipe
 from r1quant.registry import METHODS
 from r1quant.storage.cache import cache_folder
 from r1quant.storage.jsonfile import read_object
@@ -30,7 +30,8 @@ def default_out(checkpoint: Checkpoint, recipe: Recipe, folder: Path) -> Path:
     stem = checkpoint.name.removesuffix(".gguf")
     if recipe.typed:
         return folder / f"{stem}-gguf-{recipe.width}{method}"
-    return folder / f"{stem}-{recipe.format}-{recipe.width}{group}{kind}{grid}{method}"
+    tables = "".join(f"-{table}{bits}" for table, bits in recipe.table_bits.items() if bits != FLOAT)
+    return folder / f"{stem}-{recipe.format}-{recipe.width}{group}{kind}{grid}{tables}{method}"
 
 
 def finished_record(out: Path) -> JsonObject | None:

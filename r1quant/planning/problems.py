@@ -16,7 +16,7 @@ from r1quant.errors import CheckpointError
 from r1quant.formats.codec import table_problem
 from r1quant.formats.table import CODECS, ENCODERS
 from r1quant.planning import preflight
-from r1quant.planning.linears import EMBEDDING, HEAD, LinearPlan, PlanProblem, forms_of
+from r1quant.planning.linears import LinearPlan, PlanProblem, forms_of
 from r1quant.recipe import FLOAT, Recipe
 
 
@@ -74,7 +74,7 @@ def group_problems(linears: tuple[LinearPlan, ...], recipe: Recipe) -> list[Plan
 def table_problems(checkpoint: Checkpoint, recipe: Recipe) -> list[PlanProblem]:
     """Whether the format holds the tables that the recipe gives bits. Their columns are those of other linears."""
     problems, tied = [], is_tied(checkpoint.config)
-    for table, bits in ((EMBEDDING, recipe.embedding_bits), (HEAD, recipe.head_bits)):
+    for table, bits in recipe.table_bits.items():
         reason = table_problem(recipe.format, table, tied) if bits != FLOAT else None
         if reason:
             other = next((name for name in CODECS if table_problem(name, table, tied) is None), "gguf")

@@ -9,7 +9,7 @@ import pytest
 from r1quant.checkpoint.resolve import EMBEDDED, open_model
 from r1quant.checkpoint.safetensors import open_folder
 from r1quant.errors import RecipeError
-from r1quant.planning import planner
+from r1quant.planning import place, planner
 from r1quant.planning.plan import Plan
 from r1quant.recipe import from_values
 from tests import models
@@ -86,3 +86,16 @@ def test_gguf_has_types_instead() -> None:
     with pytest.raises(RecipeError, match="--head-bits does not go with --format gguf") as raised:
         from_values({"format": "gguf", "head_bits": 8})
     assert "--type" in raised.value.hint
+
+
+def test_the_name_of_a_result_says_the_bits_of_its_tables(tmp_path: Path) -> None:
+    named = place.default_out(open_model(EMBEDDED), made(**BOTH).recipe, tmp_path)
+    assert named.name == "tiny-r1-compressed-tensors-w4g64-embedding8-head8-rtn"
+
+
+def test_the_time_of_a_table_is_that_of_as_many_weights_of_linears(tmp_path: Path) -> None:
+    model = open_model(str(write_headers(tmp_path)))
+    floats, both = (planner.make(model, from_values({"method": "rtn", **values})) for values in ({}, BOTH))
+    weights = [sum(matrix.weights for matrix in matrices) for matrices in (both.tables, both.linears)]
+    added = both.estimate.seconds - floats.estimate.seconds
+    assert added / weights[0] == pytest.approx(floats.estimate.seconds / weights[1], rel=0.1)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from r1quant.arch.tables import architecture_of, linears
 from r1quant.jobs.report.hardware import BASELINE, hardware
+from r1quant.records.fields import Settings
 from r1quant.records.quantization import ChosenBits, Quantization, QuantizeRun
 from r1quant.records.verification import Verification
 from r1quant.reporting import paired, untrusted
@@ -151,6 +152,15 @@ def test_hardware_counts_types_of_gguf(tied: bool) -> None:
     assert sizes[BASELINE] - sizes["type"] == pytest.approx(matrices * (16 - 8.5) / 8, abs=2)
     saved = 512 * 256 * (16 - 8.5) / 8 + 512 * 256 * (16 - 4.5) / 8
     assert sizes[BASELINE] - sizes["budget"] == pytest.approx(saved, abs=2)
+
+
+def test_hardware_counts_tables_of_integers() -> None:
+    plain: Settings = {"format": "compressed-tensors", "method": "rtn", "bits": 4, "group_size": 32}
+    both = Quantization(recipe={**plain, "head_bits": 8, "embedding_bits": 4})
+    found = hardware(config("llama"), {"floats": Quantization(recipe=plain), "both": both})
+    assert found is not None
+    sizes, numbers = found.weights_bytes, config("llama")["vocab_size"] * config("llama")["hidden_size"]
+    assert sizes["floats"] - sizes["both"] == pytest.approx(numbers * (16 - 8.5 + 16 - 4.5) / 8, abs=2)
 
 
 def test_hardware_of_a_budget_is_that_of_the_bits_it_chose() -> None:

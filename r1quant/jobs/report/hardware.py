@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from r1quant.arch.tables import Architecture, architecture_of, is_tied, linears, size
+from r1quant.arch.tables import Architecture, architecture_of, is_tied, size
 from r1quant.checkpoint.artifact import LinearSpec
 from r1quant.core.blocktypes import BlockGrid
 from r1quant.core.json import Config
@@ -57,19 +57,18 @@ def hardware(config: Config, quantizations: Mapping[str, Quantization]) -> Hardw
 
 
 def _linear_specs(config: Config, record: Quantization) -> dict[str, LinearSpec]:
-    """Of each quantized linear."""
+    """Of each quantized matrix."""
     recipe, arch = _recipe(record.recipe), architecture_of(config)
     if recipe.typed:
         return _blocks(config, arch, recipe, record)
-    shapes, bits = arch.shapes(config), record.allocation.bits if record.allocation else {}
+    bits = record.allocation.bits if record.allocation else {}
     if record.recipe.get("bits") is None and not bits:
         raise KeyError("bits")
     specs = {}
-    for name in linears(config, arch)[:-1]:
-        width = bits.get(name, recipe.bits)
+    for matrix in _matrices(config, arch):
+        width = bits.get(matrix.name, recipe.table_bits.get(matrix.stage, recipe.bits))
         if width != FLOAT:
-            rows, columns = shapes[f"{name}.weight"]
-            specs[name] = LinearSpec.planned((rows, columns), replace(recipe.uniform, bits=width))
+            specs[matrix.name] = LinearSpec.planned(matrix.shape, replace(recipe.uniform, bits=width))
     return specs
 
 
@@ -86,7 +85,7 @@ def _blocks(config: Config, arch: Architecture, recipe: Recipe, record: Quantiza
 
 
 def _matrices(config: Config, arch: Architecture) -> list[LinearPlan]:
-    """All that types are chosen for, as the config implies them."""
+    """All that can be quantized, as the config implies them."""
     shapes, layers, found = arch.shapes(config), size(config, "num_hidden_layers"), list[LinearPlan]()
 
     def add(name: str, layer: int, stage: str) -> None:
